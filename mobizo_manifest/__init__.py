@@ -1,0 +1,30 @@
+"""The manifest of a lowered program: its schema, its reader and its errors. Needs pydantic and nothing heavier."""
+
+from mobizo_manifest.errors import ManifestError, ManifestVersionError
+from mobizo_manifest.manifest import FORMAT, FORMAT_VERSION, Manifest
+from mobizo_manifest.schema import (
+    AdapterTensor,
+    BatchSpec,
+    EstimatorSpec,
+    InputSpec,
+    MethodSpec,
+    ModelSpec,
+    NoiseSpec,
+    OutputSpec,
+)
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "AdapterTensor",
+    "BatchSpec",
+    "EstimatorSpec",
+    "InputSpec",
+    "Manifest",
+    "ManifestError",
+    "ManifestVersionError",
+    "MethodSpec",
+    "ModelSpec",
+    "NoiseSpec",
+    "OutputSpec",
+]

@@ -1,0 +1,34 @@
+"""Errors raised while a manifest is read or written."""
+
+from __future__ import annotations
+
+
+class ManifestError(Exception):
+    """A manifest that cannot be used.
+
+    Attributes:
+        field: dotted path of the offending field (``"batch.size"``), or ``"manifest"`` for the document as a whole.
+        problem: what was expected and what was found.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(
+        self, field: str, problem: str, remedy: str = "Lower the model again to get a fresh manifest."
+    ) -> None:
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"Manifest field `{field}`: {problem}. {remedy}")
+
+
+class ManifestVersionError(ManifestError):
+    """A manifest whose ``format_version`` this release does not read."""
+
+    def __init__(self, found: object, supported: int) -> None:
+        self.found = found
+        self.supported = supported
+        super().__init__(
+            "format_version",
+            f"expected {supported}, found {found!r}",
+            "Use the mobizo release that wrote this file, or lower the model again with this one.",
+        )

@@ -1,0 +1,141 @@
+"""The manifest: what a driver must know to run a lowered program. Versioned, and validated whenever it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from mobizo_manifest.errors import ManifestError, ManifestVersionError
+from mobizo_manifest.rules import ManifestRuleError, check_adapter, check_batch, check_methods
+from mobizo_manifest.schema import (
+    AdapterTensor,
+    BatchSpec,
+    EstimatorSpec,
+    FreeForm,
+    MethodSpec,
+    ModelSpec,
+    Name,
+    NoiseSpec,
+    Trainable,
+)
+
+FORMAT = "mobizo"
+FORMAT_VERSION = 1
+
+
+class Manifest(BaseModel):
+    """Everything about a lowered program that is not the program.
+
+    Read one with :meth:`from_json`, :meth:`from_dict` or :meth:`load`, which raise :class:`ManifestError` or
+    :class:`ManifestVersionError`. ``model_validate`` works too and raises pydantic's own error.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    format: Literal["mobizo"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    mobizo_version: Name
+    tool_versions: dict[str, str] = {}
+    model: ModelSpec
+    target: Name
+    quantize: str | None = None
+    options: FreeForm = {}
+    program_id: Name
+    estimator: EstimatorSpec
+    noise: NoiseSpec
+    trainable: Trainable
+    adapter: tuple[AdapterTensor, ...]
+    peft: FreeForm | None = None
+    batch: BatchSpec
+    methods: dict[str, MethodSpec]
+    application: FreeForm = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_adapter(self.adapter)
+        check_batch(self.batch)
+        check_methods(self.methods, self.adapter, self.batch, self.estimator)
+        return self
+
+    @property
+    def trainable_adapter(self) -> tuple[AdapterTensor, ...]:
+        """The tensors that training changes, in the order in which the methods take and return them."""
+        return tuple(tensor for tensor in self.adapter if tensor.trainable)
+
+    @property
+    def frozen_adapter(self) -> tuple[AdapterTensor, ...]:
+        """The LoRA tensors that training leaves alone (``lora_A`` by default)."""
+        return tuple(tensor for tensor in self.adapter if not tensor.trainable)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Manifest:
+        """Validate a decoded JSON document.
+
+        Raises:
+            ManifestVersionError: written in a format version that this release does not read.
+            ManifestError: any other fault; ``.field`` is the path of the first offending field.
+        """
+        if not isinstance(data, dict):
+            raise ManifestError("manifest", f"expected a JSON object, found {type(data).__name__}")
+        if data.get("format") != FORMAT:
+            raise ManifestError(
+                "format",
+                f"expected {FORMAT!r}, found {data.get('format')!r}",
+                "Give a manifest or a .pte file that mobizo wrote.",
+            )
+        if data.get("format_version") != FORMAT_VERSION:
+            raise ManifestVersionError(data.get("format_version"), FORMAT_VERSION)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _explain(error) from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Parse and validate. Raises as :meth:`from_dict`, and :class:`ManifestError` for text that is not JSON."""
+        try:
+            data = json.loads(text)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ManifestError("manifest", f"expected JSON, but the text does not parse ({error})") from error
+        return cls.from_dict(data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read ``model.json``. Raises as :meth:`from_json`, and :class:`ManifestError` for an unreadable file."""
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise ManifestError("manifest", f"cannot read {path} ({error.strerror})", "Check the path.") from error
+        return cls.from_json(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values (lists, not tuples), in the order of the fields."""
+        return self.model_dump(mode="json")
+
+    def to_json(self, indent: int | None = None) -> str:
+        """ASCII JSON text (other characters escaped), the form that is embedded in a .pte file."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=True, allow_nan=False)
+
+
+def _explain(error: ValidationError) -> ManifestError:
+    details: ErrorDetails = error.errors(include_url=False)[0]
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, ManifestRuleError):
+        return ManifestError(cause.field, cause.problem)
+    field = ".".join(str(part) for part in details["loc"]) or "manifest"
+    kind = details["type"]
+    if kind == "missing":
+        return ManifestError(field, "is required, and absent")
+    if kind == "extra_forbidden":
+        return ManifestError(field, f"is not a field of format version {FORMAT_VERSION}")
+    message = details["msg"]
+    return ManifestError(field, f"{message[0].lower()}{message[1:]}; found {_short(details['input'])}")
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,100 @@
+"""The manifest's fields. One class per JSON object; all immutable; unknown keys are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+InputRole = Literal["adapter", "batch", "seed", "lr", "eps", "projected_gradients"]
+OutputRole = Literal["loss", "losses", "projected_gradients", "adapter", "logits"]
+EstimatorKind = Literal["two_sided", "one_sided", "forward_gradient"]
+NoiseKind = Literal["gaussian", "rademacher"]
+Trainable = Literal["lora_B", "lora_A+lora_B"]
+
+#: dtype names as torch prints them without the ``torch.`` prefix.
+DType = Literal["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
+
+Dim = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ModelSpec(_Record):
+    """The frozen model: its class name and a hash over all frozen tensors (FQN and bytes, sorted by FQN)."""
+
+    name: Name
+    sha256: Name
+
+
+class EstimatorSpec(_Record):
+    """How the projected gradients are formed; ``groups`` is P, the number of perturbed copies in one forward."""
+
+    kind: EstimatorKind
+    queries: Annotated[int, Field(ge=1)]
+    groups: Annotated[int, Field(ge=1)]
+    normalize: str | bool | None = None
+
+
+class NoiseSpec(_Record):
+    """The perturbation's distribution, and the version of the function that produces its bits."""
+
+    kind: NoiseKind
+    version: Annotated[int, Field(ge=1)]
+
+
+class AdapterTensor(_Record):
+    """One LoRA tensor: its FQN in the model, and its key in a PEFT ``adapter_model.safetensors``."""
+
+    fqn: Name
+    shape: tuple[Dim, ...]
+    dtype: DType
+    trainable: bool
+    peft_key: Name
+
+
+class BatchSpec(_Record):
+    """The batch that the program was compiled for.
+
+    ``max_labels``: the step and loss programs read at most that many labelled (``!= ignore_index``) positions of each
+    example (``None``: no limit). ``shift``: the model itself shifts the labels by one, so position 0 never counts.
+    """
+
+    size: Annotated[int, Field(ge=1)]
+    inputs: tuple[Name, ...]
+    label_inputs: tuple[Name, ...] = ()
+    max_labels: Annotated[int, Field(ge=1)] | None = None
+    ignore_index: int | None = None
+    shift: bool = False
+
+
+class InputSpec(_Record):
+    """One positional input of a method. Adapter inputs are named by FQN, batch inputs by the model's input name."""
+
+    name: Name
+    dtype: DType
+    shape: tuple[Dim, ...]
+    role: InputRole
+
+
+class OutputSpec(_Record):
+    """One positional output of a method. Adapter outputs are named by FQN."""
+
+    name: Name
+    dtype: DType
+    shape: tuple[Dim, ...]
+    role: OutputRole
+
+
+class MethodSpec(_Record):
+    """A method's positional inputs and outputs."""
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+
+
+#: Free-form JSON, written by one tool and read back by the same tool.
+FreeForm = dict[str, Any]
