@@ -6,7 +6,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Stamps: made once per change of pyproject.toml, so that a second run installs nothing.
 DEMO_READY := $(VENV)/.mobizo-demo-ready
 TEST_READY := $(VENV)/.mobizo-test-ready
