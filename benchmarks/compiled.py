@@ -1,0 +1,83 @@
+"""The compiled contenders and the compilation they share. A timed process loads a .pte and the driver only."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from benchmarks.task import EPSILON, LAYERS, LEARNING_RATE, Task, load_lora_model, make_batch
+
+COMPILER_PACKAGES = ("mobizo_passes", "mobizo_manifest", "lowering", "benchmarks", "examples")
+
+
+def program_path(directory: Path, target: str, upper_layers: int) -> Path:
+    """Where the program with these options belongs; the name holds a digest of the compiler that would make it."""
+    digest = hashlib.sha256()
+    for package in COMPILER_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            for source in sorted(Path(location).rglob("*.py")):
+                digest.update(source.read_bytes())
+    return directory / f"{target}-upper{upper_layers}-{digest.hexdigest()[:12]}" / "step.pte"
+
+
+def compile_step(directory: Path, target: str, upper_layers: int) -> Path:
+    """Transform and lower the task's model, unless a program of the same compiler is there already."""
+    path = program_path(directory, target, upper_layers)
+    if path.exists():
+        return path
+    import lowering
+    import mobizo_passes as mz
+
+    task = Task()
+    model = load_lora_model(task, upper_layers)
+    program = mz.transform(model, make_batch(task), estimator=mz.TwoSided(queries=task.queries))
+    lowered = lowering.lower(program, target=target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
+    lowered.save(path)
+    return path
+
+
+class CompiledStep:
+    """One call of the program's `step`: all 2q perturbed forwards and the update."""
+
+    def __init__(self, task: Task, program: Path) -> None:
+        import runtime_driver
+
+        self.session = runtime_driver.Session(program)
+        self.batch = make_batch(task)
+
+    def step(self, number: int) -> float:
+        return self.session.step(self.batch, seed=number, lr=LEARNING_RATE, eps=EPSILON).loss
+
+
+class CompiledLosses:
+    """2q calls of the program's `loss`: what the same forwards cost one at a time, without perturbation or update."""
+
+    def __init__(self, task: Task, program: Path) -> None:
+        import runtime_driver
+
+        self.session = runtime_driver.Session(program)
+        self.batch = make_batch(task)
+        self.calls = 2 * task.queries
+
+    def step(self, number: int) -> float:
+        return sum(self.session.loss(self.batch) for _ in range(self.calls)) / self.calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the benchmark's program and print where it is.")
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--target", default="xnnpack")
+    parser.add_argument("--upper-layers", type=int, default=LAYERS)
+    options = parser.parse_args()
+    answer, sys.stdout = sys.stdout, sys.stderr
+    print(compile_step(options.directory, options.target, options.upper_layers), file=answer)
+
+
+if __name__ == "__main__":
+    main()
