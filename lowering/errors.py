@@ -1,0 +1,89 @@
+"""Errors of the lowering stage: each says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class LoweringError(Exception):
+    """Base of every error that `lowering` raises on purpose."""
+
+
+class UnknownTarget(LoweringError):
+    """The target name is not in the registry."""
+
+    def __init__(self, target: str, known: Iterable[str]) -> None:
+        self.target = target
+        self.known = tuple(sorted(known))
+        super().__init__(f"unknown target {target!r}: known targets are {', '.join(self.known)}")
+
+
+class TargetUnavailable(LoweringError):
+    """The target is known, but something it needs is not installed here."""
+
+    def __init__(self, target: str, missing: str, remedy: str) -> None:
+        self.target = target
+        self.missing = missing
+        self.remedy = remedy
+        super().__init__(f"target {target!r} cannot be used here: {missing}; {remedy}")
+
+
+class TargetNotSupported(LoweringError):
+    """The target is planned, but this version cannot lower to it."""
+
+    def __init__(self, target: str, supported: Iterable[str]) -> None:
+        self.target = target
+        self.supported = tuple(sorted(supported))
+        super().__init__(
+            f"target {target!r} is not supported yet in this version of mobizo: use one of {', '.join(self.supported)}"
+        )
+
+
+class QuantizationNotSupported(LoweringError):
+    """The requested quantisation cannot be done for this target in this version."""
+
+    def __init__(self, quantize: object, target: str) -> None:
+        self.quantize = quantize
+        self.target = target
+        super().__init__(
+            f"quantize={quantize!r} is not supported yet for target {target!r} in this version: pass quantize=None (float32)"
+        )
+
+
+class InvalidProgram(LoweringError):
+    """The program breaks the contract between the transform and the lowering stage."""
+
+
+class LoweringFailed(LoweringError):
+    """A stage of lowering failed; names the method, the stage and, where one is to blame, the node."""
+
+    def __init__(self, method: str, stage: str, reason: str, node: str | None = None) -> None:
+        self.method = method
+        self.stage = stage
+        self.node = node
+        self.reason = reason
+        at = f" at node {node!r}" if node else ""
+        super().__init__(f"lowering of method {method!r} failed in {stage}{at}: {reason}")
+
+
+class FrozenInput(LoweringError):
+    """An input of a method (adapter, batch, ...) did not survive lowering as an input."""
+
+    def __init__(self, method: str, name: str, detail: str) -> None:
+        self.method = method
+        self.name = name
+        super().__init__(
+            f"method {method!r}: input {name!r} is no longer an input of the lowered program ({detail}); "
+            "a program lowered so would ignore what the driver passes; do not use it and report the model"
+        )
+
+
+class MethodMismatch(LoweringError):
+    """A lowered method's inputs or outputs differ from what the manifest promises."""
+
+    def __init__(self, method: str, what: str, expected: object, found: object) -> None:
+        self.method = method
+        self.what = what
+        self.expected = expected
+        self.found = found
+        super().__init__(f"method {method!r}: {what} differ: the manifest says {expected}, the lowered program has {found}")

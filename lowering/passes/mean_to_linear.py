@@ -1,0 +1,53 @@
+"""A mean over the last axis as a product with a constant row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lowering.editor import ProgramEditor, argument, is_float, shape_of, val
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class MeanToLinear:
+    """`mean` (or `sum`) over the last axis becomes `linear` with one constant output row.
+
+    BEFORE  m = mean(x: f32[B,T,d], [-1], keepdim=True)                       f32[B,T,1]
+    AFTER   m = linear(x, constant: f32[1,d] filled with 1/d)                 f32[B,T,1]
+
+    XNNPACK takes `mean.dim` over the last two axes of rank-4 tensors only, and no sum: each norm would split the graph.
+    Reductions of tensors that stand for labels or losses (less than `min_size` along the axis) are left alone.
+    """
+
+    min_size: int = 8
+    name: str = "mean-to-linear"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in editor.find(aten.mean.dim, aten.sum.dim_IntList):
+            x: Any = node.args[0]
+            if not self._matches(node):
+                continue
+            size = shape_of(x)[-1]
+            factor = 1.0 / size if node.target is aten.mean.dim else 1.0
+            dtype = val(x).dtype
+            row = torch.full((1, size), factor, dtype=dtype)
+            with editor.before(node):
+                constant = editor.constant(row, "mean_row", ("mean_row", size, factor, dtype))
+                result = editor.call(aten.linear.default, x, constant)
+                editor.replace(node, editor.reshape(result, list(shape_of(node))))
+            rewrites += 1
+        return rewrites
+
+    def _matches(self, node: Node) -> bool:
+        x: Any = node.args[0]
+        dims = argument(node, 1, "dim")
+        if not is_float(x) or dims is None or len(dims) != 1 or val(node).dtype != val(x).dtype:
+            return False
+        rank = len(shape_of(x))
+        return rank >= 2 and dims[0] in (-1, rank - 1) and shape_of(x)[-1] >= self.min_size

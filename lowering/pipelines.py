@@ -1,0 +1,42 @@
+"""The legalisation passes of each target, in the order in which they run."""
+
+from __future__ import annotations
+
+from lowering.passes.base import LegalisationPass
+from lowering.passes.canonical_reshapes import CanonicalReshapes
+from lowering.passes.decompose_activations import DecomposeActivations
+from lowering.passes.decompose_attention import DecomposeAttention
+from lowering.passes.decompose_norms import DecomposeNorms
+from lowering.passes.expand_to_cat import ExpandToCat
+from lowering.passes.fold_constants import FoldConstants
+from lowering.passes.group_repeated_heads import GroupRepeatedHeads
+from lowering.passes.mean_to_linear import MeanToLinear
+from lowering.passes.normalise_dims import NormaliseDims
+from lowering.passes.products_to_bmm import ProductsToBmm
+from lowering.passes.remove_noops import RemoveNoops
+
+PORTABLE: tuple[LegalisationPass, ...] = (
+    RemoveNoops(),
+    FoldConstants(),
+    CanonicalReshapes(),
+    NormaliseDims(),
+    ExpandToCat(),
+    RemoveNoops(),
+)
+
+XNNPACK: tuple[LegalisationPass, ...] = (
+    RemoveNoops(),
+    FoldConstants(),
+    CanonicalReshapes(),
+    GroupRepeatedHeads(),
+    DecomposeAttention(),
+    DecomposeNorms(),
+    MeanToLinear(),
+    DecomposeActivations(),
+    ProductsToBmm(),
+    ExpandToCat(),
+    NormaliseDims(),
+    FoldConstants(),
+    CanonicalReshapes(),
+    RemoveNoops(),
+)
