@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from lowering.passes.base import LegalisationPass
 from lowering.passes.canonical_reshapes import CanonicalReshapes
+from lowering.passes.copy_views import CopyViews
 from lowering.passes.decompose_activations import DecomposeActivations
 from lowering.passes.decompose_attention import DecomposeAttention
 from lowering.passes.decompose_norms import DecomposeNorms
 from lowering.passes.expand_to_cat import ExpandToCat
+from lowering.passes.float_scalars import FloatScalars
 from lowering.passes.fold_constants import FoldConstants
 from lowering.passes.group_repeated_heads import GroupRepeatedHeads
 from lowering.passes.mean_to_linear import MeanToLinear
@@ -20,8 +22,10 @@ PORTABLE: tuple[LegalisationPass, ...] = (
     FoldConstants(),
     CanonicalReshapes(),
     NormaliseDims(),
+    FloatScalars(),
     ExpandToCat(),
     RemoveNoops(),
+    CopyViews(),
 )
 
 XNNPACK: tuple[LegalisationPass, ...] = (
@@ -36,7 +40,9 @@ XNNPACK: tuple[LegalisationPass, ...] = (
     ProductsToBmm(),
     ExpandToCat(),
     NormaliseDims(),
+    FloatScalars(),
     FoldConstants(),
     CanonicalReshapes(),
     RemoveNoops(),
+    CopyViews(),
 )

@@ -1,0 +1,42 @@
+"""Views as copies, which is what they become on a device anyway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowering.editor import ProgramEditor
+
+aten = torch.ops.aten
+
+_COPIES: dict[Any, Any] = {
+    aten.reshape.default: aten.view_copy.default,
+    aten.permute.default: aten.permute_copy.default,
+    aten.slice.Tensor: aten.slice_copy.Tensor,
+    aten.expand.default: aten.expand_copy.default,
+}
+
+
+@dataclass(frozen=True)
+class CopyViews:
+    """`reshape`, `permute`, `slice` and `expand` become their functional `_copy` forms; runs last.
+
+    BEFORE  y = reshape(permute(x: f32[N,H,T,d], [0,2,1,3]), [N,T,H*d])
+    AFTER   y = view_copy(permute_copy(x, [0,2,1,3]), [N,T,H*d])
+
+    ExecuTorch's edge dialect has only these. Made by us, they come without the `clone` that decomposing a `reshape` of a
+    permuted tensor leaves between the two, which XNNPACK would run as a copy.
+    """
+
+    name: str = "copy-views"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        nodes = editor.find(*_COPIES)
+        for node in nodes:
+            node.target = _COPIES[node.target]
+        for node in editor.graph.nodes:
+            if nodes and node.op == "call_function":
+                editor.revalue(node)
+        return len(nodes)

@@ -1,0 +1,28 @@
+"""XNNPACK: float32 on CPUs, phones included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowering import pipelines
+from lowering.passes.base import LegalisationPass
+from lowering.targets.base import Availability, Target, executorch_availability
+
+
+class XnnpackTarget(Target):
+    """ExecuTorch's XNNPACK partitioner, kept from delegating pieces that hold no matrix product."""
+
+    name = "xnnpack"
+
+    def availability(self) -> Availability:
+        return executorch_availability(self.name)
+
+    @property
+    def passes(self) -> Sequence[LegalisationPass]:
+        return pipelines.XNNPACK
+
+    def partitioner(self, method: str) -> Any | None:
+        from lowering.targets.xnnpack_partitioner import ProductPartitioner
+
+        return ProductPartitioner()

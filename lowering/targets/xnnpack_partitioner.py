@@ -1,0 +1,130 @@
+"""ExecuTorch's XNNPACK partitioner, with a memory for reasons and a minimum size for partitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.config import gemm_configs, generic_node_configs, node_configs, xnnpack_config
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
+from executorch.exir.backend.partitioner import DelegationSpec
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.passes.infra.partitioner import Partition
+
+from lowering.flops import flops_of, overload_name
+
+_EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
+_FLOAT = (torch.float32, torch.float16)
+
+# Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen, each
+# of which retraces the partition: a third of the whole lowering time. What the others do (fused activations and batch
+# norms, long concatenations, channels-last convolutions, clones, quantisation) does not occur among the operators below.
+# The runtime does not read it. Should a later ExecuTorch drop it, the passes run, with the same result.
+_PLAIN_GRAPH = CompileSpec("dqlinear_partitioner", b"")
+_PLAIN_OPERATORS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "linear.default",
+        "bmm.default",
+        "add.Tensor",
+        "sub.Tensor",
+        "mul.Tensor",
+        "div.Tensor",
+        "neg.default",
+        "abs.default",
+        "exp.default",
+        "log.default",
+        "sqrt.default",
+        "rsqrt.default",
+        "sin.default",
+        "cos.default",
+        "tanh.default",
+        "sigmoid.default",
+        "gelu.default",
+        "relu.default",
+        "maximum.default",
+        "minimum.default",
+        "_softmax.default",
+        "permute_copy.default",
+        "view_copy.default",
+        "slice_copy.Tensor",
+    )
+)
+
+
+class ProductPartitioner(XnnpackPartitioner):
+    """Delegates only partitions that hold a matrix product or convolution of at least `min_flops`.
+
+    A partition costs about a second of lowering and two tensor copies per call; the elementwise remainders around the
+    noise and the update run as fast on ExecuTorch's own kernels. After `partition`, `reasons` says of each node left
+    behind, by name, why.
+    """
+
+    def __init__(self, min_flops: int = 100_000) -> None:
+        super().__init__()
+        self.min_flops = min_flops
+        self.reasons: dict[str, str] = {}
+
+    def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
+        """The operators to keep whole: those that XNNPACK takes at every place where they occur.
+
+        XNNPACK's own answer comes with a per-node filter, for which ExecuTorch retraces the program three times
+        instead of once.
+        """
+        operators, takes = super().ops_to_not_decompose(ep)
+        refused = {node.target for node in ep.graph.nodes if node.target in operators and takes and not takes(node)}
+        return [operator for operator in operators if operator not in refused], None
+
+    def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
+        kept: list[Partition] = []
+        small: set[str] = set()
+        for partition in super().generate_partitions(ep):
+            if sum(flops_of(node) for node in partition.nodes) >= self.min_flops:
+                kept.append(partition)
+            else:
+                small.update(node.name for node in partition.nodes)
+        if all(self._plain(node) for partition in kept for node in partition.nodes):
+            self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [_PLAIN_GRAPH])
+        taken = {node.name for partition in kept for node in partition.nodes}
+        for node in ep.graph.nodes:
+            if node.op == "call_function" and node.name not in taken:
+                self.reasons[node.name] = self._reason(node, ep, node.name in small)
+        return kept
+
+    def _plain(self, node: Node) -> bool:
+        """Whether XNNPACK's serialiser takes the node as it is, with none of XNNPACK's own graph passes."""
+        if node.op != "call_function":
+            return True
+        name = overload_name(node)
+        if name == "aten.cat.default":
+            pieces: Any = node.args[0]
+            return len(pieces) <= 5
+        return name in _PLAIN_OPERATORS
+
+    def _reason(self, node: Node, ep: ExportedProgram, small: bool) -> str:
+        if small:
+            return "XNNPACK could take it, but only as a partition of its own without a matrix product: not worth one"
+        wrong = _wrong_dtype(node)
+        if wrong is not None:
+            return f"XNNPACK has no {wrong} kernels"
+        target: Any = node.target
+        config: Any = self.target_partitioner_configs.get(format_target_name(target.__name__))
+        if config is None:
+            return f"{overload_name(node)} is not in XNNPACK's partitioner"
+        for explainer in _EXPLAINERS:
+            explainer.node = None
+        if config.check_constraints(node, ep):
+            return "XNNPACK could take it, but no partition could hold it without a cycle"
+        stated = next((explainer.reason for explainer in _EXPLAINERS if explainer.node is node), "")
+        return f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
+
+
+def _wrong_dtype(node: Node) -> str | None:
+    values = [node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.dtype not in _FLOAT:
+            return str(value.dtype).removeprefix("torch.")
+    return None
