@@ -1,0 +1,239 @@
+"""What `make demo` runs: SmolLM2-135M learns the sentiment of film reviews, by forward passes only, inside a .pte.
+
+One process compiles: the packaged model with a PEFT LoRA on its upper layers becomes a training-step program on
+ExecuTorch's XNNPACK delegate. Then this process, which never imports transformers, peft or the compiler, trains with
+the .pte and the driver alone, and says in a closing table what happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from examples.packaged import Sentence, load_sentences, model_directory
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+PROMPT = "{text} It was"
+WORDS = (" terrible", " great")  # by label: 0 is negative, 1 is positive
+QUERIES, BATCH, TOKENS, RANK = 4, 4, 32, 16
+LAYERS, UPPER_LAYERS = 30, 15  # what lies below the first LoRA is computed once, not once per perturbation
+LEARNING_RATE, EPSILON, STEPS = 2e-3, 1e-2, 300
+EVALUATE_EVERY = 100
+
+
+def load_tokenizer() -> Tokenizer:
+    """The tokenizer alone, without transformers."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
+
+
+def word_ids(tokenizer: Tokenizer) -> list[int]:
+    """The token of each label's word; both words are one token long."""
+    return [tokenizer.encode(word).ids[0] for word in WORDS]
+
+
+def encode(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> dict[str, Tensor]:
+    """Prompts as `input_ids` and `attention_mask`, int64[N, TOKENS], padded on the left; `label` as int64[N].
+
+    A long sentence loses words at its end, so that the last tokens are always the prompt's.
+    """
+    import torch
+
+    tail = tokenizer.encode(PROMPT.format(text="")).ids
+    rows = [tokenizer.encode(sentence.text).ids[: TOKENS - len(tail)] + tail for sentence in sentences]
+    padding = [TOKENS - len(row) for row in rows]
+    return {
+        "input_ids": torch.tensor([[0] * pad + row for pad, row in zip(padding, rows, strict=True)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * (TOKENS - pad) for pad in padding]),
+        "label": torch.tensor([int(sentence.positive) for sentence in sentences]),
+    }
+
+
+def batches(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[dict[str, Tensor]]:
+    """The sentences in order, `BATCH` at a time."""
+    return [encode(tokenizer, sentences[i : i + BATCH]) for i in range(0, len(sentences), BATCH)]
+
+
+def compile_program(path: Path) -> dict[str, Any]:
+    """Model and LoRA to a .pte at `path`. Runs in a process of its own: its memory is not the training's."""
+    import torch
+    import torch.nn.functional as F
+    from peft import LoraConfig, get_peft_model
+
+    import lowering
+    import mobizo_passes as mz
+    from examples.packaged import load_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        target_modules=["q_proj", "v_proj"],
+        layers_to_transform=list(range(LAYERS - UPPER_LAYERS, LAYERS)),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(load_model(), config)
+    tokenizer = load_tokenizer()
+    ids = word_ids(tokenizer)
+
+    def loss(outputs: Any, label: Tensor) -> Tensor:
+        """Cross-entropy over the two words only: far easier to learn than over 49,152."""
+        return F.cross_entropy(outputs.logits[:, -1, ids], label)
+
+    example = encode(tokenizer, load_sentences(held_out=0).train[:BATCH])
+    program = mz.transform(model, {**example, "logits_to_keep": 1}, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
+    application = {"prompt": PROMPT, "label_words": list(WORDS), "label_ids": ids, "max_length": TOKENS}
+    lowered = lowering.lower(program, target="xnnpack", application=application)
+    lowered.save(path)
+    return {"partitions": lowered.report.partitions}
+
+
+def compile_elsewhere(path: Path) -> dict[str, Any]:
+    """Run `compile_program` in a fresh process and wait for it."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(compile_program, path).result()
+
+
+@dataclass
+class Curve:
+    """What the picture shows; points are (completed steps, value)."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    accuracy: list[tuple[int, float]] = field(default_factory=list)
+
+
+def train(path: Path, out: Path, options: argparse.Namespace, console: Console) -> tuple[Curve, int]:
+    """Train with the .pte and the driver alone; returns the curve and the peak memory in bytes."""
+    import runtime_driver
+
+    tokenizer = load_tokenizer()
+    ids = word_ids(tokenizer)
+    split = load_sentences(held_out=options.eval_size)
+    held_out = batches(tokenizer, split.held_out)
+    order = list(split.train)
+    random.Random(options.seed).shuffle(order)
+    session = runtime_driver.Session(path)
+    curve = Curve()
+
+    def evaluate(step: int) -> None:
+        accuracy = session.evaluate(held_out, label_ids=ids, loss=False).accuracy
+        assert accuracy is not None
+        session.release("logits")
+        curve.accuracy.append((step, accuracy))
+        console.print(f"accuracy after {step} steps, on {len(split.held_out)} held-out sentences: {accuracy:.3f}")
+
+    class Recorder(runtime_driver.Callback):
+        def on_step(self, record: runtime_driver.StepRecord) -> None:
+            curve.losses.append(record.loss)
+            curve.seconds.append(record.seconds)
+            done = record.step + 1
+            if done % EVALUATE_EVERY == 0 or done == options.steps:
+                evaluate(done)
+
+    evaluate(0)
+    session.fit(
+        batches(tokenizer, order[: options.steps * BATCH]),
+        steps=options.steps,
+        lr=LEARNING_RATE,
+        eps=EPSILON,
+        seed=options.seed,
+        journal=out / "journal.jsonl",
+        callbacks=[Recorder()],
+    )
+    session.save_adapter(out / "adapter")
+    return curve, runtime_driver.peak_rss_bytes()
+
+
+def draw(curve: Curve, path: Path) -> None:
+    """The loss of every step, its running mean, and the accuracy, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    window = 20
+    smooth = [statistics.fmean(curve.losses[max(0, i - window + 1) : i + 1]) for i in range(len(curve.losses))]
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    steps = range(1, len(curve.losses) + 1)
+    top.plot(steps, curve.losses, color="#b8c4d6", linewidth=1, label="each step")
+    top.plot(steps, smooth, color="#1f4e8c", linewidth=2, label=f"mean of the last {window} steps")
+    top.set(ylabel="training loss (two words)", title="SmolLM2-135M learns film-review sentiment by forward passes")
+    top.legend(frameon=False)
+    bottom.plot(*zip(*curve.accuracy, strict=True), marker="o", color="#b0413e")
+    bottom.axhline(0.5, color="#999999", linestyle="--", linewidth=1)
+    bottom.set(xlabel="step", ylabel="accuracy on held-out sentences")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--eval-size", type=int, default=400, help="held-out sentences, never trained on")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the order of sentences")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/demo"), help="what it writes, over what an earlier run wrote"
+    )
+    options = parser.parse_args()
+    if options.steps < 1 or options.eval_size < 1:
+        parser.error("--steps and --eval-size must be at least 1")
+    console = Console() if Console().is_terminal else Console(width=100)
+    started = time.monotonic()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    # A journal of an earlier run would be resumed, and the curve would miss what came before.
+    for stale in out.glob("journal.jsonl*"):
+        stale.unlink()
+    program = out / "sentiment.pte"
+    console.print(f"compiling SmolLM2-135M, LoRA on its upper {UPPER_LAYERS} of {LAYERS} layers, for XNNPACK")
+    report = compile_elsewhere(program)
+    compiled = time.monotonic() - started
+    console.print(
+        f"compiled in {compiled:.0f} s; training for {options.steps} steps of {2 * QUERIES} × {BATCH} sentences"
+    )
+    curve, peak = train(program, out, options, console)
+    draw(curve, out / "curve.png")
+
+    table = Table(title="What happened", show_header=False)
+    before, after = curve.accuracy[0][1], curve.accuracy[-1][1]
+    for name, value in {
+        f"accuracy before, {options.eval_size} held-out sentences": f"{before:.3f}",
+        "accuracy after": f"{after:.3f} ({(after - before) * 100:+.1f} points)",
+        "steps": f"{options.steps}",
+        "time per step (median)": f"{statistics.median(curve.seconds):.2f} s",
+        "peak memory of training": f"{peak / 2**20:.0f} MiB",
+        ".pte size": f"{program.stat().st_size / 2**20:.0f} MiB",
+        "partitions in `step`": f"{report['partitions']}",
+        "compiling": f"{compiled:.0f} s",
+        "all in all": f"{time.monotonic() - started:.0f} s",
+        "program": f"{program}",
+        "PEFT adapter": f"{out / 'adapter'}",
+        "journal": f"{out / 'journal.jsonl'}",
+        "picture": f"{out / 'curve.png'}",
+    }.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Every command and every Python snippet in the README and in docs/ is executed.
+
+Python blocks of one document run in order, as one program, in an empty directory. Commands run one by one in an empty
+directory too, after the substitutions of `SHORTENED`; a command in no table runs as it is written. Nothing is skipped:
+a fence in a language this file does not know is a failure.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# Fences that show something and are not to be executed.
+SHOWN = {"text", "json", "mermaid"}
+STAMPS = [f"-o {sys.prefix}/.mobizo-{name}-ready" for name in ("demo", "test")]
+MAKE = f"make -C {ROOT} VENV={sys.prefix} {' '.join(STAMPS)}"
+
+# A command as it stands in a document -> the shorter one that runs here. The interpreter's own environment stands in
+# for .venv, which make would only build again.
+SHORTENED = {
+    "make demo": f"{MAKE} demo DEMO_ARGS='--steps 4 --eval-size 8 --out $PWD/out'",
+    "make bench": f"{MAKE} bench BENCH_ARGS='--rounds 1 --only mezo-eager-label-only --out $PWD/out'",
+    # Running every test from inside a test would not end: collecting them shows that the command finds them.
+    "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet'",
+    "make install": f"{MAKE} install",
+    # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
+    "make format": f"{MAKE} --dry-run format",
+    "make lint": f"{MAKE} --dry-run lint",
+    ".venv/bin/python -m pytest tests/passes": f"{sys.executable} -m pytest --collect-only --quiet {ROOT}/tests/passes",
+    '.venv/bin/python -m pytest -m "not real_model"': (
+        f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests'
+    ),
+    'HYPOTHESIS_PROFILE=deep .venv/bin/python -m pytest tests/passes -m "not real_model"': (
+        f'HYPOTHESIS_PROFILE=deep {sys.executable} -m pytest --collect-only -q -m "not real_model" {ROOT}/tests/passes'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it stands, its language, its text."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(document: Path) -> list[Block]:
+    """Every fenced block of a Markdown file, indented ones included."""
+    found = []
+    lines = document.read_text(encoding="utf-8").splitlines()
+    index = 0
+    while index < len(lines):
+        opening = re.match(r"^(\s*)(`{3,}|~{3,})(.*)$", lines[index])
+        index += 1
+        if opening is None:
+            continue
+        indent, fence, language = opening.groups()
+        start, body = index, []
+        while index < len(lines) and lines[index].strip() != fence:
+            body.append(lines[index].removeprefix(indent))
+            index += 1
+        assert index < len(lines), f"{document}:{start}: fence is never closed"
+        index += 1
+        found.append(Block(document, start, language.strip(), "\n".join(body) + "\n"))
+    return found
+
+
+ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a shell block: one a line, a trailing backslash joins lines, comments dropped."""
+    text = block.text.replace("\\\n", " ")
+    lines = (re.sub(r"\s+#.*$", "", line).strip() for line in text.splitlines())
+    return [re.sub(r"\s+", " ", line) for line in lines if line and not line.startswith("#")]
+
+
+def run(command: list[str] | str, where: Path, timeout: float = 540) -> None:
+    """Run a command in `where` with our interpreter's scripts first in PATH; its output is shown if it fails."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        executable="/bin/bash" if isinstance(command, str) else None,
+        cwd=where,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"{command}\nexit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def test_every_fence_has_a_known_language():
+    unknown = [f"{block}: {block.language!r}" for block in ALL_BLOCKS if block.language not in SHOWN | {"python", "sh"}]
+    assert not unknown
+
+
+def test_every_shortened_command_still_stands_in_a_document():
+    written = {command for block in ALL_BLOCKS if block.language == "sh" for command in commands(block)}
+    assert set(SHORTENED) <= written
+
+
+PYTHON_DOCUMENTS = sorted({block.document for block in ALL_BLOCKS if block.language == "python"})
+
+
+@pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_snippets_run(document: Path, tmp_path: Path):
+    program = "".join(
+        # Blank lines in front keep line numbers, so that a traceback points into the document.
+        "\n" * max(0, block.line - before) + block.text
+        for before, block in _with_offsets([b for b in blocks(document) if b.language == "python"])
+    )
+    script = tmp_path / f"{document.stem}.py"
+    script.write_text(program, encoding="utf-8")
+    run([sys.executable, "-W", "ignore", str(script)], tmp_path)
+
+
+def _with_offsets(found: list[Block]) -> list[tuple[int, Block]]:
+    offsets, position = [], 0
+    for block in found:
+        offsets.append((position, block))
+        position = max(position, block.line) + block.text.count("\n")
+    return offsets
+
+
+SHELL_BLOCKS = [block for block in ALL_BLOCKS if block.language == "sh"]
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
+def test_commands_run(block: Block, tmp_path: Path, command_files: Path):
+    shutil.copytree(command_files, tmp_path, dirs_exist_ok=True)
+    listed = commands(block)
+    assert listed, f"{block} holds no command"
+    # One shell for the block, so that a variable set in one line is there in the next; it stops at the first failure.
+    run("\n".join(["set -euo pipefail", *(SHORTENED.get(command, command) for command in listed)]), tmp_path)
