@@ -1,0 +1,172 @@
+"""Adapters as values: checking, hashing, and PEFT directories on disk, written so that no reader sees half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime_driver.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobizo_manifest import AdapterTensor, Manifest
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def checked_adapter(specs: Sequence[AdapterTensor], adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies of the tensors, in the order of ``specs``.
+
+    Raises:
+        AdapterError: a tensor is missing, unknown, of another dtype or shape, or not finite.
+    """
+    import torch
+
+    known = {spec.fqn for spec in specs}
+    for fqn in adapter:
+        if fqn not in known:
+            raise AdapterError(f"Adapter tensor `{fqn}` is not one of the program's {len(known)}. Remove it.")
+    result: dict[str, Tensor] = {}
+    for spec in specs:
+        tensor = adapter.get(spec.fqn)
+        if not isinstance(tensor, torch.Tensor):
+            raise AdapterError(f"Adapter tensor `{spec.fqn}` is missing. Give all {len(known)} tensors.")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+            raise AdapterError(
+                f"Adapter tensor `{spec.fqn}`: expected {spec.dtype}{list(spec.shape)}, "
+                f"found {dtype}{list(tensor.shape)}. Use an adapter of this program's model, rank and target modules."
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"Adapter tensor `{spec.fqn}` holds NaN or infinity. Use an earlier adapter.")
+        result[spec.fqn] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return result
+
+
+def adapter_sha256(adapter: Mapping[str, Tensor]) -> str:
+    """A hash over names, dtypes, shapes and bytes, sorted by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for fqn in sorted(adapter):
+        tensor = adapter[fqn].detach().contiguous()
+        digest.update(f"{fqn}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        # As bytes first: numpy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name and move it into place.
+
+    Raises:
+        AdapterError: the file system refuses.
+    """
+    from safetensors.torch import save
+
+    replace_file(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=dict(metadata)))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Make ``path`` hold ``data``: at every moment it is the old file or the new one. Raises :class:`AdapterError`."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be written ({error.strerror}). Check the directory and the disk."
+        ) from error
+
+
+def save_adapter(directory: Path, manifest: Manifest, adapter: Mapping[str, Tensor]) -> None:
+    """Write trainable and frozen tensors as a PEFT directory.
+
+    A new directory appears whole, by one rename. In an existing one each file is replaced whole, the configuration
+    first. A model without a PEFT configuration gets the weights alone, under its manifest's keys.
+
+    Raises:
+        AdapterError: ``directory`` is a file, or the file system refuses.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise AdapterError(f"{directory}: is a file. Give the name of a directory.")
+    tensors = {spec.peft_key: adapter[spec.fqn] for spec in manifest.adapter}
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if directory.is_dir():
+            _write_files(directory, manifest, tensors)
+            return
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            _write_files(staging, manifest, tensors)
+            staging.chmod(0o755)
+            staging.rename(directory)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise AdapterError(f"{directory}: cannot be written ({error.strerror}). Check the path.") from error
+
+
+def _write_files(directory: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+    if manifest.peft is not None:
+        replace_file(directory / CONFIG_FILE, json.dumps(manifest.peft, indent=2).encode() + b"\n")
+    write_tensors(directory / WEIGHTS_FILE, tensors, {"format": "pt"})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        AdapterError: missing, or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: cannot be read as safetensors ({error}). Check the path.") from error
+
+
+def load_adapter(directory: Path, manifest: Manifest, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trainable tensors of a PEFT directory, by FQN.
+
+    The frozen tensors are part of the compiled program, so those in the directory must equal them bit for bit.
+
+    Raises:
+        AdapterError: unreadable; missing, unknown or unfit tensors; other frozen tensors than the program's.
+    """
+    import torch
+
+    if not directory.is_dir():
+        raise AdapterError(f"{directory}: no such directory. Give a PEFT adapter directory.")
+    found, _ = read_tensors(directory / WEIGHTS_FILE)
+    by_key = {spec.peft_key: spec.fqn for spec in manifest.adapter}
+    for key in found:
+        if key not in by_key:
+            raise AdapterError(f"{directory}: tensor `{key}` is not part of the program. Use an adapter of this model.")
+    adapter = checked_adapter(manifest.adapter, {by_key[key]: tensor for key, tensor in found.items()})
+    for spec in manifest.frozen_adapter:
+        if not torch.equal(adapter[spec.fqn], frozen[spec.fqn]):
+            raise AdapterError(
+                f"{directory}: `{spec.peft_key}` differs from the frozen tensor that the program was compiled with. "
+                "Lower the model with this adapter loaded, then train that program."
+            )
+    return {spec.fqn: adapter[spec.fqn] for spec in manifest.trainable_adapter}

@@ -1,0 +1,222 @@
+"""Where batches come from, and whether the program can take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from runtime_driver.errors import BatchError, DataExhaustedError, LabelError, MissingMethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobizo_manifest import InputSpec, Manifest
+
+Batch = Mapping[str, "Tensor"]
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Batches as a function of the step number: the same step always gives the same batch.
+
+    An optional attribute ``fingerprint: str`` identifies the data; a journal remembers it and a resumed run must match.
+    """
+
+    def batch(self, step: int) -> Batch:
+        """The batch of ``step`` (0 first)."""
+        ...
+
+
+Batches = BatchSource | Sequence[Batch] | Iterable[Batch]
+
+
+class BatchReader:
+    """Reads any kind of batches in step order.
+
+    A :class:`BatchSource` is asked for each step; a sequence is cycled; any other iterable is consumed once, and a
+    resumed run first skips what the journal's steps consumed, so it must yield the same batches in the same order.
+    """
+
+    def __init__(self, batches: Batches, first_step: int, steps: int) -> None:
+        self._steps = steps
+        self._source = batches if isinstance(batches, BatchSource) else None
+        self._sequence = batches if self._source is None and isinstance(batches, Sequence) else None
+        self._iterator: Iterator[Batch] = iter(())
+        if self._source is None and self._sequence is None:
+            if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+                raise BatchError(
+                    "(all)",
+                    f"expected batches, found {type(batches).__name__}",
+                    "Pass a list of dicts of tensors, an iterable of them, or an object with `batch(step)`.",
+                )
+            self._iterator = islice(iter(batches), first_step, None)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of ``step``; steps must be asked for in order.
+
+        Raises:
+            DataExhaustedError: an iterable or an empty sequence has no more.
+        """
+        if self._source is not None:
+            return self._source.batch(step)
+        if self._sequence is not None:
+            if not self._sequence:
+                raise DataExhaustedError(step, self._steps)
+            return self._sequence[step % len(self._sequence)]
+        for batch in self._iterator:
+            return batch
+        raise DataExhaustedError(step, self._steps)
+
+
+class BatchBinder:
+    """Checks batches against the manifest and puts their tensors in a method's order."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._batch = manifest.batch
+        self._specs: dict[str, dict[str, InputSpec]] = {
+            method: {item.name: item for item in spec.inputs if item.role == "batch"}
+            for method, spec in manifest.methods.items()
+        }
+        self._classes = _class_count(manifest)
+
+    def bind(self, method: str, batch: Batch, *, partial: bool = False) -> tuple[dict[str, Tensor], int]:
+        """Tensors by input name, contiguous, of exactly the compiled shapes; and the number of real rows.
+
+        A method without labels ignores the batch's label inputs. With ``partial``, a batch of fewer rows is filled up
+        by repeating its last row, with labels set to ``ignore_index`` so that they count for nothing.
+
+        Raises:
+            MissingMethodError: the program has no such method.
+            BatchError: missing or unknown names, or another dtype or shape than the program's.
+            LabelError: a label out of range, too many labelled positions, or none at all.
+        """
+        specs = self._specs.get(method)
+        if specs is None:
+            raise MissingMethodError(method, sorted(self._specs))
+        self._check_names(specs, batch)
+        rows = self._rows(specs, batch, partial)
+        bound: dict[str, Tensor] = {}
+        for name in specs:
+            tensor = batch[name]
+            if name in self._batch.label_inputs:
+                self._check_labels(name, tensor)
+            if rows < self._batch.size:
+                tensor = self._fill(name, tensor, rows)
+            bound[name] = tensor.detach().contiguous()
+        return bound, rows
+
+    def labelled(self, batch: Batch) -> int:
+        """How many label positions of the batch count in its mean loss; the rows if the program ignores none."""
+        index = self._batch.ignore_index
+        for name in self._batch.label_inputs:
+            labels = batch[name]
+            if index is not None and not labels.is_floating_point():
+                return int((_counted(labels, self._batch.shift) != index).sum())
+        return int(next(iter(batch.values())).shape[0])
+
+    def _check_names(self, specs: Mapping[str, InputSpec], batch: Batch) -> None:
+        if not isinstance(batch, Mapping):
+            raise BatchError(
+                "(all)", f"expected a dict of tensors, found {type(batch).__name__}", "Bind inputs by name."
+            )
+        for name in specs:
+            if name not in batch:
+                raise BatchError(name, f"is missing; the batch has {sorted(batch)}", "Add it to the batch.")
+        for name in batch:
+            if name not in self._batch.inputs:
+                raise BatchError(
+                    name, f"is not an input of the program, which takes {list(self._batch.inputs)}", "Remove it."
+                )
+
+    def _rows(self, specs: Mapping[str, InputSpec], batch: Batch, partial: bool) -> int:
+        import torch
+
+        size = self._batch.size
+        rows: int | None = None
+        for name, spec in specs.items():
+            tensor = batch[name]
+            if not isinstance(tensor, torch.Tensor):
+                raise BatchError(name, f"expected a torch.Tensor, found {type(tensor).__name__}", "Convert it.")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype != spec.dtype:
+                raise BatchError(name, f"expected dtype {spec.dtype}, found {dtype}", f"Use tensor.to({spec.dtype}).")
+            shape = tuple(tensor.shape)
+            short = (
+                partial
+                and len(shape) == len(spec.shape) > 0
+                and spec.shape[0] == size
+                and 0 < shape[0] < size
+                and shape[1:] == spec.shape[1:]
+            )
+            if shape != spec.shape and not short:
+                raise BatchError(
+                    name,
+                    f"expected shape {list(spec.shape)}, found {list(shape)}",
+                    "Pad or cut the batch to the compiled shape, or lower the model with an example batch of this one.",
+                )
+            if shape and spec.shape[0] == size:
+                if rows not in (None, shape[0]):
+                    raise BatchError(name, f"has {shape[0]} rows, other inputs have {rows}", "Make them equal.")
+                rows = shape[0]
+        return size if rows is None else rows
+
+    def _check_labels(self, name: str, labels: Tensor) -> None:
+        if labels.is_floating_point() or labels.numel() == 0:
+            return
+        index = self._batch.ignore_index
+        counted = labels if index is None else labels[labels != index]
+        if counted.numel():
+            low, high = int(counted.min()), int(counted.max())
+            limit = self._classes
+            if low < 0 or (limit is not None and high >= limit):
+                bad = low if low < 0 else high
+                wanted = "a label >= 0" if limit is None else f"a label in [0, {limit})"
+                ignored = "" if index is None else f" or {index}, which is ignored"
+                raise LabelError(name, f"expected {wanted}{ignored}, found {bad}", "Correct the labels.")
+        if index is None:
+            return
+        per_row = (_counted(labels, self._batch.shift) != index).reshape(labels.shape[0], -1).sum(1)
+        if int(per_row.sum()) == 0:
+            raise LabelError(
+                name, f"no position is labelled (all are {index})", "Leave examples without labels out of the data."
+            )
+        most = self._batch.max_labels
+        if most is not None and int(per_row.max()) > most:
+            row = int(per_row.argmax())
+            raise LabelError(
+                name,
+                f"row {row} has {int(per_row[row])} labelled positions, the program reads at most {most} of each row",
+                "Set the others to the ignore index, or lower the model with an example batch that has as many.",
+            )
+
+    def _fill(self, name: str, tensor: Tensor, rows: int) -> Tensor:
+        import torch
+
+        missing = self._batch.size - rows
+        last = tensor[-1:].expand(missing, *tensor.shape[1:])
+        if name in self._batch.label_inputs:
+            if self._batch.ignore_index is None:
+                raise BatchError(
+                    name,
+                    f"{rows} rows, and the program, compiled for {self._batch.size}, has no ignore index to mask more",
+                    "Drop the incomplete batch.",
+                )
+            last = torch.full_like(last, self._batch.ignore_index)
+        return torch.cat([tensor, last])
+
+
+def _counted(labels: Tensor, shift: bool) -> Tensor:
+    return labels[:, 1:] if shift and labels.dim() > 1 else labels
+
+
+def _class_count(manifest: Manifest) -> int | None:
+    """The number of label values: the label words of the application if it names them, else the logits' last size."""
+    words = manifest.application.get("label_words")
+    if isinstance(words, list) and words:
+        return len(words)
+    logits = manifest.methods.get("logits")
+    if logits is None:
+        return None
+    shapes = [item.shape for item in logits.outputs if item.role == "logits"]
+    return shapes[0][-1] if shapes and shapes[0] else None

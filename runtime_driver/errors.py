@@ -1,0 +1,134 @@
+"""Every error the driver raises on purpose. Each message says what was expected, what was found, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DriverError(Exception):
+    """Base of all errors raised by the driver."""
+
+
+class ProgramFileError(DriverError):
+    """A .pte file that is missing, truncated, not a .pte, not one of ours, or refused by the runtime."""
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {problem}. {remedy}")
+
+
+class SidecarMismatchError(DriverError):
+    """The ``.json`` beside a .pte disagrees with the manifest inside it."""
+
+    def __init__(self, path: Path, field: str, inside: object, beside: object) -> None:
+        self.path = path
+        self.field = field
+        super().__init__(
+            f"{path}: field `{field}` is {beside!r}, but the manifest inside the .pte says {inside!r}. "
+            "The two files come from different programs: copy both from the same place, or delete the .json."
+        )
+
+
+class MissingMethodError(DriverError):
+    """The program has no such method."""
+
+    def __init__(self, method: str, available: list[str]) -> None:
+        self.method = method
+        super().__init__(
+            f"The program has no method `{method}`; it has {available}. Lower the model again with that method."
+        )
+
+
+class ExecutionError(DriverError):
+    """The runtime reported a failure while a method ran."""
+
+    def __init__(self, method: str, reason: str) -> None:
+        self.method = method
+        super().__init__(
+            f"Method `{method}` failed in the runtime: {reason}. The runtime's own log, above on stderr, names the "
+            "operator; lowering for the `portable` target tells a delegate's fault from the program's."
+        )
+
+
+class HyperparameterError(DriverError):
+    """A learning rate, epsilon, seed or step count outside its range."""
+
+    def __init__(self, name: str, expected: str, found: object) -> None:
+        self.name = name
+        super().__init__(f"`{name}` must be {expected}, but it is {found!r}.")
+
+
+class BatchError(DriverError):
+    """A batch that the program cannot take."""
+
+    def __init__(self, name: str, problem: str, remedy: str) -> None:
+        self.name = name
+        super().__init__(f"Batch input `{name}`: {problem}. {remedy}")
+
+
+class LabelError(BatchError):
+    """Labels outside their range, or more labelled positions than the program reads."""
+
+
+class DataExhaustedError(DriverError):
+    """The batches ran out before the last step."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.step = step
+        super().__init__(
+            f"The batches ended before step {step} of {steps}. Pass a list (it is cycled) or an object with "
+            "`batch(step)`, or ask for fewer steps."
+        )
+
+
+class AdapterError(DriverError):
+    """Adapter tensors that do not fit the program, or an adapter directory that cannot be read or written."""
+
+
+class JournalError(DriverError):
+    """Base of the journal's errors."""
+
+
+class JournalCorruptError(JournalError):
+    """A journal line that is not what the driver wrote."""
+
+    def __init__(self, path: Path, line: int, problem: str) -> None:
+        self.path = path
+        self.line = line
+        super().__init__(
+            f"{path}, line {line}: {problem}. Restore the file from a copy, or cut it before that line to resume there."
+        )
+
+
+class JournalMismatchError(JournalError):
+    """A journal of another run: another program, other hyper-parameters, another initial adapter or other data."""
+
+    def __init__(self, path: Path, field: str, journal: object, session: object) -> None:
+        self.path = path
+        self.field = field
+        super().__init__(
+            f"{path}: `{field}` is {journal!r} in the journal, but {session!r} in this session. "
+            "Continue with the journal's value, or give a new journal file."
+        )
+
+
+class JournalLockedError(JournalError):
+    """Another process writes this journal."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"{path}: another process is writing this journal. Wait for it, or give another file.")
+
+
+class NonFiniteLossError(DriverError):
+    """A loss or a projected gradient is NaN or infinite. The session keeps the adapter of the last good step."""
+
+    def __init__(self, step: int | None, loss: float, projected_gradients: list[float]) -> None:
+        self.step = step
+        self.loss = loss
+        self.projected_gradients = projected_gradients
+        where = "The step" if step is None else f"Step {step}"
+        super().__init__(
+            f"{where} gave a loss of {loss} and projected gradients {projected_gradients}, which are not all finite. "
+            "The adapter is that of the last good step. Try a smaller learning rate or epsilon, and check the batch."
+        )

@@ -1,0 +1,189 @@
+"""The journal of a run: one line per step, appended, enough to replay the run without the model.
+
+Durability: a record is written with one ``write`` call and, by default, followed by ``fsync``, before the session takes
+the new adapter. Whatever kills the process, the file is a sequence of whole lines plus at most one torn line at its
+end, which the next writer cuts off. Any other damage is an error with its line number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+from runtime_driver.errors import HyperparameterError, JournalCorruptError, JournalError, JournalLockedError
+from runtime_driver.records import (
+    JOURNAL_FORMAT,
+    Header,
+    Record,
+    RecordError,
+    decode_header,
+    decode_record,
+    encode_header,
+    encode_record,
+)
+from runtime_driver.seeds import step_seed
+
+T = TypeVar("T")
+#: "step": after every record; "none": leave it to the system; N: after every N-th record.
+FsyncPolicy = Literal["step", "none"] | int
+_HEADER_START = f'{{"format":"{JOURNAL_FORMAT}"'.encode()
+
+
+@dataclass(frozen=True)
+class JournalContents:
+    """What a journal holds: its header, its whole records, and the offset at which they end."""
+
+    header: Header
+    records: tuple[Record, ...]
+    size: int
+
+
+def read_journal(path: str | Path) -> JournalContents:
+    """Read a journal without locking or changing it; a torn last line is left out.
+
+    Raises:
+        JournalError: no such file, or unreadable.
+        JournalCorruptError: a line that is not what the driver wrote, or steps out of order.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"{path}: cannot read the journal ({error.strerror}). Check the path.") from error
+    contents = parse_journal(path, data)
+    if contents is None:
+        raise JournalCorruptError(path, 1, "the journal is empty")
+    return contents
+
+
+def parse_journal(path: Path, data: bytes) -> JournalContents | None:
+    """The contents; ``None`` for an empty file and for one whose header was torn while it was written."""
+    end = data.rfind(b"\n") + 1
+    if end == 0:
+        # Only bytes that a torn header can have may be discarded later: never somebody's one-line file.
+        if _HEADER_START.startswith(data[: len(_HEADER_START)]):
+            return None
+        raise JournalCorruptError(path, 1, f"expected the header of a {JOURNAL_FORMAT}")
+    first, *lines = data[:end].splitlines()
+    header = _numbered(path, 1, lambda: decode_header(first))
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=2):
+        record = _numbered(path, number, lambda line=line: decode_record(line, header.queries))
+        if record.step != len(records):
+            raise JournalCorruptError(path, number, f"expected step {len(records)}, found step {record.step}")
+        if record.seed != step_seed(header.seed, record.step):
+            raise JournalCorruptError(path, number, f"seed {record.seed} is not that of step {record.step}")
+        records.append(record)
+    return JournalContents(header, tuple(records), end)
+
+
+def _numbered(path: Path, number: int, parse: Callable[[], T]) -> T:
+    try:
+        return parse()
+    except RecordError as error:
+        raise JournalCorruptError(path, number, str(error)) from error
+
+
+class JournalWriter:
+    """An open, locked journal. Use as a context manager.
+
+    ``contents`` is what the file held when it was opened, ``None`` for a new one; then :meth:`begin` must come first.
+    """
+
+    def __init__(self, path: str | Path, fsync: FsyncPolicy = "step") -> None:
+        """Open or create the file, lock it, read it, and cut off a torn last line.
+
+        Raises:
+            JournalLockedError: another process writes it.
+            JournalCorruptError: the file holds something else than whole journal lines.
+            JournalError: it cannot be opened.
+            HyperparameterError: ``fsync`` is none of ``"step"``, ``"none"`` and a positive number.
+        """
+        if fsync not in ("step", "none") and not (isinstance(fsync, int) and fsync > 0):
+            raise HyperparameterError("fsync", '"step", "none" or a number of steps', fsync)
+        self.path = Path(path)
+        self._every = 1 if fsync == "step" else 0 if fsync == "none" else int(fsync)
+        self._created = not self.path.exists()
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot open the journal ({error.strerror}). Check the path.") from error
+        try:
+            self._take_lock()
+            self.contents = parse_journal(self.path, self.path.read_bytes())
+            self._size = 0 if self.contents is None else self.contents.size
+            os.ftruncate(self._fd, self._size)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._unsynced = 0
+
+    def begin(self, header: Header) -> None:
+        """Write the header of a new journal, and make the file's name durable.
+
+        Raises:
+            JournalError: the disk is full or fails.
+        """
+        self._write(encode_header(header), sync=self._every > 0)
+        if self._every:
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def append(self, record: Record) -> None:
+        """Write one step's record.
+
+        Raises:
+            JournalError: the disk is full or fails; the journal then still ends at the previous record.
+        """
+        self._unsynced += 1
+        sync = 0 < self._every <= self._unsynced
+        self._write(encode_record(record), sync=sync)
+        if sync:
+            self._unsynced = 0
+
+    def close(self) -> None:
+        """Sync what is left, unlock and close. A file that was created and never begun is removed."""
+        if self._fd < 0:
+            return
+        if self._created and self._size == 0:
+            self.path.unlink(missing_ok=True)
+        elif self._every and self._unsynced:
+            os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JournalLockedError(self.path) from error
+
+    def _write(self, line: bytes, *, sync: bool) -> None:
+        try:
+            written = os.pwrite(self._fd, line, self._size)
+            if written == len(line) and sync:
+                os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            raise JournalError(f"{self.path}: cannot write the journal ({error.strerror}).") from error
+        if written != len(line):
+            # A short write means a full disk: say so rather than leave half a line for the next reader.
+            os.ftruncate(self._fd, self._size)
+            raise JournalError(f"{self.path}: the disk is full. Free some space and run again to resume.")
+        self._size += len(line)

@@ -1,0 +1,180 @@
+"""Loads a .pte and its manifest, and its methods when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobizo_manifest import Manifest
+from runtime_driver.container import check_container
+from runtime_driver.errors import (
+    AdapterError,
+    ExecutionError,
+    MissingMethodError,
+    ProgramFileError,
+    SidecarMismatchError,
+)
+from runtime_driver.quiet import captured_stderr
+
+if TYPE_CHECKING:
+    from executorch.runtime import Method, Program
+    from torch import Tensor
+
+MANIFEST_METHOD = "mobizo_manifest"
+INITIAL_ADAPTER_METHOD = "initial_adapter"
+#: target -> the name under which its delegate registers itself in the runtime.
+_BACKENDS = {"xnnpack": "XnnpackBackend", "vulkan": "VulkanBackend", "qnn": "QnnBackend"}
+
+
+class LoadedProgram:
+    """A .pte file opened by ExecuTorch's runtime.
+
+    Methods are loaded on first use. Each gets a program object of its own (the file is mapped, so this costs no copy):
+    a program object keeps every method it has loaded, so this is how :meth:`release` can give one back.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file and read the manifest in it.
+
+        Raises:
+            ProgramFileError: not a whole, loadable .pte with a manifest inside.
+            ManifestError, ManifestVersionError: the manifest inside is not valid.
+            SidecarMismatchError: the ``.json`` of the same name differs from the manifest inside.
+        """
+        self.path = Path(path)
+        check_container(self.path)
+        self._methods: dict[str, Method] = {}
+        self._programs: dict[str, Program] = {}
+        program = self._open()
+        self.method_names = tuple(sorted(program.method_names))
+        if MANIFEST_METHOD not in self.method_names:
+            raise ProgramFileError(
+                self.path,
+                f"no `{MANIFEST_METHOD}` inside, only {list(self.method_names)}",
+                "This .pte was not written by mobizo: lower the model with `mobizo lower`.",
+            )
+        self.manifest = Manifest.from_json(self._constant(MANIFEST_METHOD)[0])
+        self._check_methods()
+        self._check_sidecar()
+
+    def execute(self, method: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run a method on contiguous tensors in the manifest's order; outputs are fresh tensors.
+
+        Raises:
+            MissingMethodError, ProgramFileError, ExecutionError.
+        """
+        loaded = self._load(method)
+        try:
+            return list(loaded.execute(list(inputs)))
+        except RuntimeError as error:
+            raise ExecutionError(method, str(error)) from error
+
+    def initial_adapter(self) -> dict[str, Tensor]:
+        """Every adapter tensor by FQN, trainable and frozen, as it was when the model was lowered.
+
+        Raises:
+            MissingMethodError: the .pte carries no initial adapter.
+            AdapterError: what it carries is not what the manifest describes.
+        """
+        tensors = self._constant(INITIAL_ADAPTER_METHOD)
+        specs = self.manifest.adapter
+        found = [(list(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors]
+        expected = [(list(spec.shape), str(spec.dtype)) for spec in specs]
+        if found != expected:
+            raise AdapterError(
+                f"{self.path}: `{INITIAL_ADAPTER_METHOD}` returns {len(found)} tensors, and they are not the "
+                f"{len(expected)} of the manifest's `adapter`. Lower the model again."
+            )
+        return {spec.fqn: tensor for spec, tensor in zip(specs, tensors, strict=True)}
+
+    def resident_methods(self) -> tuple[str, ...]:
+        """The methods that are loaded now."""
+        return tuple(self._methods)
+
+    def release(self, method: str) -> None:
+        """Free a method's arenas and its delegates' packed weights. No-op if it is not loaded."""
+        self._methods.pop(method, None)
+        self._programs.pop(method, None)
+
+    def _open(self) -> Program:
+        with captured_stderr() as log:
+            from executorch.runtime import Runtime, Verification
+
+            try:
+                return Runtime.get().load_program(self.path, verification=Verification.InternalConsistency)
+            except RuntimeError as error:
+                failure = error
+        raise ProgramFileError(
+            self.path,
+            f"the ExecuTorch runtime refuses it ({log.reason() or failure})",
+            "Copy the file again, or lower the model again with the installed ExecuTorch.",
+        ) from failure
+
+    def _load(self, name: str) -> Method:
+        if name not in self._methods:
+            if name not in self.method_names:
+                raise MissingMethodError(name, [m for m in self.method_names if m in self.manifest.methods])
+            program = self._open()
+            method: Method | None = None
+            failure: RuntimeError | None = None
+            with captured_stderr() as log:
+                try:
+                    method = program.load_method(name)
+                except RuntimeError as error:
+                    failure = error
+            if method is None:
+                raise self._load_failure(name, log.reason() or str(failure)) from failure
+            self._programs[name], self._methods[name] = program, method
+        return self._methods[name]
+
+    def _load_failure(self, method: str, reason: str) -> ProgramFileError:
+        from executorch.runtime import Runtime
+
+        backend = _BACKENDS.get(self.manifest.target)
+        registered = list(Runtime.get().backend_registry.registered_backend_names)
+        if backend is not None and backend not in registered:
+            return ProgramFileError(
+                self.path,
+                f"lowered for target `{self.manifest.target}`, which needs the runtime's {backend}; "
+                f"this runtime has {registered}",
+                "Run it on a device whose runtime has that delegate, or lower the model for another target.",
+            )
+        return ProgramFileError(
+            self.path,
+            f"the ExecuTorch runtime cannot load method `{method}` ({reason})",
+            "Lower the model again with the installed ExecuTorch.",
+        )
+
+    def _constant(self, name: str) -> list[Any]:
+        """The values of a constant method, which is not kept."""
+        method = self._load(name)
+        try:
+            return list(method.execute([]))
+        except RuntimeError as error:
+            raise ExecutionError(name, str(error)) from error
+        finally:
+            self.release(name)
+
+    def _check_methods(self) -> None:
+        missing = sorted(set(self.manifest.methods) - set(self.method_names))
+        if missing:
+            raise ProgramFileError(
+                self.path,
+                f"the manifest describes {missing}, which the program does not have",
+                "Lower the model again.",
+            )
+
+    def _check_sidecar(self) -> None:
+        sidecar = self.path.with_suffix(".json")
+        if not sidecar.exists():
+            return
+        inside, beside = self.manifest.to_dict(), Manifest.load(sidecar).to_dict()
+        for field in inside:
+            if inside[field] != beside[field]:
+                raise SidecarMismatchError(sidecar, field, _short(inside[field]), _short(beside[field]))
+
+
+def _short(value: object, limit: int = 120) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

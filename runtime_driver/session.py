@@ -1,0 +1,307 @@
+"""A session: one .pte, one adapter, and what can be done with them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime_driver import adapter_io, resume
+from runtime_driver.batches import BatchBinder
+from runtime_driver.errors import HyperparameterError, MissingMethodError, NonFiniteLossError
+from runtime_driver.evaluation import evaluate
+from runtime_driver.journal import FsyncPolicy, read_journal
+from runtime_driver.program import LoadedProgram
+from runtime_driver.results import Evaluation, FitResult, StepOutput
+from runtime_driver.schedule import Schedule, as_schedule, checked
+from runtime_driver.training import RunOptions, TrainingRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobizo_manifest import Manifest
+    from runtime_driver.batches import Batch, Batches
+    from runtime_driver.callbacks import Callback
+    from runtime_driver.records import Record
+
+
+class Session:
+    """Runs a lowered program through ExecuTorch's Python runtime, and holds the adapter that it trains.
+
+    Methods of the program are loaded on first use: training alone keeps only ``step`` in memory, an evaluation adds
+    ``loss`` (and ``logits`` for accuracy); :meth:`release` frees them. Not thread-safe.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a .pte; the adapter is the initial one stored in it.
+
+        Raises:
+            ProgramFileError: not a whole, loadable .pte of ours.
+            mobizo_manifest.ManifestError: the manifest inside is not valid, or of another version.
+            SidecarMismatchError: the ``.json`` of the same name belongs to another program.
+            AdapterError: the stored initial adapter is not what the manifest says.
+        """
+        self.program = LoadedProgram(path)
+        self.manifest: Manifest = self.program.manifest
+        self.binder = BatchBinder(self.manifest)
+        stored = self.program.initial_adapter()
+        self._initial = {spec.fqn: stored[spec.fqn] for spec in self.manifest.trainable_adapter}
+        self._frozen = {spec.fqn: stored[spec.fqn] for spec in self.manifest.frozen_adapter}
+        self._adapter = dict(self._initial)
+
+    # The adapter
+
+    @property
+    def adapter(self) -> dict[str, Tensor]:
+        """Copies of the trainable tensors by FQN, in the manifest's order. Assign a dict to replace them all.
+
+        Raises:
+            AdapterError: on assignment of missing, unknown, unfit or non-finite tensors.
+        """
+        return {fqn: tensor.clone() for fqn, tensor in self._adapter.items()}
+
+    @adapter.setter
+    def adapter(self, value: Mapping[str, Tensor]) -> None:
+        self._adapter = adapter_io.checked_adapter(self.manifest.trainable_adapter, value)
+
+    @property
+    def initial_adapter(self) -> dict[str, Tensor]:
+        """Copies of the trainable tensors stored in the .pte."""
+        return {fqn: tensor.clone() for fqn, tensor in self._initial.items()}
+
+    @property
+    def frozen_adapter(self) -> dict[str, Tensor]:
+        """Copies of the frozen LoRA tensors (``lora_A`` by default); they are compiled into the program."""
+        return {fqn: tensor.clone() for fqn, tensor in self._frozen.items()}
+
+    def save_adapter(self, directory: str | Path) -> Path:
+        """Write the adapter as a PEFT directory, so that no reader ever sees half of it; returns the directory.
+
+        ``adapter_model.safetensors`` holds trainable and frozen tensors under PEFT's keys, ``adapter_config.json``
+        the configuration the model was compiled with. A model without one gets the weights alone.
+
+        Raises:
+            AdapterError: the path is a file, or the file system refuses.
+        """
+        adapter_io.save_adapter(Path(directory), self.manifest, {**self._adapter, **self._frozen})
+        return Path(directory)
+
+    def load_adapter(self, directory: str | Path) -> None:
+        """Take the adapter from a PEFT directory.
+
+        Raises:
+            AdapterError: unreadable, unfit, or with other frozen tensors than the program was compiled with.
+        """
+        self._adapter = adapter_io.load_adapter(Path(directory), self.manifest, self._frozen)
+
+    # Training
+
+    def fit(
+        self,
+        batches: Batches,
+        steps: int,
+        lr: float | Schedule,
+        eps: float | Schedule,
+        seed: int = 0,
+        journal: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        fsync: FsyncPolicy = "step",
+        snapshot_every: int | None = 500,
+        eval_batches: Sequence[Batch] | None = None,
+        eval_every: int | None = None,
+        label_ids: Sequence[int] | None = None,
+        progress: bool | None = None,
+    ) -> FitResult:
+        """Train the adapter for ``steps`` steps in all.
+
+        Args:
+            batches: a sequence of dicts of tensors (cycled), an object with ``batch(step)``, or any other iterable of
+                dicts (consumed once). Every tensor has the dtype and shape in the manifest.
+            steps: length of the run, steps already in the journal included.
+            lr, eps: numbers, or functions of the step number; rounded to float32.
+            seed: the run's seed; each step's own is :func:`runtime_driver.step_seed` of it.
+            journal: a file that gets one line per step. If it exists, its steps are replayed without the model and the
+                run goes on after them, to the same bits as a run that was never interrupted.
+            callbacks: observers, called in order.
+            fsync: ``"step"``: each record reaches the disk before the next step; N: every N-th; ``"none"``: no sync.
+            snapshot_every: with a journal, keep the adapter beside it every so many steps, so that a resume need not
+                replay from the first. None: never.
+            eval_batches: evaluated at the end, and every ``eval_every`` steps.
+            label_ids: also measure accuracy, see :meth:`evaluate`.
+            progress: show a progress bar on stderr; None: if stderr is a terminal.
+
+        Ctrl-C lets the running step finish, then returns a result with ``interrupted=True``; a second Ctrl-C raises
+        KeyboardInterrupt at once. Either way the journal is whole and the adapter is that of the last completed step.
+
+        Raises:
+            HyperparameterError, BatchError, LabelError, DataExhaustedError: before the step in question runs.
+            JournalMismatchError, JournalCorruptError, JournalLockedError, JournalError: the journal cannot be used.
+            NonFiniteLossError: NaN or infinity; journal and adapter stay at the last good step.
+        """
+        observers = list(callbacks)
+        if progress or (progress is None and sys.stderr.isatty()):
+            from runtime_driver.progress import ProgressBar
+
+            observers.insert(0, ProgressBar())
+        options = RunOptions(
+            steps=steps,
+            lr=as_schedule(lr),
+            eps=as_schedule(eps),
+            seed=seed,
+            journal=None if journal is None else Path(journal),
+            fsync=fsync,
+            snapshot_every=snapshot_every,
+            eval_batches=eval_batches,
+            eval_every=eval_every,
+            label_ids=label_ids,
+        )
+        return TrainingRun(self, batches, options, observers).run()
+
+    def step(self, batch: Batch, seed: int, lr: float, eps: float, *, update: bool = True) -> StepOutput:
+        """One step; the session takes the new adapter unless ``update`` is false.
+
+        Args:
+            seed: ``0 <= seed < 2**31``.
+
+        Raises:
+            HyperparameterError, BatchError, LabelError, NonFiniteLossError.
+        """
+        inputs, _ = self.binder.bind("step", batch)
+        lr, eps = checked("lr", lr, positive=False), checked("eps", eps, positive=True)
+        output = self.run_step(inputs, _checked_seed(seed), lr, eps)
+        if update:
+            self._adapter = output.adapter
+        return output
+
+    def apply(self, seed: int, lr: float, projected_gradients: Sequence[float]) -> None:
+        """Do the update of a step from its scalars, without the model.
+
+        Raises:
+            HyperparameterError: out of range, or not one projected gradient per query.
+        """
+        values = [float(value) for value in projected_gradients]
+        queries = self.manifest.estimator.queries
+        if len(values) != queries or not all(math.isfinite(value) for value in values):
+            raise HyperparameterError("projected_gradients", f"{queries} finite numbers", values)
+        self._adapter = self._apply(self._adapter, _checked_seed(seed), checked("lr", lr, positive=False), values)
+
+    def replay(self, journal: str | Path, steps: int | None = None) -> int:
+        """Set the adapter to that of a journal after ``steps`` of its steps (None: all); returns their number.
+
+        Starts from the adapter the run began with: the one in the .pte, the session's own, or the one kept beside the
+        journal, whichever has the hash in its header.
+
+        Raises:
+            JournalError, JournalCorruptError: unreadable, damaged, or shorter than ``steps``.
+            JournalMismatchError: of another program or initial adapter.
+        """
+        path = Path(journal)
+        contents = read_journal(path)
+        resume.check_program(path, contents.header, self.manifest)
+        own = [self._initial, self._adapter]
+        initial = resume.initial_adapter(path, contents.header, self.manifest, own)
+        self._adapter = resume.replay(path, contents, self.manifest, initial, self.apply_record, steps)
+        return len(contents.records) if steps is None else steps
+
+    # Use
+
+    def evaluate(
+        self, batches: Iterable[Batch], *, label_ids: Sequence[int] | None = None, loss: bool = True
+    ) -> Evaluation:
+        """Mean loss, and accuracy if ``label_ids`` are given, over batches.
+
+        The last batch may have fewer rows than the compiled size if the program has an ignore index.
+
+        Args:
+            label_ids: the logits' column for each label value; the prediction is the highest of them at the last
+                position. The batch's label input has shape [B].
+            loss: whether to run the ``loss`` method; without it only ``logits`` is loaded.
+
+        Raises:
+            BatchError, LabelError: a batch that does not fit, or none at all.
+        """
+        return evaluate(self, batches, loss=loss, label_ids=label_ids)
+
+    def batch_loss(self, batch: Batch) -> float:
+        """The loss of one batch, unperturbed. Raises :class:`BatchError`, :class:`LabelError`."""
+        inputs, _ = self.binder.bind("loss", batch, partial=True)
+        return float(self._run("loss", self._adapter, inputs)["loss"][0])
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The logits of one batch; label inputs may be left out. Raises :class:`BatchError`.
+
+        A batch may have fewer rows than the compiled size; the result then has as many.
+        """
+        inputs, rows = self.binder.bind("logits", batch, partial=True)
+        logits = self._run("logits", self._adapter, inputs)["logits"][0]
+        return logits[:rows] if rows < self.manifest.batch.size else logits
+
+    def release(self, *methods: str) -> None:
+        """Free the memory of these methods, or of all; they are loaded again when needed."""
+        for method in methods or self.program.resident_methods():
+            self.program.release(method)
+
+    # For the training loop
+
+    def adopt(self, adapter: dict[str, Tensor]) -> None:
+        """Take an adapter that a method of this program returned, unchecked."""
+        self._adapter = adapter
+
+    def run_step(
+        self, inputs: Mapping[str, Tensor], seed: int, lr: float, eps: float, number: int | None = None
+    ) -> StepOutput:
+        """Run ``step`` on bound inputs; the session's adapter stays. Raises :class:`NonFiniteLossError`."""
+        out = self._run("step", self._adapter, inputs, {"seed": seed, "lr": lr, "eps": eps})
+        loss = float(out["loss"][0])
+        gradients = tuple(float(value) for value in out["projected_gradients"][0].tolist())
+        losses = tuple(float(value) for tensor in out.get("losses", ()) for value in tensor.tolist())
+        if not all(math.isfinite(value) for value in (loss, *gradients, *losses)):
+            raise NonFiniteLossError(number, loss, list(gradients))
+        return StepOutput(loss, losses, gradients, self._named(out["adapter"]))
+
+    def apply_record(self, adapter: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
+        """The adapter after a journal record's step."""
+        return self._apply(adapter, record.seed, record.lr, list(record.projected_gradients))
+
+    def _apply(self, adapter: dict[str, Tensor], seed: int, lr: float, gradients: list[float]) -> dict[str, Tensor]:
+        out = self._run("apply", adapter, {}, {"seed": seed, "lr": lr, "projected_gradients": gradients})
+        return self._named(out["adapter"])
+
+    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self._initial, tensors, strict=True))
+
+    def _run(
+        self,
+        method: str,
+        adapter: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        scalars: Mapping[str, int | float | list[float]] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Run a method with its inputs bound by role and name; outputs by role."""
+        import torch
+
+        spec = self.manifest.methods.get(method)
+        if spec is None:
+            raise MissingMethodError(method, sorted(self.manifest.methods))
+        tensors: list[Tensor] = []
+        for item in spec.inputs:
+            if item.role == "adapter":
+                tensors.append(adapter[item.name])
+            elif item.role == "batch":
+                tensors.append(inputs[item.name])
+            else:
+                value = torch.tensor((scalars or {})[item.role], dtype=getattr(torch, item.dtype))
+                tensors.append(value.reshape(item.shape))
+        outputs: dict[str, list[Tensor]] = {}
+        for item, tensor in zip(spec.outputs, self.program.execute(method, tensors), strict=True):
+            outputs.setdefault(item.role, []).append(tensor)
+        return outputs
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 1 << 31:
+        raise HyperparameterError("seed", "an integer in [0, 2**31)", seed)
+    return seed

@@ -1,0 +1,211 @@
+"""The training loop: step, check, journal, adopt; from step 0 or from where a journal ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime_driver import resume
+from runtime_driver.adapter_io import adapter_sha256
+from runtime_driver.batches import BatchReader
+from runtime_driver.errors import HyperparameterError, JournalMismatchError
+from runtime_driver.interrupt import DeferredInterrupt
+from runtime_driver.journal import FsyncPolicy, JournalWriter
+from runtime_driver.memory import peak_rss_bytes
+from runtime_driver.records import Header, Record
+from runtime_driver.results import EvaluationRecord, FitResult, FitStart, StepRecord
+from runtime_driver.schedule import Schedule, checked, describe
+from runtime_driver.seeds import step_seed
+
+if TYPE_CHECKING:
+    from runtime_driver.batches import Batch, Batches
+    from runtime_driver.callbacks import Callback
+    from runtime_driver.session import Session
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """A run's settings, as :meth:`runtime_driver.Session.fit` documents them."""
+
+    steps: int
+    lr: Schedule
+    eps: Schedule
+    seed: int
+    journal: Path | None
+    fsync: FsyncPolicy
+    snapshot_every: int | None
+    eval_batches: Sequence[Batch] | None
+    eval_every: int | None
+    label_ids: Sequence[int] | None
+
+    def __post_init__(self) -> None:
+        """Raises :class:`HyperparameterError` for counts out of range."""
+        if self.steps < 0:
+            raise HyperparameterError("steps", "a number >= 0", self.steps)
+        for name in ("snapshot_every", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HyperparameterError(name, "a number >= 1, or None", value)
+        step_seed(self.seed, 0)
+        self.lr_at(0)
+        self.eps_at(0)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, as the float32 that the program gets."""
+        return checked("lr", self.lr(step), positive=False)
+
+    def eps_at(self, step: int) -> float:
+        """The perturbation's radius at a step, as the float32 that the program gets."""
+        return checked("eps", self.eps(step), positive=True)
+
+
+class TrainingRun:
+    """One call of ``fit``."""
+
+    def __init__(self, session: Session, batches: Batches, options: RunOptions, callbacks: Sequence[Callback]) -> None:
+        self._session = session
+        self._batches = batches
+        self._options = options
+        self._callbacks = callbacks
+        self._losses: list[float] = []
+        self._evaluations: list[EvaluationRecord] = []
+
+    def run(self) -> FitResult:
+        """Train to the last step, or to the first Ctrl-C."""
+        started = time.monotonic()
+        path = self._options.journal
+        if path is None:
+            return self._run(None, 0, started)
+        with JournalWriter(path, self._options.fsync) as journal:
+            first = 0 if journal.contents is None else self._resume(path, journal)
+            return self._run(journal, first, started)
+
+    def _run(self, journal: JournalWriter | None, first: int, started: float) -> FitResult:
+        options = self._options
+        reader = BatchReader(self._batches, first, options.steps)
+        resumed = None if journal is None else journal.contents
+        header = self._header() if resumed is None else resumed.header
+        step = first
+        with DeferredInterrupt() as interrupt, self._observed() as observed:
+            self._tell("on_start", FitStart(first, options.steps, self._session.manifest.batch.size))
+            while step < options.steps and not interrupt.requested:
+                # The batch is fetched and checked before a new journal is begun: a bad call leaves no file behind.
+                inputs, _ = self._session.binder.bind("step", reader.batch(step))
+                if journal is not None and resumed is None and step == 0:
+                    self._begin(journal, header)
+                record = self._step(step, inputs, journal, header)
+                step += 1
+                self._tell("on_step", record)
+                if self._evaluation_due(step):
+                    self._evaluate(step, interrupt)
+            observed.append(
+                FitResult(
+                    steps=step,
+                    first_step=first,
+                    interrupted=step < options.steps,
+                    losses=tuple(self._losses),
+                    evaluations=tuple(self._evaluations),
+                    seconds=time.monotonic() - started,
+                    peak_memory_bytes=peak_rss_bytes(),
+                )
+            )
+        return observed[0]
+
+    def _step(self, step: int, inputs: dict, journal: JournalWriter | None, header: Header) -> StepRecord:
+        options, session = self._options, self._session
+        seed, lr, eps = step_seed(options.seed, step), options.lr_at(step), options.eps_at(step)
+        begun = time.monotonic()
+        output = session.run_step(inputs, seed, lr, eps, step)
+        seconds = time.monotonic() - begun
+        record = Record(step, seed, lr, eps, output.projected_gradients, output.loss)
+        if journal is not None:
+            journal.append(record)
+        # Only now: an adapter that is not in the journal must not be the session's.
+        session.adopt(output.adapter)
+        self._losses.append(output.loss)
+        every = options.snapshot_every
+        if journal is not None and every is not None and (step + 1) % every == 0:
+            resume.write_snapshot(journal.path, header, record, output.adapter)
+        return StepRecord(step, seed, lr, eps, output.loss, output.projected_gradients, seconds)
+
+    def _header(self) -> Header:
+        options, manifest = self._options, self._session.manifest
+        return Header(
+            program_id=manifest.program_id,
+            seed=options.seed,
+            steps=options.steps,
+            lr=describe(options.lr),
+            eps=describe(options.eps),
+            noise=resume.noise_name(manifest),
+            queries=manifest.estimator.queries,
+            initial_adapter=adapter_sha256(self._session.adapter),
+            data=getattr(self._batches, "fingerprint", None),
+        )
+
+    def _begin(self, journal: JournalWriter, header: Header) -> None:
+        """Start a new journal; an adapter that is not the .pte's own is kept beside it first."""
+        if header.initial_adapter != adapter_sha256(self._session.initial_adapter):
+            resume.write_initial(journal.path, self._session.adapter)
+        journal.begin(header)
+
+    def _resume(self, path: Path, journal: JournalWriter) -> int:
+        """Bring the session to the end of the journal; the number of steps in it."""
+        contents, session, options = journal.contents, self._session, self._options
+        if contents is None:
+            return 0
+        resume.check_program(path, contents.header, session.manifest)
+        current, own = session.adapter, session.initial_adapter
+        initial = resume.initial_adapter(path, contents.header, session.manifest, [current, own])
+        wanted = replace(self._header(), initial_adapter=contents.header.initial_adapter)
+        resume.check_same_run(path, contents, wanted, options.lr_at, options.eps_at)
+        if len(contents.records) > options.steps:
+            raise JournalMismatchError(path, "steps", len(contents.records), options.steps)
+        final = resume.replay(path, contents, session.manifest, initial, session.apply_record)
+        # A session may stand at the run's start or at its end, not at an unrelated adapter that would be lost.
+        here = adapter_sha256(current)
+        if here not in (contents.header.initial_adapter, adapter_sha256(final), adapter_sha256(own)):
+            raise JournalMismatchError(path, "initial_adapter", contents.header.initial_adapter, here)
+        session.adopt(final)
+        self._losses = [record.loss for record in contents.records]
+        return len(contents.records)
+
+    def _evaluation_due(self, step: int) -> bool:
+        options = self._options
+        if options.eval_batches is None:
+            return False
+        return step == options.steps or (options.eval_every is not None and step % options.eval_every == 0)
+
+    def _evaluate(self, step: int, interrupt: DeferredInterrupt) -> None:
+        """Evaluate, unless Ctrl-C comes: half an evaluation is none."""
+
+        def until_interrupted() -> Iterator[Batch]:
+            for batch in self._options.eval_batches or ():
+                if interrupt.requested:
+                    return
+                yield batch
+
+        if interrupt.requested:
+            return
+        evaluation = self._session.evaluate(until_interrupted(), label_ids=self._options.label_ids)
+        if interrupt.requested:
+            return
+        record = EvaluationRecord(step, evaluation)
+        self._evaluations.append(record)
+        self._tell("on_evaluate", record)
+
+    @contextmanager
+    def _observed(self) -> Iterator[list[FitResult]]:
+        """Callbacks hear of the end however it comes."""
+        result: list[FitResult] = []
+        try:
+            yield result
+        finally:
+            self._tell("on_end", result[0] if result else None)
+
+    def _tell(self, event: str, argument: object) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(argument)
