@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
+    import mobizo_passes as mz
+
 PROMPT = "{text} It was"
 WORDS = (" terrible", " great")  # by label: 0 is negative, 1 is positive
 QUERIES, BATCH, TOKENS, RANK = 4, 4, 32, 16
@@ -69,13 +71,17 @@ def batches(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[dict[st
     return [encode(tokenizer, sentences[i : i + BATCH]) for i in range(0, len(sentences), BATCH)]
 
 
-def compile_program(path: Path) -> dict[str, Any]:
-    """Model and LoRA to a .pte at `path`. Runs in a process of its own: its memory is not the training's."""
+def example_batch() -> dict[str, Tensor]:
+    """A batch with the shapes to compile for."""
+    return encode(load_tokenizer(), load_sentences(held_out=0).train[:BATCH])
+
+
+def build_program() -> mz.TrainingProgram:
+    """The packaged model with a LoRA, as a training-step program."""
     import torch
     import torch.nn.functional as F
     from peft import LoraConfig, get_peft_model
 
-    import lowering
     import mobizo_passes as mz
     from examples.packaged import load_model
 
@@ -87,18 +93,29 @@ def compile_program(path: Path) -> dict[str, Any]:
         layers_to_transform=list(range(LAYERS - UPPER_LAYERS, LAYERS)),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(load_model(), config)
-    tokenizer = load_tokenizer()
-    ids = word_ids(tokenizer)
+    model = get_peft_model(load_model(), config).eval()
+    ids = word_ids(load_tokenizer())
 
     def loss(outputs: Any, label: Tensor) -> Tensor:
         """Cross-entropy over the two words only: far easier to learn than over 49,152."""
         return F.cross_entropy(outputs.logits[:, -1, ids], label)
 
-    example = encode(tokenizer, load_sentences(held_out=0).train[:BATCH])
-    program = mz.transform(model, {**example, "logits_to_keep": 1}, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
-    application = {"prompt": PROMPT, "label_words": list(WORDS), "label_ids": ids, "max_length": TOKENS}
-    lowered = lowering.lower(program, target="xnnpack", application=application)
+    # The prompt ends at the last position, so logits are needed nowhere else.
+    inputs = {**example_batch(), "logits_to_keep": 1}
+    return mz.transform(model, inputs, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
+
+
+def compile_program(path: Path) -> dict[str, Any]:
+    """Lower the program to a .pte at `path`. Runs in a process of its own: its memory is not the training's."""
+    import lowering
+
+    application = {
+        "prompt": PROMPT,
+        "label_words": list(WORDS),
+        "label_ids": word_ids(load_tokenizer()),
+        "max_length": TOKENS,
+    }
+    lowered = lowering.lower(build_program(), target="xnnpack", application=application)
     lowered.save(path)
     return {"partitions": lowered.report.partitions}
 

@@ -34,9 +34,8 @@ def main() -> None:
     print("\nWhat each pass did:\n")
     for entry in program.history:
         print(f"  {entry.name:<28} {entry.rewrites} rewrites")
-    changed = [entry.name for entry in program.history if entry.rewrites]
-    print(f"\nThe change that {changed[-1]} made:\n")
-    print(program.diff(changed[-1]))
+    print("\nWhere each LoRA site became one product per group:\n")
+    print(program.diff("insert-mp-lora"))
     graph = program.to_networkx()
     expanded = sum(bool(data.get("expanded")) for _, data in graph.nodes(data=True))
     print(f"\n{expanded} of {graph.number_of_nodes()} nodes are computed once per perturbation, the others once.")

