@@ -1,0 +1,186 @@
+"""Capture: `torch.export` of the model together with its loss, as an `Ir` with outputs loss and, if there is one, logits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from .errors import CaptureError, describe
+from .inputs import Inputs, LossFn
+from .ir import Input, Ir, Output, identifier
+
+aten = torch.ops.aten
+
+_KINDS = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+# Composite operators that are simpler to reason about once taken apart.
+_TAKE_APART = (aten.einsum.default, aten.movedim.intlist, aten.movedim.int, aten.matrix_H.default)
+
+
+class _WithLoss(nn.Module):
+    """Calls the model and its loss; returns (loss, logits or None)."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, loss: LossFn | None) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs = inputs
+        self._loss = loss
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
+        return forward_with_loss(self.model, self._inputs, self._loss, batch)
+
+
+def forward_with_loss(
+    model: Any, inputs: Inputs, loss: LossFn | None, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | tuple[Tensor]:
+    """Run the model on a named batch; returns (loss, logits), or (loss,) if the model gives no logits.
+
+    Raises `CaptureError` if there is no loss to be found in the outputs.
+    """
+    args = [batch[n] if n in batch else inputs.constants[n] for n in inputs.positional]
+    given = {**{k: v for k, v in batch.items() if k not in inputs.loss_only}, **inputs.constants}
+    out = model(*args, **{k: v for k, v in given.items() if k not in inputs.positional})
+    if loss is not None:
+        value, logits = loss(out, *(batch[n] for n in inputs.loss_only)), _logits(out)
+    else:
+        value, logits = _own_loss(out)
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() > 1:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise CaptureError(
+            f"the loss must be one floating-point scalar, or one value per example; found {found}\n"
+            "  pass labels so that the model returns its own loss, or pass loss=fn(outputs, *labels)"
+        )
+    return (value,) if logits is None else (value, logits)
+
+
+def _field(out: Any, name: str) -> Any:
+    return out.get(name) if isinstance(out, dict) else getattr(out, name, None)
+
+
+def _logits(out: Any) -> Tensor | None:
+    if isinstance(out, Tensor):
+        return out
+    found = _field(out, "logits")
+    if found is None and isinstance(out, tuple | list):
+        found = next((v for v in out if isinstance(v, Tensor)), None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _own_loss(out: Any) -> tuple[Any, Tensor | None]:
+    if isinstance(out, Tensor):
+        return out, None
+    found = _field(out, "loss")
+    if found is not None:
+        return found, _logits(out)
+    if isinstance(out, tuple | list) and out and isinstance(out[0], Tensor) and out[0].dim() == 0:
+        return out[0], next((v for v in out[1:] if isinstance(v, Tensor)), None)
+    return None, None
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters and switch off Hugging Face's key-value cache for the time of the export."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    config: Any = getattr(model, "config", None)
+    cache = getattr(config, "use_cache", None)
+    for p in trainable:
+        p.requires_grad_(False)
+    if cache:
+        config.use_cache = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        if cache:
+            config.use_cache = cache
+
+
+def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, Any]:
+    """Export model and loss; returns the `Ir` and the export's verifier.
+
+    Raises `CaptureError` if the export fails, the model changes its own state, or draws random numbers.
+    """
+    wrapper = _WithLoss(model, inputs, loss)
+    wrapper.training = model.training
+    with _frozen(model):
+        try:
+            exported = torch.export.export(wrapper, (), dict(inputs.tensors))
+            table = {op: op.decompose for op in _TAKE_APART}
+            exported = exported.run_decompositions(table)  # type: ignore[arg-type]
+        except CaptureError:
+            raise
+        except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
+            first = str(error).strip().splitlines()
+            raise CaptureError(
+                f"torch.export could not capture {type(model).__name__}: {first[0] if first else type(error).__name__}"
+            ) from error
+    return _to_ir(exported), exported.verifier
+
+
+def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
+    signature = exported.graph_signature
+    for spec in signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise CaptureError(
+                f"the model changes its own state '{spec.target}' during forward ({spec.kind.name.lower()}), "
+                "as BatchNorm in training mode does; call model.eval()"
+            )
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    state: dict[str, Tensor] = {}
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    for node in exported.graph.nodes:
+        copied = values[node] = graph.node_copy(node, values.__getitem__)
+        copied.meta = {k: node.meta[k] for k in ("val", "stack_trace") if k in node.meta}
+        if "nn_module_stack" in node.meta:
+            copied.meta["nn_module_stack"] = {
+                k: (_strip(fqn), cls) for k, (fqn, cls) in node.meta["nn_module_stack"].items() if _strip(fqn)
+            }
+        copied.meta["pass"] = "capture"
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            kind = _KINDS.get(spec.kind, "batch")
+            if kind == "batch":
+                copied.meta["input"] = Input(kind, node.name)
+                continue
+            assert spec.target is not None  # torch.export's own invariant for state inputs
+            name = _strip(spec.target)
+            copied.meta["input"] = Input(kind, name)
+            copied._rename(identifier(name))
+            source = exported.constants if spec.target in exported.constants else exported.state_dict
+            value = source[spec.target].detach()
+            # One object per FQN for all methods: that is how lowering stores each weight once.
+            state[name] = nn.Parameter(value, requires_grad=False) if kind == "parameter" else value
+        elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            _check_random(copied)
+    outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(exported.graph.output_node().args[0])]  # type: ignore[arg-type]
+    values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
+    fake = torch._guards.detect_fake_mode(values_of)
+    if fake is None:
+        raise CaptureError("the exported graph carries no shapes")
+    return Ir(graph, state, outputs, fake)
+
+
+def _check_random(node: fx.Node) -> None:
+    """Dropout with training off is the identity; everything else that draws random numbers is refused."""
+    if node.target is aten.dropout.default and not node.args[2]:
+        return
+    if node.target is aten.scaled_dot_product_attention.default and not (
+        node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    ):
+        return
+    raise CaptureError(
+        f"the model draws random numbers, so its perturbed copies would see different dropout: {describe(node)}\n"
+        "  call model.eval() before transform"
+    )
+
+
+def _strip(fqn: str) -> str:
+    """Drop the capture wrapper's own prefix from an FQN."""
+    return fqn.removeprefix("model").removeprefix(".")

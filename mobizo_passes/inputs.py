@@ -1,0 +1,87 @@
+"""Example inputs: which tensors the model takes, which only the loss takes, and what everything is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import InputError
+
+LossFn = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Named example inputs: `tensors` in program order, `constants` baked in, `loss_only` the names given to `loss`."""
+
+    tensors: dict[str, Tensor]
+    constants: dict[str, Any]
+    loss_only: tuple[str, ...]
+    positional: tuple[str, ...]
+
+
+def _forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
+    """Return the names that the model's forward takes, and whether it also takes arbitrary ones."""
+    # PEFT's wrapper forwards *args, **kwargs to the model it wraps.
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    parameters = inspect.signature(base.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return named, any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _loss_parameters(loss: LossFn) -> list[str]:
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        return []
+    return names[1:]
+
+
+def name_inputs(model: nn.Module, example_inputs: Any, loss: LossFn | None) -> Inputs:
+    """Name the example inputs (dict: kwargs; tuple: args) and split off those that only `loss` reads.
+
+    Raises `InputError` if they are neither, hold nested containers, or are more than the model takes.
+    """
+    named, variadic = _forward_parameters(model)
+    if isinstance(example_inputs, Mapping):
+        items = dict(example_inputs)
+        loss_only = tuple(k for k in items if k not in named) if loss is not None else ()
+        positional: tuple[str, ...] = ()
+    elif isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
+        count = len(example_inputs) if variadic and loss is None else min(len(named), len(example_inputs))
+        names = [*named[:count], *(f"input_{i}" for i in range(len(named), count))]
+        extra = len(example_inputs) - count
+        if extra and loss is None:
+            raise InputError(f"the model takes {len(named)} inputs, example_inputs holds {len(example_inputs)}")
+        labels = _loss_parameters(loss)[:extra] if loss is not None else []
+        labels += [f"label_{i}" for i in range(len(labels), extra)]
+        labels = [f"{name}_label" if name in names else name for name in labels]
+        positional = tuple(names)
+        loss_only = tuple(labels)
+        items = dict(zip([*names, *labels], example_inputs, strict=True))
+    else:
+        raise InputError(
+            f"example_inputs must be a tuple of args or a dict of kwargs, found {type(example_inputs).__name__}"
+        )
+    tensors = {k: v for k, v in items.items() if isinstance(v, Tensor)}
+    constants = {k: v for k, v in items.items() if not isinstance(v, Tensor)}
+    for name, value in constants.items():
+        if isinstance(value, Mapping | list | tuple | set):
+            raise InputError(f"example input '{name}' is a {type(value).__name__}; pass its tensors as separate inputs")
+    if not tensors:
+        raise InputError("example_inputs holds no tensor")
+    return Inputs(tensors, constants, tuple(n for n in loss_only if n in tensors), positional)
+
+
+def bind_inputs(inputs: Inputs, example_inputs: Any) -> dict[str, Tensor]:
+    """Name new inputs of the same structure as the example inputs; raises `InputError` if they don't fit."""
+    if isinstance(example_inputs, Mapping):
+        return {k: v for k, v in example_inputs.items() if isinstance(v, Tensor)}
+    order = [*inputs.positional, *inputs.loss_only]
+    if len(example_inputs) != len(order):
+        raise InputError(f"expected {len(order)} inputs ({', '.join(order)}), found {len(example_inputs)}")
+    return {k: v for k, v in zip(order, example_inputs, strict=True) if isinstance(v, Tensor)}

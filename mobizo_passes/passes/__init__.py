@@ -1,0 +1,31 @@
+"""Graph passes: one file, one class, one rewrite each. `mobizo_passes.pipelines` lists them in order."""
+
+from .base import Pass
+from .canonicalize import Canonicalize
+from .decompose import Decompose
+from .expand_perturbations import ExpandPerturbations
+from .finish_step import FinishStep
+from .fold_constants import FoldConstants
+from .gather_labels import GatherLabels
+from .hoist_selections import HoistSelections
+from .insert_mp_lora import InsertMpLora
+from .insert_noise import InsertNoise
+from .lift_adapter import LiftAdapter
+from .regroup_loss import RegroupLoss
+from .stack_noise import StackNoise
+
+__all__ = [
+    "Canonicalize",
+    "Decompose",
+    "ExpandPerturbations",
+    "FinishStep",
+    "FoldConstants",
+    "GatherLabels",
+    "HoistSelections",
+    "InsertMpLora",
+    "InsertNoise",
+    "LiftAdapter",
+    "Pass",
+    "RegroupLoss",
+    "StackNoise",
+]

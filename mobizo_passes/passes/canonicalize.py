@@ -1,0 +1,69 @@
+"""Remove nodes that change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ..ir import Ir
+from .base import Pass
+
+aten = torch.ops.aten
+
+_ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+_COPIES = (
+    aten.alias.default,
+    aten.clone.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+)
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Remove copies, casts to the same dtype, inactive dropout, assertions and same-shape views; views become reshapes.
+
+    BEFORE  %a: f32[4, 32] = aten.clone(%x);  %b: f32[4, 32] = aten.dropout(%a, 0.1, False);  use(%b)
+    AFTER   use(%x)
+    """
+
+    name: ClassVar[str] = "canonicalize"
+    requires: ClassVar[str] = "a functional graph"
+    ensures: ClassVar[str] = "no node that returns its first argument unchanged"
+
+    def rewrite(self, ir: Ir) -> int:
+        count = 0
+        for node in list(ir.graph.nodes):
+            if node.op != "call_function":
+                continue
+            if node.target in _ASSERTIONS:
+                ir.graph.erase_node(node)
+                count += 1
+            elif node.target in _VIEWS and not _is_identity(node):
+                # Copies go, so strides are no longer known: reshape copies where a view would not do.
+                node.target = aten.reshape.default
+                node.args = (node.args[0], list(node.meta["val"].shape))
+                count += 1
+            elif _is_identity(node):
+                node.replace_all_uses_with(node.args[0])
+                ir.graph.erase_node(node)
+                count += 1
+        return count
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.target in _COPIES:
+        return True
+    if node.target is aten.dropout.default:
+        return not node.args[2]
+    before, after = node.args[0].meta["val"], node.meta["val"]
+    if node.target is aten._to_copy.default:
+        return before.dtype == after.dtype
+    return node.target in (aten.view.default, aten.reshape.default, aten.expand.default) and before.shape == after.shape

@@ -1,0 +1,116 @@
+"""Take our own operators apart into core ATen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .. import noise
+from ..ir import Ir
+from ..ops import DECOMPOSITIONS
+from .base import Pass
+
+aten = torch.ops.aten
+mobizo = torch.ops.mobizo
+
+
+def token_loss(
+    scores: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 0, ignore_index: int = -100
+) -> Tensor:
+    """Cross-entropy of [N, C] scores against int64 [N] targets, per row, as log-softmax and a gather along dim 1."""
+    counted = target != ignore_index
+    index = torch.where(counted, target, torch.zeros_like(target)).unsqueeze(1)
+    losses = -torch.gather(torch.log_softmax(scores, 1), 1, index).squeeze(1)
+    if weight is not None:
+        losses = losses * torch.index_select(weight, 0, index.squeeze(1))
+    return losses * counted.to(losses.dtype)
+
+
+@dataclass(frozen=True)
+class Decompose(Pass):
+    """Replace every `mobizo::` node, and row losses, by the ATen nodes of its definition.
+
+    BEFORE  %y: f32[32, 32, 576] = mobizo.mp_lora(%h, %w, 0, 1, False)
+    AFTER   %v: f32[8, 128, 16] = aten.view(%h, [8, 128, 16]);  %t = aten.transpose(%w, 1, 2)
+            %m: f32[8, 128, 576] = aten.bmm(%v, %t);  %y: f32[32, 32, 576] = aten.view(%m, [32, 32, 576])
+    """
+
+    name: ClassVar[str] = "decompose"
+    requires: ClassVar[str] = "nothing"
+    ensures: ClassVar[str] = "no mobizo:: operator and no row loss is left"
+
+    def rewrite(self, ir: Ir) -> int:
+        count = 0
+        shared: dict[Any, fx.Node] = {}
+        for node in list(ir.graph.nodes):
+            fn, operands = _definition(ir, node, shared)
+            if fn is None:
+                continue
+            with ir.graph.inserting_before(node):
+                new = inline(ir, fn, operands, node)
+            for key in ("noise_of", "expanded"):
+                if key in node.meta:
+                    new.meta[key] = node.meta[key]
+            node.replace_all_uses_with(new)
+            ir.graph.erase_node(node)
+            count += 1
+        return count
+
+
+def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Callable[..., Any] | None, list[Any]]:
+    args = list(node.args)
+    if node.target in (mobizo.noise.default, mobizo.noise_stack.default):
+        seed, sites, queries, shape, kind = args
+        sites = [sites] if isinstance(sites, int) else list(sites)
+        lead = [] if node.target is mobizo.noise.default else [len(sites)]
+        ids = ir.add_constant("noise_sites", torch.tensor(sites, dtype=torch.int64))
+        if "table" not in shared and kind == "gaussian":
+            shared["table"] = ir.add_constant("normal_quantiles", noise.quantile_table())
+
+        def draw(seed: Tensor, ids: Tensor, table: Tensor | None) -> Tensor:
+            z = noise.draw(seed, ids, table, queries, math.prod(shape), kind)
+            return z.reshape(*lead, queries, *shape)
+
+        return draw, [seed, ids, shared.get("table")]
+    if node.target in DECOMPOSITIONS:
+        return DECOMPOSITIONS[node.target], args
+    if node.target is aten.cross_entropy_loss.default and len(args) > 3 and args[3] == 0:
+        plain = args[1].meta["val"].dtype is torch.int64 and args[0].meta["val"].dim() == 2
+        if plain and not (len(args) > 5 and args[5]):
+            return token_loss, args[:5]
+        return aten.cross_entropy_loss.default.decompose, args
+    return None, []
+
+
+def inline(ir: Ir, fn: Callable[..., Any], operands: list[Any], like: fx.Node) -> fx.Node:
+    """Trace `fn` over the operands' shapes and insert its nodes at the current insertion point."""
+    nodes = [a for a in operands if isinstance(a, fx.Node)]
+
+    def over_nodes(*values: Tensor) -> Any:
+        given = iter(values)
+        return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
+
+    with ir.fake:
+        traced = make_fx(over_nodes)(*(n.meta["val"] for n in nodes))
+    traced.graph.eliminate_dead_code()
+    feed = iter(nodes)
+    mapping: dict[fx.Node, fx.Node] = {}
+    for inner in traced.graph.nodes:
+        if inner.op == "placeholder":
+            mapping[inner] = next(feed)
+        elif inner.op == "output":
+            return mapping[inner.args[0]]
+        elif inner.op == "call_function":
+            args, kwargs = fx.map_arg((inner.args, inner.kwargs), mapping.__getitem__)
+            mapping[inner] = ir.call(inner.target, *args, like=like, **kwargs)
+            if "expanded" in like.meta:
+                mapping[inner].meta["expanded"] = True
+        else:
+            raise RuntimeError(f"decomposing {like.target} met an unexpected {inner.op} node")
+    raise RuntimeError(f"decomposing {like.target} gave no output")

@@ -1,0 +1,62 @@
+"""Run all perturbed copies in one forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ..estimators import Estimator
+from ..ir import Ir
+from ..rules import Layout, Lifter
+from .base import Pass
+from .insert_noise import noise_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ExpandPerturbations(Pass):
+    """Perturb the adapter P ways and widen everything that the perturbation reaches to P groups (P-RGE, paper section 3).
+
+    Groups are fused into the batch dimension, group-major. Values that no perturbed tensor reaches stay on the plain batch
+    and are expanded where they meet a perturbed one (late expansion).
+
+    BEFORE  %w: f32[1, 576, 16] = aten.unsqueeze(%b, 0)
+            %y: f32[4, 32, 576] = mobizo.mp_lora(%h, %w, 0, 1, False)
+            %s: f32[4, 32, 576] = aten.add(%base, %y)
+    AFTER   %w: f32[8, 576, 16] = mobizo.perturb(%b, %z, %eps, 'two_sided')
+            %hx: f32[32, 32, 16] = mobizo.expand(%h, 8, 0, 1)
+            %y: f32[32, 32, 576] = mobizo.mp_lora(%hx, %w, 0, 1, False)
+            %bx: f32[32, 32, 576] = mobizo.expand(%base, 8, 0, 1)
+            %s: f32[32, 32, 576] = aten.add(%bx, %y)
+    """
+
+    name: ClassVar[str] = "expand-perturbations"
+    requires: ClassVar[str] = "mp_lora sites with one group, a loss per group, noise nodes"
+    ensures: ClassVar[str] = "the losses output holds P values; every operator in between has a proven rule"
+
+    estimator: Estimator
+
+    def rewrite(self, ir: Ir) -> int:
+        if ir.placeholders("eps"):
+            return 0
+        eps = ir.add_input("eps", "eps", torch.zeros(1))
+        lift = Lifter(ir, self.estimator.groups)
+        seeds: dict[fx.Node, Layout] = {}
+        for adapter in ir.placeholders("adapter"):
+            z = noise_of(ir, adapter.meta["input"].name)
+            for user in [u for u in adapter.users if u.target is aten.unsqueeze.default]:
+                # The noise nodes stand first in the body, so a weight just after the last of them follows them all.
+                with ir.graph.inserting_before(user):
+                    weight = ir.call(torch.ops.mobizo.perturb.default, adapter, z, eps, self.estimator.kind, like=user)
+                weight.meta["expanded"] = True
+                user.replace_all_uses_with(weight)
+                ir.graph.erase_node(user)
+                seeds[weight] = Layout(0)
+        # The weights' leading dimension is the group axis itself: 1 plain, P lifted.
+        for weight in seeds:
+            lift.plain[weight] = weight.meta["val"][:1]
+        return lift.run(seeds)

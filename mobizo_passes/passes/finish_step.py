@@ -1,0 +1,62 @@
+"""Close the step: projected gradients and the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..estimators import Estimator
+from ..ir import Ir, Output
+from .base import Pass
+from .insert_noise import noise_of
+
+mobizo = torch.ops.mobizo
+
+
+@dataclass(frozen=True)
+class FinishStep(Pass):
+    """Turn losses per group into projected gradients and a new adapter (paper, eq. 1 and 2).
+
+    BEFORE  return (%losses: f32[8],)
+    AFTER   %g: f32[4] = mobizo.projected_gradients(%losses, %eps, 'two_sided')
+            %n: f32[576, 16] = mobizo.update(%b, %z, %g, %lr)
+            return (%loss: f32[], %losses: f32[8], %g: f32[4], %n: f32[576, 16], ...)
+    """
+
+    name: ClassVar[str] = "finish-step"
+    requires: ClassVar[str] = "a losses output, or projected gradients as an input; noise nodes"
+    ensures: ClassVar[str] = "a new adapter output per adapter input, in the same order"
+
+    estimator: Estimator
+
+    def rewrite(self, ir: Ir) -> int:
+        if any(spec.kind == "adapter" for spec in ir.outputs):
+            return 0
+        outputs = []
+        given = ir.placeholders("projected_gradients")
+        lr = (ir.placeholders("lr") or [None])[0] or ir.add_input("lr", "lr", torch.zeros(1))
+        end = ir.graph.output_node()
+        with ir.graph.inserting_before(end):
+            if given:
+                gradients = given[0]
+            else:
+                eps = ir.input("eps", "eps")
+                eps.prepend(lr)
+                losses = ir.output_node("losses")
+                loss = ir.call(torch.ops.aten.mean.default, losses)
+                if self.estimator.kind == "one_sided":
+                    loss = ir.call(torch.ops.aten.select.int, losses, 0, 0)
+                gradients = ir.call(mobizo.projected_gradients.default, losses, eps, self.estimator.kind)
+                outputs += [
+                    (Output("loss", "loss"), loss),
+                    (Output("losses", "losses"), losses),
+                    (Output("projected_gradients", "projected_gradients"), gradients),
+                ]
+            for adapter in ir.placeholders("adapter"):
+                fqn = adapter.meta["input"].name
+                new = ir.call(mobizo.update.default, adapter, noise_of(ir, fqn), gradients, lr)
+                outputs.append((Output("adapter", fqn), new))
+        ir.set_outputs(outputs)
+        return len(ir.placeholders("adapter"))

@@ -1,0 +1,168 @@
+"""Select before computing: what the loss does not read is not computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from ..ir import Ir
+from .base import Pass
+
+aten = torch.ops.aten
+mobizo = torch.ops.mobizo
+
+_LAST_DIM = (aten.layer_norm.default, aten.rms_norm.default)
+
+
+@dataclass(frozen=True)
+class HoistSelections(Pass):
+    """Move selections of positions (and of vocabulary rows) above the linear and element-wise nodes they read from.
+
+    BEFORE  %l: f32[4, 64, 49152] = aten.linear(%h, %w);  %s: f32[4, 49152] = aten.select(%l, 1, -1)
+            %t: f32[4, 2] = aten.index(%s, [None, %words])
+    AFTER   %s: f32[4, 576] = aten.select(%h, 1, -1)
+            %t: f32[4, 2] = aten.linear(%s, %w_rows)            %w_rows: f32[2, 576] = constant
+    """
+
+    name: ClassVar[str] = "hoist-selections"
+    requires: ClassVar[str] = "a functional graph"
+    ensures: ClassVar[str] = "no selection reads a linear or element-wise node that nothing else reads"
+
+    def rewrite(self, ir: Ir) -> int:
+        count = 0
+        progress = True
+        while progress:
+            progress = False
+            for node in reversed(list(ir.graph.nodes)):
+                dim = selected_dim(node)
+                if dim is None or not node.users:
+                    continue
+                source: fx.Node = node.args[0]  # type: ignore[assignment]
+                if source.op == "call_function" and len(source.users) == 1 and self._push(ir, node, source, dim):
+                    count += 1
+                    progress = True
+        return count
+
+    def _push(self, ir: Ir, sel: fx.Node, source: fx.Node, dim: int) -> bool:
+        ndim = source.meta["val"].dim()
+        back = dim - ndim
+        if source.target is aten.linear.default:
+            if back == -1:
+                return self._pick_rows(ir, sel, source)
+            new_args: list[Any] = [self._select(ir, sel, source.args[0], back), *source.args[1:]]  # type: ignore[arg-type]
+        elif source.target in _LAST_DIM and len(source.args[1]) < -back:  # type: ignore[arg-type]
+            new_args = [self._select(ir, sel, source.args[0], back), *source.args[1:]]  # type: ignore[arg-type]
+        elif source.target is aten.mean.dim and back != -1 and _over_last(source):
+            new_args = [self._select(ir, sel, source.args[0], back), [-1], *source.args[2:]]  # type: ignore[arg-type]
+        elif torch.Tag.pointwise in getattr(source.target, "tags", ()) or source.target is aten._to_copy.default:
+            operands = [a for a in source.args if isinstance(a, fx.Node)]
+            if source.kwargs and any(isinstance(v, fx.Node) for v in source.kwargs.values()):
+                return False
+            if not all(_selectable(sel, a, source, back) for a in operands):
+                return False
+            new_args = [self._operand(ir, sel, a, back) if isinstance(a, fx.Node) else a for a in source.args]
+        else:
+            return False
+        with ir.graph.inserting_before(sel):
+            new = ir.call(source.target, *new_args, like=source, **source.kwargs)  # type: ignore[arg-type]
+        sel.replace_all_uses_with(new)
+        ir.graph.erase_node(sel)
+        ir.graph.erase_node(source)
+        return True
+
+    def _operand(self, ir: Ir, sel: fx.Node, arg: fx.Node, back: int) -> fx.Node:
+        shape = arg.meta["val"].shape
+        if len(shape) < -back:
+            return arg
+        if shape[back] == 1:
+            if sel.target is not aten.select.int:
+                return arg
+            with ir.graph.inserting_before(sel):
+                return ir.call(aten.squeeze.dim, arg, back, like=arg)
+        return self._select(ir, sel, arg, back)
+
+    def _select(self, ir: Ir, sel: fx.Node, arg: fx.Node, back: int) -> fx.Node:
+        """Apply the selection to another tensor, counting the dimension from the right; equal selections are shared."""
+        dim = arg.meta["val"].dim() + back
+        args = _retarget(sel, arg, dim)
+        for user in arg.users:
+            if (
+                user.target is sel.target
+                and selected_dim(user) == dim
+                and user.args[1:] == sel.args[1:]
+                and user is not sel
+            ):
+                return user
+        after = arg if arg.op != "placeholder" else ir.placeholders()[-1]
+        with ir.graph.inserting_after(after):
+            return ir.call(sel.target, *args, like=arg)  # type: ignore[arg-type]
+
+    def _pick_rows(self, ir: Ir, sel: fx.Node, linear: fx.Node) -> bool:
+        """A selection of outputs is a smaller weight, if weight and selection are known now."""
+        weight, bias = linear.args[1], linear.args[2] if len(linear.args) > 2 else None
+        stored = [w for w in (weight, bias) if isinstance(w, fx.Node)]
+        if sel.target is not aten.index.Tensor or any(
+            w.op != "placeholder" or w.meta["input"].kind not in ("parameter", "constant") for w in stored
+        ):
+            return False
+        rows: fx.Node = sel.args[1][-1]  # type: ignore[index,assignment]
+        if rows.op != "placeholder" or rows.meta["input"].kind != "constant":
+            return False
+        index = ir.state[rows.meta["input"].name]
+        picked = []
+        for w in stored:
+            fqn = w.meta["input"].name
+            picked.append(ir.add_constant(f"{fqn}.selected_rows", ir.state[fqn][index]))
+        with ir.graph.inserting_before(sel):
+            new = ir.call(aten.linear.default, linear.args[0], *picked, like=linear)
+        sel.replace_all_uses_with(new)
+        ir.graph.erase_node(sel)
+        ir.graph.erase_node(linear)
+        return True
+
+
+def selected_dim(node: fx.Node) -> int | None:
+    """Return the one dimension along which a node selects; None if it is no such selection."""
+    if node.op != "call_function" or not isinstance(node.args[0] if node.args else None, fx.Node):
+        return None
+    ndim = node.args[0].meta["val"].dim() if isinstance(node.args[0].meta.get("val"), Tensor) else 0  # type: ignore[union-attr]
+    if node.target is mobizo.pick.default:
+        return 1
+    if node.target in (aten.select.int, aten.slice.Tensor) and ndim:
+        dim: Any = node.args[1] if len(node.args) > 1 else 0
+        whole = node.target is aten.slice.Tensor and node.meta["val"].shape == node.args[0].meta["val"].shape  # type: ignore[union-attr]
+        return None if whole else dim % ndim
+    if node.target is aten.index.Tensor:
+        indices: Any = node.args[1]
+        used = [d for d, i in enumerate(indices) if i is not None]
+        if len(used) == 1 and used[0] == len(indices) - 1 and indices[-1].meta["val"].dim() == 1:
+            return used[0]
+    return None
+
+
+def _retarget(sel: fx.Node, arg: fx.Node, dim: int) -> list[Any]:
+    if sel.target is mobizo.pick.default:
+        return [arg, sel.args[1]]
+    if sel.target is aten.index.Tensor:
+        return [arg, [*[None] * dim, sel.args[1][-1]]]  # type: ignore[index]
+    return [arg, dim, *sel.args[2:]]
+
+
+def _selectable(sel: fx.Node, arg: fx.Node, source: fx.Node, back: int) -> bool:
+    """Whether the selection may move to this operand of an element-wise node."""
+    shape, whole = arg.meta["val"].shape, source.meta["val"].shape
+    if len(shape) < -back or shape[back] == 1:
+        return sel.target is not mobizo.pick.default or len(shape) < 2 or len(shape) == 3
+    if shape[back] != whole[back]:
+        return False
+    # pick reads one index per example: the operand must hold every example.
+    return sel.target is not mobizo.pick.default or shape == whole
+
+
+def _over_last(node: fx.Node) -> bool:
+    dims: Any = node.args[1]
+    ndim = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    return len(dims) == 1 and dims[0] % ndim == ndim - 1 and len(node.args) > 2 and bool(node.args[2])

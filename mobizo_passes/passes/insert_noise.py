@@ -1,0 +1,57 @@
+"""Give every trainable tensor its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..ir import Ir
+from ..noise import site_ids
+from .base import Pass
+
+
+@dataclass(frozen=True)
+class InsertNoise(Pass):
+    """Add z = noise(seed, query, site, element) for each adapter input; the seed becomes a program input.
+
+    BEFORE  %b: f32[576, 16] = adapter
+    AFTER   %b: f32[576, 16] = adapter;  %seed: i64[1]
+            %z: f32[4, 576, 16] = mobizo.noise(%seed, 2774538621, 4, [576, 16], 'gaussian')
+    """
+
+    name: ClassVar[str] = "insert-noise"
+    requires: ClassVar[str] = "lifted adapter inputs"
+    ensures: ClassVar[str] = "one noise node per adapter input, marked with its FQN"
+
+    prunes: ClassVar[bool] = False
+
+    queries: int
+    kind: str
+
+    def rewrite(self, ir: Ir) -> int:
+        have = {n.meta["noise_of"] for n in ir.graph.nodes if "noise_of" in n.meta}
+        adapters = [n for n in ir.placeholders("adapter") if n.meta["input"].name not in have]
+        if not adapters:
+            return 0
+        ids = site_ids(n.meta["input"].name for n in ir.placeholders("adapter"))
+        seeds = ir.placeholders("seed")
+        seed = seeds[0] if seeds else ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
+        # Computed first and used last: the same z serves perturbation and update.
+        body = next(n for n in ir.graph.nodes if n.op != "placeholder")
+        for adapter in adapters:
+            fqn = adapter.meta["input"].name
+            shape = list(adapter.meta["val"].shape)
+            with ir.graph.inserting_before(body):
+                node = ir.call(torch.ops.mobizo.noise.default, seed, ids[fqn], self.queries, shape, self.kind)
+            node.meta["noise_of"] = fqn
+        return len(adapters)
+
+
+def noise_of(ir: Ir, fqn: str) -> torch.fx.Node:
+    """Return the noise node of an adapter input; raises `KeyError` if there is none."""
+    for node in ir.graph.nodes:
+        if node.meta.get("noise_of") == fqn:
+            return node
+    raise KeyError(fqn)

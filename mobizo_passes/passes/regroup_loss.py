@@ -1,0 +1,152 @@
+"""Turn the loss into one loss per group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ..errors import BatchCoupled, UnsupportedOp, describe
+from ..ir import Ir, Output
+from .base import Pass
+
+aten = torch.ops.aten
+_REDUCTIONS = {1: "mean", 2: "sum"}
+# Losses whose argument number `at` is their reduction (0 none, 1 mean, 2 sum).
+_ELEMENTWISE = {
+    aten.mse_loss.default: 2,
+    aten.l1_loss.default: 2,
+    aten.smooth_l1_loss.default: 2,
+    aten.huber_loss.default: 2,
+    aten.binary_cross_entropy_with_logits.default: 4,
+    aten.binary_cross_entropy.default: 3,
+    aten.soft_margin_loss.default: 2,
+}
+_TOKEN = (aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default)
+_WHOLE = {aten.mean.default: "mean", aten.sum.default: "sum", aten.mean.dim: "mean", aten.sum.dim_IntList: "sum"}
+
+
+@dataclass(frozen=True)
+class RegroupLoss(Pass):
+    """Replace the reduction over the batch by `mobizo::reduce_loss`, one loss per group (one group for now).
+
+    BEFORE  %l: f32[] = aten.cross_entropy_loss(%logits, %labels)
+    AFTER   %n: f32[8] = aten.cross_entropy_loss(%logits, %labels, None, 0, -100, 0.0)
+            %v: f32[8] = aten._to_copy(%labels != -100)
+            %l: f32[1] = mobizo.reduce_loss(%n, %v, groups=1, dim=0, outer=1, 'mean')
+    """
+
+    name: ClassVar[str] = "regroup-loss"
+    requires: ClassVar[str] = "one scalar or per-example loss output that the adapter reaches"
+    ensures: ClassVar[str] = "the outputs are losses f32[1]; no perturbed scalar feeds anything but the loss"
+
+    def rewrite(self, ir: Ir) -> int:
+        if ir.outputs[0].kind == "losses":
+            return 0
+        loss = ir.output_node("loss")
+        reached = perturbed(ir)
+        if loss not in reached:
+            raise UnsupportedOp(f"the loss does not depend on the adapter: {describe(loss)}")
+        count = 0
+        for node in [n for n in ir.graph.nodes if n in reached and n.op == "call_function"]:
+            if _dims(node) != 0:
+                continue
+            if all(_dims(a) == 0 for a in node.all_input_nodes if a in reached):
+                continue
+            with ir.graph.inserting_before(node):
+                new = self._regroup(ir, node)
+            node.replace_all_uses_with(new)
+            ir.graph.erase_node(node)
+            loss = new if node is loss else loss
+            self._widen(ir, new)
+            count += 1
+        loss = ir.output_node("loss")
+        if _dims(loss) == 1 and count == 0:
+            with ir.graph.inserting_after(loss):
+                loss = ir.call(torch.ops.mobizo.reduce_loss.default, loss, None, 1, 0, 1, "mean", like=loss)
+            count = 1
+        ir.set_outputs([(Output("losses", "losses"), loss)])
+        return count
+
+    def _regroup(self, ir: Ir, node: fx.Node) -> fx.Node:
+        args: list[Any] = list(node.args)
+        weights: fx.Node | None = None
+        if node.target in _TOKEN:
+            scores, target, class_weight, kind, ignore, *rest = (*args, *(None, 1, -100, 0.0)[len(args) - 2 :])
+            if kind not in _REDUCTIONS:
+                raise UnsupportedOp(f"this loss has no reduction: {describe(node)}")
+            scores, target = _rows_first(ir, node, scores, target)
+            values = ir.call(node.target, scores, target, class_weight, 0, ignore, *rest, like=node)
+            if not target.meta["val"].is_floating_point():
+                weights = _valid(ir, node, target, class_weight, ignore)
+            return self._reduce(ir, node, values, weights, _REDUCTIONS[kind])
+        if node.target in _ELEMENTWISE:
+            at = _ELEMENTWISE[node.target]
+            kind = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
+            defaults: list[Any] = [None, None, None, None, 1]
+            args = [*args, *defaults[len(args) : at]]
+            args[at : at + 1] = [0]
+            kwargs = {k: v for k, v in node.kwargs.items() if k != "reduction"}
+            values = ir.call(node.target, *args, like=node, **kwargs)
+            return self._reduce(ir, node, values, None, _REDUCTIONS[kind])
+        if node.target in _WHOLE:
+            return self._reduce(ir, node, args[0], None, _WHOLE[node.target])
+        raise UnsupportedOp(
+            f"the loss is reduced over the batch by an operator without a rule: {describe(node)}\n"
+            "  use a mean, a sum, a cross-entropy, or return one loss per example"
+        )
+
+    def _reduce(self, ir: Ir, node: fx.Node, values: fx.Node, weights: fx.Node | None, kind: str) -> fx.Node:
+        return ir.call(torch.ops.mobizo.reduce_loss.default, values, weights, 1, 0, 1, kind, like=node)
+
+    def _widen(self, ir: Ir, scalar: fx.Node) -> None:
+        """Re-infer what follows a regrouped scalar; it may only be combined with scalars on its way to the loss."""
+        widened = {scalar}
+        for node in ir.graph.nodes:
+            if node.op != "call_function" or node is scalar or not widened.intersection(node.all_input_nodes):
+                continue
+            if _dims(node) != 0 or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+                raise BatchCoupled(
+                    f"a value reduced over the whole batch feeds {describe(node)}\n"
+                    "  examples would see one another; normalise each example on its own"
+                )
+            ir.refresh(node)
+            widened.add(node)
+
+
+def perturbed(ir: Ir) -> set[fx.Node]:
+    """Return the nodes that the adapter reaches, adapter inputs included."""
+    reached: set[fx.Node] = set(ir.placeholders("adapter"))
+    for node in ir.graph.nodes:
+        if any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _dims(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return value.dim() if isinstance(value, torch.Tensor) else -1
+
+
+def _rows_first(ir: Ir, node: fx.Node, scores: fx.Node, target: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Bring [N, C, d...] scores to [N*d, C] rows."""
+    shape = list(scores.meta["val"].shape)
+    if len(shape) <= 2:
+        return scores, target
+    order = [0, *range(2, len(shape)), 1]
+    scores = ir.call(aten.permute.default, scores, order, like=node)
+    scores = ir.call(aten.reshape.default, scores, [-1, shape[1]], like=node)
+    return scores, ir.call(aten.reshape.default, target, [-1], like=node)
+
+
+def _valid(ir: Ir, node: fx.Node, target: fx.Node, class_weight: fx.Node | None, ignore: int) -> fx.Node:
+    """Weight of each row in the mean: 0 where ignored, else its class weight or 1."""
+    counted = ir.call(aten.ne.Scalar, target, ignore, like=node)
+    weights = ir.call(aten._to_copy.default, counted, like=node, dtype=torch.float32)
+    if class_weight is None:
+        return weights
+    zero = ir.call(aten.mul.Tensor, target, ir.call(aten._to_copy.default, counted, like=node, dtype=torch.int64))
+    per_row = ir.call(aten.index_select.default, class_weight, 0, ir.call(aten.reshape.default, zero, [-1]), like=node)
+    return ir.call(aten.mul.Tensor, weights, per_row, like=node)

@@ -1,0 +1,50 @@
+"""Draw the noise of equal sites together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ..ir import Ir
+from .base import Pass
+
+mobizo = torch.ops.mobizo
+
+
+@dataclass(frozen=True)
+class StackNoise(Pass):
+    """Replace noise nodes of one shape by one stacked node: a tenth of the operators, the same bits.
+
+    BEFORE  %z0: f32[4, 576, 16] = mobizo.noise(%seed, 11, 4, [576, 16], 'gaussian');  %z1: ... (%seed, 22, ...)
+    AFTER   %s: f32[2, 4, 576, 16] = mobizo.noise_stack(%seed, [11, 22], 4, [576, 16], 'gaussian')
+            %z0: f32[4, 576, 16] = aten.select(%s, 0, 0);  %z1: f32[4, 576, 16] = aten.select(%s, 0, 1)
+    """
+
+    name: ClassVar[str] = "stack-noise"
+    requires: ClassVar[str] = "noise nodes"
+    ensures: ClassVar[str] = "at most one noise node per shape"
+
+    def rewrite(self, ir: Ir) -> int:
+        groups: dict[tuple[object, ...], list[fx.Node]] = defaultdict(list)
+        for node in ir.graph.find_nodes(op="call_function", target=mobizo.noise.default):
+            seed, _, queries, shape, kind = node.args
+            groups[seed, queries, tuple(shape), kind].append(node)
+        count = 0
+        for (seed, queries, shape, kind), nodes in groups.items():
+            if len(nodes) < 2:
+                continue
+            with ir.graph.inserting_before(nodes[0]):
+                sites = [n.args[1] for n in nodes]
+                stack = ir.call(mobizo.noise_stack.default, seed, sites, queries, list(shape), kind)  # type: ignore[call-overload]
+            for i, node in enumerate(nodes):
+                with ir.graph.inserting_before(node):
+                    part = ir.call(torch.ops.aten.select.int, stack, 0, i)
+                part.meta["noise_of"] = node.meta["noise_of"]
+                node.replace_all_uses_with(part)
+                ir.graph.erase_node(node)
+                count += 1
+        return count

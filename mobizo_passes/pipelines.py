@@ -1,0 +1,59 @@
+"""The whole compile story: which passes make which program, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .estimators import Estimator
+from .passes import (
+    Canonicalize,
+    Decompose,
+    ExpandPerturbations,
+    FinishStep,
+    FoldConstants,
+    GatherLabels,
+    HoistSelections,
+    InsertMpLora,
+    InsertNoise,
+    LiftAdapter,
+    Pass,
+    RegroupLoss,
+    StackNoise,
+)
+
+
+def clean() -> tuple[Pass, ...]:
+    """Captured graph -> the graph in which sites are sought."""
+    return (Canonicalize(), FoldConstants())
+
+
+def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:
+    """-> a function of adapter and batch: `logits` ends here."""
+    return (LiftAdapter(tuple(fqns)),)
+
+
+def evaluate(max_labels: int | None) -> tuple[Pass, ...]:
+    """-> the loss without what it does not read: `loss` ends here."""
+    gather = () if max_labels is None else (GatherLabels(max_labels),)
+    return (*gather, HoistSelections())
+
+
+def step(estimator: Estimator, noise: str, batch_dim: int = 0) -> tuple[Pass, ...]:
+    """-> the readable training step."""
+    return (
+        InsertMpLora(batch_dim),
+        RegroupLoss(),
+        InsertNoise(estimator.queries, noise),
+        ExpandPerturbations(estimator),
+        FinishStep(estimator),
+    )
+
+
+def apply(estimator: Estimator, noise: str) -> tuple[Pass, ...]:
+    """Adapter and projected gradients -> the new adapter, without the model."""
+    return (InsertNoise(estimator.queries, noise), FinishStep(estimator))
+
+
+def core() -> tuple[Pass, ...]:
+    """Readable program -> core ATen, for lowering."""
+    return (StackNoise(), Decompose(), FoldConstants(), Canonicalize())

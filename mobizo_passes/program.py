@@ -1,0 +1,235 @@
+"""The result of a transform: a training-step program that can be run, read, checked and lowered."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import manifest as _manifest
+from .errors import InputError
+from .estimators import Estimator
+from .flops import Flops, count_flops
+from .inputs import Inputs, LossFn, bind_inputs
+from .ir import Ir
+from .passes import Pass
+from .passes.gather_labels import label_counts
+from .pipelines import core
+from .reference import StepResult
+from .sites import Sites
+from .text import to_text, unified_diff
+
+if TYPE_CHECKING:
+    import networkx
+
+METHODS = ("step", "apply", "loss", "logits")
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did to the step program: its name, how many places it rewrote, and the text on either side."""
+
+    name: str
+    rewrites: int
+    before: str = field(repr=False)
+    after: str = field(repr=False)
+
+
+def run_passes(ir: Ir, passes: Sequence[Pass], history: list[PassRecord] | None = None) -> Ir:
+    """Run passes in order on `ir` in place, recording each if a history is given; returns `ir`."""
+    text = to_text(ir) if history is not None else ""
+    for one in passes:
+        count = one(ir)
+        if history is not None:
+            before, text = text, to_text(ir)
+            history.append(PassRecord(one.name, count, before, text))
+    return ir
+
+
+class TrainingProgram:
+    """A compiled training step: the methods step, apply, loss and logits as pure functions of tensors."""
+
+    def __init__(
+        self,
+        *,
+        methods: Mapping[str, Ir],
+        captured: Ir,
+        history: Sequence[PassRecord],
+        sites: Sites,
+        estimator: Estimator,
+        noise: str,
+        trainable: str,
+        adapter: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
+        inputs: Inputs,
+        loss: LossFn | None,
+        labels: Mapping[str, Any],
+        model: Mapping[str, Any],
+        peft: Mapping[str, Any] | None,
+        verifier: Any,
+    ) -> None:
+        self._methods = dict(methods)
+        self._captured = captured
+        self._adapter = dict(adapter)
+        self._frozen = dict(frozen)
+        self._verifier = verifier
+        self.history = tuple(history)
+        self.sites = sites
+        self.estimator = estimator
+        self.noise = noise
+        self.trainable = trainable
+        self.inputs = inputs
+        self.loss_fn = loss
+        self.labels = dict(labels)
+        self.model = dict(model)
+        self.peft = None if peft is None else dict(peft)
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return to_text(self._methods["step"])
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainingProgram({self.model['name']}, {len(self.sites)} sites, {self.estimator}, "
+            f"methods={', '.join(self._methods)})"
+        )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods; `logits` is absent if the model returns only a loss."""
+        return tuple(self._methods)
+
+    @property
+    def flops(self) -> Flops:
+        """FLOPs of one step, split into computed once and computed per group."""
+        return count_flops(self._methods["step"], self.estimator.groups)
+
+    def text(self, method: str = "step") -> str:
+        """Return one method's readable graph; raises `InputError` for an unknown method."""
+        return to_text(self._ir(method))
+
+    def diff(self, pass_name: str) -> str:
+        """Return what a pass changed, as a unified diff; raises `InputError` for an unknown pass."""
+        for record in self.history:
+            if record.name == pass_name:
+                return unified_diff(record.before, record.after, pass_name)
+        raise InputError(f"no pass '{pass_name}' ran; these did: {', '.join(r.name for r in self.history)}")
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Return the step program as a graph: attributes op, shape, dtype, origin, creator, expanded, flops."""
+        from .graph import to_networkx
+
+        return to_networkx(self._methods["step"])
+
+    @functools.cached_property
+    def exported_program(self) -> torch.export.ExportedProgram:
+        """The readable step program (with `mobizo::` operators) as a valid `ExportedProgram`."""
+        return self._methods["step"].to_exported_program(self._verifier)
+
+    def core(self, method: str) -> torch.export.ExportedProgram:
+        """Return one method in core ATen, for lowering; raises `InputError` for an unknown method."""
+        return self.core_ir(method).to_exported_program(self._verifier)
+
+    def core_ir(self, method: str) -> Ir:
+        """Return one method's `Ir` after the last passes; raises `InputError` for an unknown method."""
+        return run_passes(self._ir(method).clone(), core())
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the target-independent part of the manifest, as plain JSON values."""
+        return _manifest.describe(self, self._methods)
+
+    # State -------------------------------------------------------------------------------------------------------
+
+    def initial_adapter(self) -> dict[str, Tensor]:
+        """Return copies of the trainable tensors as they were at transform, FQN -> float32 tensor."""
+        return {fqn: value.clone() for fqn, value in self._adapter.items()}
+
+    def frozen_adapter(self) -> dict[str, Tensor]:
+        """Return the LoRA tensors that are not trained (LoRA-FA: every lora_A), FQN -> tensor."""
+        return {fqn: value.clone() for fqn, value in self._frozen.items()}
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Return the frozen weights that the step reads, FQN -> tensor (not copied)."""
+        ir = self._methods["step"]
+        return {n.meta["input"].name: ir.state[n.meta["input"].name] for n in ir.placeholders("parameter", "buffer")}
+
+    # Running eagerly ---------------------------------------------------------------------------------------------
+
+    def step(
+        self, adapter: Mapping[str, Tensor], example_inputs: Any, *, seed: int, lr: float, eps: float
+    ) -> StepResult:
+        """Run one step eagerly; the adapter passed in is not changed.
+
+        `example_inputs` has the structure and shapes of those given to `transform`. Raises `InputError` if an input,
+        an adapter tensor, or the number of labels does not fit.
+        """
+        if eps <= 0:
+            raise InputError(f"eps must be positive, found {eps}")
+        batch = self._batch(example_inputs)
+        self._check_labels(batch)
+        scalars = {"seed": _seed(seed), "lr": torch.tensor([lr]), "eps": torch.tensor([eps])}
+        out = self._methods["step"].run({**self._named(adapter), **batch, **scalars})
+        new = {fqn: out[fqn] for fqn in self._adapter}
+        return StepResult(out["loss"], out["losses"], out["projected_gradients"], new)
+
+    def apply(
+        self, adapter: Mapping[str, Tensor], *, seed: int, lr: float, projected_gradients: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the adapter after a step whose projected gradients, float32 [q], are known, without the model."""
+        inputs = {"seed": _seed(seed), "lr": torch.tensor([lr]), "projected_gradients": projected_gradients}
+        return self._methods["apply"].run({**self._named(adapter), **inputs})
+
+    def loss(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> Tensor:
+        """Return the unperturbed loss, float32 []."""
+        batch = self._batch(example_inputs)
+        self._check_labels(batch)
+        return self._methods["loss"].run({**self._named(adapter), **batch})["loss"].mean()
+
+    def logits(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> Tensor:
+        """Return the model's logits; raises `InputError` if the model returns only a loss."""
+        return self._ir("logits").run({**self._named(adapter), **self._batch(example_inputs)})["logits"]
+
+    def _ir(self, method: str) -> Ir:
+        if method not in self._methods:
+            raise InputError(f"no method '{method}'; this program has {', '.join(self._methods)}")
+        return self._methods[method]
+
+    def _named(self, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        missing, extra = set(self._adapter) - set(adapter), set(adapter) - set(self._adapter)
+        if missing or extra:
+            found = [f"missing {', '.join(sorted(missing))}"] if missing else []
+            found += [f"unknown {', '.join(sorted(extra))}"] if extra else []
+            raise InputError(f"the adapter does not fit the program: {'; '.join(found)}")
+        return dict(adapter)
+
+    def _batch(self, example_inputs: Any) -> dict[str, Tensor]:
+        return bind_inputs(self.inputs, example_inputs)
+
+    def _check_labels(self, batch: Mapping[str, Tensor]) -> None:
+        limit = self.labels.get("max_labels")
+        if limit is None:
+            return
+        counts = label_counts(self._captured, dict(batch))
+        if counts is not None and int(counts.max()) > limit:
+            worst = int(counts.argmax())
+            raise InputError(
+                f"example {worst} carries {int(counts[worst])} labelled positions, the program reads at most {limit}; "
+                "transform with example inputs that carry as many labels, or with max_labels="
+            )
+
+
+def _seed(seed: int) -> Tensor:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed must be a 64-bit integer, found {seed!r}")
+    return torch.tensor([seed], dtype=torch.int64)
+
+
+def class_name(model: nn.Module) -> str:
+    """Return the model's class name, looking through PEFT's wrapper."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return type(base).__name__

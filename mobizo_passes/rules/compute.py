@@ -1,0 +1,225 @@
+"""Rules for operators that compute: products, attention, normalisations, reductions, convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from .lifter import Layout, Lifter, rule
+from .shapes import normalized, source
+
+aten = torch.ops.aten
+
+
+def _only_first(lift: Lifter, node: fx.Node) -> tuple[Layout, tuple[int, ...]]:
+    """Return the first argument's layout; the other operands (weights, statistics) must be shared."""
+    x, layout, shape = source(lift, node)
+    if any(lift.layout(n) is not None for n in node.all_input_nodes if n is not x):
+        raise lift.unsupported(node, "a weight or statistic of it is perturbed")
+    return layout, shape
+
+
+@rule(aten.linear.default)
+def linear(lift: Lifter, node: fx.Node) -> Layout:
+    layout, shape = _only_first(lift, node)
+    if layout.dim == len(shape) - 1:
+        raise lift.refuse(node, "it contracts the batch dimension")
+    return layout
+
+
+@rule(torch.ops.mobizo.mp_lora.default)
+def mp_lora(lift: Lifter, node: fx.Node) -> Layout:
+    """The site itself: its weight already holds one factor per group; only its input is fused here."""
+    x, weight, dim, outer, transposed = node.args
+    layout = lift.layout(x) or Layout(dim, outer)  # type: ignore[arg-type]
+    if layout.dim == len(lift.shape(x)) - 1:  # type: ignore[arg-type]
+        raise lift.refuse(node, "it contracts the batch dimension")
+    node.args = (lift.fuse(x, layout), weight, layout.dim, layout.outer, transposed)  # type: ignore[arg-type]
+    return layout
+
+
+@rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default)
+def matmul(lift: Lifter, node: fx.Node) -> Layout:
+    a, b = node.args[:2]
+    layout, fused = product(lift, node, a, b, lift.plain[node].dim())  # type: ignore[arg-type]
+    node.args = tuple(fused)
+    return layout
+
+
+@rule(aten.addmm.default, aten.baddbmm.default)
+def addmm(lift: Lifter, node: fx.Node) -> Layout:
+    bias, a, b = node.args[:3]
+    ndim = lift.plain[node].dim()
+    layout, fused = product(lift, node, a, b, ndim)  # type: ignore[arg-type]
+    shape = lift.shape(bias)  # type: ignore[arg-type]
+    dim = layout.dim - (ndim - len(shape))
+    if lift.layout(bias) is not None or (dim >= 0 and shape[dim] != 1):
+        bias = lift.fuse(bias, Layout(dim, layout.outer))  # type: ignore[arg-type]
+        if lift.layout(bias) not in (None, Layout(dim, layout.outer)):
+            raise lift.refuse(node, "its operands hold the batch in different dimensions")
+    node.args = (bias, *fused)
+    return layout
+
+
+def product(lift: Lifter, node: fx.Node, a: fx.Node, b: fx.Node, ndim: int) -> tuple[Layout, list[fx.Node]]:
+    """Matrix product [..., M, K] x [..., K, N]: groups in batch dimensions, in M of a alone, or in N of b alone."""
+    la, lb = lift.layout(a), lift.layout(b)
+    na, nb = len(lift.shape(a)), len(lift.shape(b))
+    batch_a = la is not None and la.dim < na - 2
+    batch_b = lb is not None and lb.dim < nb - 2
+    if (batch_a or la is None) and (batch_b or lb is None):
+        layout, fused = lift.align(node, [a, b], ndim)
+        return layout, fused
+    if la is not None and lb is None and na >= 2 and la.dim == na - 2:
+        if nb > 2 and na < nb:
+            raise lift.unsupported(node, "its shared operand broadcasts over more dimensions")
+        return Layout(ndim - (2 if nb > 1 else 1), la.outer), [a, b]
+    if lb is not None and la is None and nb >= 2 and lb.dim == nb - 1:
+        return Layout(ndim - 1, lb.outer), [a, b]
+    raise lift.refuse(node, "it multiplies examples of the batch with one another")
+
+
+@rule(aten.scaled_dot_product_attention.default)
+def attention(lift: Lifter, node: fx.Node) -> Layout:
+    """[.., heads, T, d]: any of query, key, value may be perturbed; the others are expanded to match."""
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    if dropout:
+        raise lift.unsupported(node, "it has dropout; call model.eval() before transform")
+    tensors: list[Any] = list(node.args[:3])
+    ndim = lift.plain[node].dim()
+    if any((lay := lift.layout(t)) is not None and lay.dim >= ndim - 2 for t in tensors):
+        raise lift.refuse(node, "it attends across the batch dimension")
+    layout, fused = lift.align(node, [*tensors, mask], ndim)
+    if len(node.args) > 3:
+        node.args = (*fused, *node.args[4:])
+    else:
+        node.args = tuple(fused[:3])
+        if mask is not None:
+            node.kwargs = {**node.kwargs, "attn_mask": fused[3]}
+    return layout
+
+
+def _dims(node: fx.Node, at: int, ndim: int) -> set[int]:
+    dims: Any = node.args[at] if len(node.args) > at else node.kwargs.get("dim")
+    if dims is None or dims == []:
+        return set(range(ndim))
+    return {normalized(d, ndim) for d in ([dims] if isinstance(dims, int) else dims)}
+
+
+def _along(lift: Lifter, node: fx.Node, at: int = 1) -> Layout:
+    layout, shape = _only_first(lift, node)
+    if layout.dim in _dims(node, at, len(shape)):
+        raise lift.refuse(node, "it reduces or normalises over the batch dimension")
+    return layout
+
+
+@rule(
+    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default,
+    aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default,
+)  # fmt: skip
+def along(lift: Lifter, node: fx.Node) -> Layout:
+    return _along(lift, node)
+
+
+@rule(aten.topk.default)
+def topk(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
+    layout, shape = _only_first(lift, node)
+    if normalized(node.args[2] if len(node.args) > 2 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
+        raise lift.refuse(node, "it ranks examples of the batch against one another")
+    return (layout, layout)
+
+
+@rule(aten.sort.default)
+def sort(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
+    layout, shape = _only_first(lift, node)
+    if normalized(node.args[1] if len(node.args) > 1 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
+        raise lift.refuse(node, "it sorts examples of the batch against one another")
+    return (layout, layout)
+
+
+@rule(
+    aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.var.correction, aten.std.correction,
+    aten.any.dim, aten.all.dim, aten.argmax.default, aten.argmin.default, aten.logsumexp.default, aten.prod.dim_int,
+    aten.max.dim, aten.min.dim, aten.mean.default, aten.sum.default, aten.max.default, aten.min.default,
+    aten.prod.default, aten.linalg_vector_norm.default,
+)  # fmt: skip
+def reduction(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout, ...]:
+    shape = lift.shape(node.args[0])  # type: ignore[arg-type]
+    at = 2 if node.target is aten.linalg_vector_norm.default else 1
+    layout = _along(lift, node, at)
+    gone = _dims(node, at, len(shape))
+    plain = lift.plain[node]
+    out = plain[0] if isinstance(plain, tuple | list) else plain
+    if out.dim() != len(shape):
+        layout = Layout(layout.dim - sum(d < layout.dim for d in gone), layout.outer)
+    return (layout,) * len(plain) if isinstance(plain, tuple | list) else layout
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default)
+def layer_norm(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
+    layout, shape = _only_first(lift, node)
+    if layout.dim >= len(shape) - len(node.args[1]):  # type: ignore[arg-type]
+        raise lift.refuse(node, "it normalises over the batch dimension")
+    return (layout,) * 3 if node.target is aten.native_layer_norm.default else layout
+
+
+@rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+def batch_norm(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
+    layout, _ = _only_first(lift, node)
+    if node.target is aten.batch_norm.default and node.args[5]:
+        raise lift.refuse(node, "BatchNorm in training mode normalises over the batch; call model.eval()")
+    if layout.dim == 1:
+        raise lift.refuse(node, "its channels hold the batch")
+    return layout if node.target is aten.batch_norm.default else (layout, None, None)
+
+
+@rule(
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default, aten.group_norm.default,
+    aten.conv1d.padding, aten.conv2d.padding,
+)  # fmt: skip
+def leading(lift: Lifter, node: fx.Node) -> Layout:
+    """Operators whose dimension 0 is a batch of independent examples."""
+    layout, _ = _only_first(lift, node)
+    if layout.dim != 0:
+        raise lift.refuse(node, "it mixes the dimension that holds the batch")
+    return layout
+
+
+@rule(
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.avg_pool1d.default, aten.avg_pool2d.default,
+    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default,
+)  # fmt: skip
+def pooling(lift: Lifter, node: fx.Node) -> Layout:
+    layout, shape = _only_first(lift, node)
+    spatial = 1 if "1d" in str(node.target) else 2
+    if layout.dim >= len(shape) - spatial:
+        raise lift.refuse(node, "it pools over the dimension that holds the batch")
+    return layout
+
+
+@rule(aten.cross_entropy_loss.default, aten.nll_loss.default, aten.nll_loss_nd.default)
+def token_loss(lift: Lifter, node: fx.Node) -> Layout:
+    """Per-element loss (reduction none) of [N, classes] logits; the targets are shared and expanded."""
+    scores, target = node.args[:2]
+    layout = lift.layout(scores)
+    reduction_arg = node.args[3] if len(node.args) > 3 else node.kwargs.get("reduction", 1)
+    if layout is None or lift.layout(target) is not None or layout.dim != 0:
+        raise lift.unsupported(node, "it expects perturbed scores with the batch in dimension 0 and shared targets")
+    if reduction_arg != 0:
+        raise lift.refuse(node, "it reduces over the batch and is not the loss output")
+    node.args = (scores, lift.fuse(target, layout), *node.args[2:])  # type: ignore[arg-type]
+    return layout
+
+
+@rule(torch.ops.mobizo.reduce_loss.default)
+def reduce_loss(lift: Lifter, node: fx.Node) -> Layout:
+    """One loss per group: the only operator that may reduce over the batch."""
+    values, weights, _, _, _, kind = node.args
+    layout = lift.layout(values)
+    if layout is None or lift.layout(weights) is not None:
+        raise lift.unsupported(node, "the weights of the loss are perturbed, not its values")
+    node.args = (values, weights, lift.groups, layout.dim, layout.outer, kind)
+    return Layout(0)

@@ -1,0 +1,85 @@
+"""Graphs as stable, readable text: one line per node, with shapes, origin module and creating pass."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .ir import Ir
+
+_DTYPES = {
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float64: "f64",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "b8",
+}
+
+
+def type_text(value: Any) -> str:
+    """Return ``f32[4, 32]`` for a tensor, a tuple of such for several."""
+    if isinstance(value, Tensor):
+        return f"{_DTYPES.get(value.dtype, str(value.dtype))}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(type_text(v) for v in value)})"
+    return type(value).__name__
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the FQN of the module that a node was captured in; empty for nodes without one."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
+
+
+def op_name(node: fx.Node) -> str:
+    """Return ``aten.linear`` or ``mobizo.expand``: namespace and name, without the overload."""
+    if node.target is operator.getitem:
+        return "getitem"
+    name = getattr(node.target, "_schema", None)
+    return name.name.replace("::", ".") if name is not None else str(node.target)
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{value.name}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_argument(v) for v in value)}]"
+    # torch writes an open-ended slice as the largest int64.
+    return "end" if value == 2**63 - 1 else repr(value)
+
+
+def to_text(ir: Ir) -> str:
+    """Return the graph as text. The same program gives the same text on every machine."""
+    lines = []
+    for node in ir.graph.nodes:
+        if node.op == "placeholder":
+            spec = node.meta["input"]
+            lines.append(f"%{node.name}: {type_text(node.meta['val'])} = {spec.kind} '{spec.name}'")
+        elif node.op == "output":
+            parts = (f"{spec.kind} '{spec.name}' = %{n.name}" for spec, n in zip(ir.outputs, node.args[0], strict=True))  # type: ignore[arg-type]
+            lines.append("return " + ", ".join(parts))
+        else:
+            args = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
+            places = [p for p in (module_of(node), node.meta.get("pass", "")) if p and p != "capture"]
+            comment = f"  # {' | '.join(places)}" if places else ""
+            lines.append(
+                f"%{node.name}: {type_text(node.meta.get('val'))} = {op_name(node)}({', '.join(args)}){comment}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def unified_diff(before: str, after: str, name: str, context: int = 2) -> str:
+    """Return a unified diff of two graph texts; empty if they are equal."""
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), f"before {name}", f"after {name}", lineterm="", n=context
+    )
+    return "\n".join(lines)

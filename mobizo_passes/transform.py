@@ -1,0 +1,169 @@
+"""`transform`: a LoRA-bearing model becomes a training-step program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import manifest, pipelines
+from .capture import capture
+from .errors import InputError
+from .estimators import Estimator, OneSided, TwoSided
+from .inputs import LossFn, name_inputs
+from .ir import Ir, Output
+from .noise import KINDS
+from .passes.gather_labels import find_token_loss, label_counts
+from .program import PassRecord, TrainingProgram, class_name, run_passes
+from .sites import SiteChoice, check_dtypes, discover, trainable_fqns
+
+
+def transform(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    estimator: Estimator | None = None,
+    noise: str = "gaussian",
+    trainable: str = "lora_B",
+    loss: LossFn | None = None,
+    sites: SiteChoice = None,
+    batch_dim: int = 0,
+    max_labels: int | None = None,
+) -> TrainingProgram:
+    """Compile a model that bears LoRA into a zeroth-order training step (paper, section 3).
+
+    Args:
+        model: any `nn.Module` bearing LoRA, in eval mode. It is not changed.
+        example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
+        estimator: `TwoSided(queries=q)` (default, q = 4) or `OneSided(queries=q)`.
+        noise: "gaussian" or "rademacher".
+        trainable: "lora_B" (LoRA-FA: lora_A frozen) or "lora_A+lora_B"; these tensors must be float32.
+        loss: None for the model's own loss output, else ``fn(outputs, *labels) -> Tensor``; the inputs that the model's
+            forward does not name are its labels.
+        sites: None to take every site found, or a predicate on `LoRASite`, or a list of module or parameter FQNs.
+        batch_dim: the dimension of activations that holds the batch.
+        max_labels: how many labelled positions one example may carry in a token-level loss; None takes the most that
+            the example inputs carry. Logits are computed at that many positions only.
+
+    Raises:
+        InputError: options or example inputs that don't fit the model.
+        CaptureError: the model can't be exported, returns no loss, or changes its own state.
+        NoLoRASites: no site was found or chosen.
+        UnsupportedOp, BatchCoupled: a perturbed value reaches an operator that has no rule, or that mixes examples.
+    """
+    estimator = TwoSided() if estimator is None else estimator
+    if not isinstance(estimator, TwoSided | OneSided):
+        raise InputError(f"estimator must be TwoSided or OneSided, found {estimator!r}")
+    if noise not in KINDS:
+        raise InputError(f"noise must be one of {', '.join(KINDS)}; found {noise!r}")
+    inputs = name_inputs(model, example_inputs, loss)
+    captured, verifier = capture(model, inputs, loss)
+    history: list[PassRecord] = []
+    run_passes(captured, pipelines.clean(), history)
+    found = discover(captured, sites)
+    fqns = trainable_fqns(found, trainable)
+    check_dtypes(captured.state, fqns)
+    adapter = {fqn: captured.state[fqn].clone() for fqn in fqns}
+    factors = dict.fromkeys(f for s in found for f in (s.lora_A, s.lora_B))
+    frozen = {fqn: captured.state[fqn] for fqn in factors if fqn not in adapter}
+
+    limit = _label_limit(captured, inputs.tensors, max_labels)
+    run_passes(captured, pipelines.lift(fqns), history)
+    methods: dict[str, Ir] = {}
+    evaluated = _only(captured, "loss")
+    run_passes(evaluated, pipelines.evaluate(limit), history)
+    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch_dim), history)
+    methods["apply"] = _apply(captured, estimator, noise)
+    methods["loss"] = evaluated
+    if any(spec.kind == "logits" for spec in captured.outputs):
+        methods["logits"] = _logits(captured)
+
+    token = find_token_loss(captured)
+    return TrainingProgram(
+        methods=methods,
+        captured=captured,
+        history=history,
+        sites=found,
+        estimator=estimator,
+        noise=noise,
+        trainable=trainable,
+        adapter=adapter,
+        frozen=frozen,
+        inputs=inputs,
+        loss=loss,
+        labels={
+            "size": _batch_size(inputs.tensors, batch_dim),
+            "inputs": list(inputs.tensors),
+            "label_inputs": _label_inputs(methods, inputs.tensors),
+            "max_labels": limit,
+            "ignore_index": token.ignore_index if token is not None else None,
+            "shift": token is not None and token.labels.op != "placeholder",
+        },
+        model={"name": class_name(model), "sha256": manifest.weights_sha256(captured.state)},
+        peft=manifest.peft_config(model),
+        verifier=verifier,
+    )
+
+
+def _only(ir: Ir, kind: str) -> Ir:
+    """Return a copy that computes one output only."""
+    copy = ir.clone()
+    node = copy.output_node(kind)
+    copy.set_outputs([(Output(kind, kind), node)])
+    copy.eliminate_dead_code()
+    copy.seal()
+    return copy
+
+
+def _logits(captured: Ir) -> Ir:
+    """The logits method takes only the batch inputs that logits depend on."""
+    ir = _only(captured, "logits")
+    for node in ir.placeholders("batch"):
+        if not node.users:
+            ir.graph.erase_node(node)
+    ir.seal()
+    return ir
+
+
+def _apply(captured: Ir, estimator: Estimator, noise: str) -> Ir:
+    """The apply method starts from an empty program with the adapter and the projected gradients as inputs."""
+    graph = torch.fx.Graph()
+    graph.output(())
+    ir = Ir(graph, {}, (), captured.fake)
+    ir.pass_name = "apply"
+    anchor: Any = graph.output_node()
+    with graph.inserting_before(anchor):
+        for node in captured.placeholders("adapter"):
+            ir.add_input("adapter", node.meta["input"].name, node.meta["val"])
+    gradients = torch.zeros(estimator.queries)
+    noise_pass, finish = pipelines.apply(estimator, noise)
+    ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
+    ir.add_input("lr", "lr", torch.zeros(1))
+    ir.add_input("projected_gradients", "projected_gradients", gradients)
+    return run_passes(ir, (noise_pass, finish))
+
+
+def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | None) -> int | None:
+    counts = label_counts(captured, example)
+    if counts is None:
+        if wanted is not None:
+            raise InputError("max_labels= needs a token-level cross-entropy against integer labels; this loss is none")
+        return None
+    most = int(counts.max())
+    if wanted is not None and wanted < most:
+        raise InputError(f"max_labels is {wanted}, but an example input carries {most} labelled positions")
+    return max(most, 1) if wanted is None else wanted
+
+
+def _label_inputs(methods: dict[str, Ir], tensors: dict[str, torch.Tensor]) -> list[str]:
+    if "logits" not in methods:
+        return []
+    needed = {n.meta["input"].name for n in methods["logits"].placeholders("batch")}
+    used = {n.meta["input"].name for n in methods["loss"].placeholders("batch") if n.users}
+    return [name for name in tensors if name in used and name not in needed]
+
+
+def _batch_size(tensors: dict[str, torch.Tensor], batch_dim: int) -> int:
+    first = next(iter(tensors.values()))
+    return int(first.shape[batch_dim]) if first.dim() > batch_dim else 1
