@@ -42,11 +42,8 @@ def check_container(path: Path) -> None:
         raise ProgramFileError(path, f"truncated: {size} bytes, less than its header", _COPY_AGAIN)
     _, _, magic, length, program_size, segment_base = _HEAD.unpack_from(head)
     if magic != b"eh00":
-        raise ProgramFileError(
-            path,
-            f"no extended header: expected b'eh00' at byte 8, found {magic!r}",
-            "Lower the model with the ExecuTorch release that mobizo requires.",
-        )
+        # A program without segments needs no extended header; the runtime verifies all of its bytes by itself.
+        return
     # The third size is absent from headers of the first ExecuTorch releases, which are 24 bytes long.
     segment_size = _SEGMENT_SIZE.unpack_from(head, _HEAD.size)[0] if length >= 32 else 0
     needed = max(program_size, segment_base + segment_size if segment_base else 0)

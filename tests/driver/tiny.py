@@ -60,7 +60,10 @@ class Step(Loss):
         losses = []
         for query in range(QUERIES):
             z = noise(seed, query)
-            losses += [super(Step, self).forward(b + eps * z, x, label), super(Step, self).forward(b - eps * z, x, label)]
+            losses += [
+                super().forward(b + eps * z, x, label),
+                super().forward(b - eps * z, x, label),
+            ]
         stacked = torch.stack(losses)
         pairs = stacked.reshape(QUERIES, 2)
         gradients = (pairs[:, 0] - pairs[:, 1]) / (2 * eps)
@@ -131,7 +134,9 @@ def manifest_dict(**changes: Any) -> dict[str, Any]:
     }
 
 
-def build(path: Path, manifest: str | None = None, methods: Sequence[str] = ("step", "apply", "loss", "logits")) -> Path:
+def build(
+    path: Path, manifest: str | None = None, methods: Sequence[str] = ("step", "apply", "loss", "logits")
+) -> Path:
     """Export and lower the tiny program to ``path``; ``manifest`` replaces the text inside."""
     from executorch.exir import to_edge
 
