@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from runtime_driver import BatchError, DataExhaustedError, LabelError, Session
 from tests.driver import tiny
 
-RUN = {"lr": 0.5, "eps": 1e-2}
+RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2}
 
 
 def good() -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from runtime_driver.journal import JournalWriter, parse_journal
 from runtime_driver.records import Record, decode_record, encode, encode_record
 from tests.driver import tiny
 
-RUN = {"lr": 0.5, "eps": 1e-2, "seed": 7}
+RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2, "seed": 7}
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -48,7 +49,7 @@ def test_any_truncation_leaves_whole_steps(journal_bytes: bytes, data: st.DataOb
 
 @given(st.data())
 def test_any_changed_byte_is_noticed(journal_bytes: bytes, data: st.DataObject):
-    """A flipped byte is an error, or it lost the last newline and with it, as torn, the last line; never other numbers."""
+    """A flipped byte is an error; in the last newline it makes the last line a torn one. It never changes a number."""
     place = data.draw(st.integers(0, len(journal_bytes) - 1))
     flipped = bytes([journal_bytes[place] ^ data.draw(st.integers(1, 255))])
     damaged = journal_bytes[:place] + flipped + journal_bytes[place + 1 :]
@@ -186,7 +187,7 @@ def test_fsync_policy(session: Session, tmp_path: Path, monkeypatch: pytest.Monk
     real = os.fsync
 
     def counting(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == path:
             count.append(descriptor)
         real(descriptor)
 

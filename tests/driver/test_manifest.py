@@ -80,7 +80,7 @@ def test_other_versions(version: object):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
 def test_not_a_json_object(text: str):
-    with pytest.raises(ManifestError, match="expected (a JSON object|JSON)"):
+    with pytest.raises(ManifestError, match=r"expected (a JSON object|JSON)"):
         Manifest.from_json(text)
 
 

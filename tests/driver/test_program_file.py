@@ -31,7 +31,7 @@ def test_directory(tmp_path: Path):
 def test_not_a_pte(tmp_path: Path, content: bytes):
     path = tmp_path / "model.pte"
     path.write_bytes(content)
-    with pytest.raises(ProgramFileError, match="not a .pte file|truncated"):
+    with pytest.raises(ProgramFileError, match=r"not a \.pte file|truncated"):
         Session(path)
 
 
@@ -41,7 +41,7 @@ def test_truncated_anywhere(built_pte: Path, tmp_path: Path, share: float):
     whole = built_pte.read_bytes()
     path = tmp_path / "cut.pte"
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(ProgramFileError, match="truncated|not a .pte file"):
+    with pytest.raises(ProgramFileError, match=r"truncated|not a \.pte file"):
         Session(path)
 
 

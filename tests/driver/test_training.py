@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import runtime_driver
 from runtime_driver import Callback, LinearDecay, Session
 from tests.driver import tiny
 
-RUN = {"lr": 0.5, "eps": 1e-2, "seed": 7}
+RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2, "seed": 7}
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -28,6 +29,9 @@ def test_fit_learns(session: Session):
     assert not result.interrupted
     assert len(result.losses) == 150
     assert before.loss == pytest.approx(1.0986, abs=1e-3)
+    assert before.loss is not None
+    assert after.loss is not None
+    assert after.accuracy is not None
     assert after.loss < 0.6 * before.loss
     assert after.accuracy > 0.75
     assert after.examples == 32

@@ -33,7 +33,7 @@ def noise(seed: Tensor, query: int) -> Tensor:
 class Logits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("a", frozen_a())
+        self.a = nn.Buffer(frozen_a())
 
     def forward(self, b: Tensor, x: Tensor) -> Tensor:
         return torch.matmul(torch.matmul(x, self.a.t()), b.t())
