@@ -1,4 +1,4 @@
-"""Capture: `torch.export` of the model together with its loss, as an `Ir` with outputs loss and, if there is one, logits."""
+"""Capture: `torch.export` of the model together with its loss, as an `Ir` with outputs loss and (if any) logits."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from .text import module_of, op_name, type_text
 def to_networkx(ir: Ir) -> networkx.DiGraph:
     """Return one node per graph node and one edge per use.
 
-    Node attributes: `op`, `shape` (list of int or None), `dtype`, `type` (text), `origin` (module FQN), `creator` (pass),
-    `role` (of inputs, else None), `expanded` (bool) and `flops` (int).
+    Node attributes: `op`, `shape` (list of int or None), `dtype`, `type` (text), `origin` (module FQN),
+    `creator` (pass), `role` (of inputs, else None), `expanded` (bool) and `flops` (int).
     """
     graph = networkx.DiGraph()
     for node in ir.graph.nodes:

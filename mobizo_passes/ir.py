@@ -1,7 +1,7 @@
 """The one module that edits graph, signature and state together.
 
-`Ir` is a functional ATen graph whose inputs and outputs carry their roles. Passes edit it; `to_exported_program` turns it
-into a valid `torch.export.ExportedProgram`.
+`Ir` is a functional ATen graph whose inputs and outputs carry their roles. Passes edit it; `to_exported_program`
+turns it into a valid `torch.export.ExportedProgram`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _STATE_KINDS = {"parameter": InputKind.PARAMETER, "buffer": InputKind.BUFFER, "c
 
 @dataclass(frozen=True)
 class Input:
-    """A placeholder's role: `kind` is parameter | buffer | constant | adapter | batch | seed | lr | eps | projected_gradients."""
+    """A placeholder's role: `kind` is parameter, buffer or constant (state), or adapter, batch, seed, lr, eps or
+    projected_gradients (inputs)."""
 
     kind: str
     name: str
@@ -55,6 +56,7 @@ class Ir:
         self.fake = fake
         # Name of the pass at work: stamped on every node that it creates.
         self.pass_name = "capture"
+        self._stale = False
 
     @property
     def graph(self) -> fx.Graph:
@@ -154,9 +156,15 @@ class Ir:
                 self.graph.erase_node(node)
 
     def seal(self) -> None:
-        """Check the graph and make the module callable again after edits."""
+        """Check the graph after edits; its code is generated when it is first run."""
         self.graph.lint()
-        self.module.recompile()
+        self._stale = True
+
+    def _callable(self) -> fx.GraphModule:
+        if self._stale:
+            self.module.recompile()
+            self._stale = False
+        return self.module
 
     # Running -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +183,7 @@ class Ir:
                 raise InputError(f"input '{spec.name}' is missing; got {', '.join(inputs) or 'nothing'}")
             args.append(_checked(spec, inputs[spec.name], node.meta["val"]))
         with torch.no_grad():
-            results = self.module(*args)
+            results = self._callable()(*args)
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
 
     # Leaving -----------------------------------------------------------------------------------------------------
@@ -196,6 +204,7 @@ class Ir:
             for spec, node in zip(ir.outputs, nodes, strict=True)
         ]
         ir.seal()
+        ir._callable()
         user = [n for n in order if n.meta["input"].kind not in _STATE_KINDS]
         return _exported(ir, user, ExportGraphSignature(specs, outputs), verifier)
 

@@ -53,7 +53,7 @@ def _avalanche(x: Tensor, add: Tensor | int) -> Tensor:
 
 
 def _keys(seed: Tensor, sites: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two 32-bit keys, int64 [sites, queries], from seed int64 [1]; 64 key bits keep streams from overlapping."""
+    """Return two 32-bit keys, int64 [sites, queries], from seed int64 [1]: 64 key bits keep streams apart."""
     low = torch.bitwise_and(seed, _MASK)
     high = torch.bitwise_and(_shift(seed, 32), _MASK)
     base = _avalanche(torch.bitwise_xor(low, _avalanche(high, _GOLDEN)), 1)

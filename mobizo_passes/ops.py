@@ -55,7 +55,8 @@ def _ungroup(x: Tensor, groups: int, dim: int, outer: int) -> Tensor:
 def mp_lora(x: Tensor, weight: Tensor, dim: int, outer: int, transposed: bool) -> Tensor:
     """Apply one low-rank factor per group (MP-LoRA, paper section 3.2) as one `bmm`.
 
-    x is fused [..., in] with P groups in `dim`; weight is [P, out, in], or [P, in, out] if `transposed`; returns [..., out].
+    x is fused [..., in] with P groups in `dim`; weight is [P, out, in], or [P, in, out] if `transposed`;
+    returns [..., out].
     """
     groups = weight.shape[0]
     y = torch.bmm(_ungroup(x, groups, dim, outer), weight if transposed else weight.transpose(1, 2))
@@ -78,8 +79,8 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
 def reduce_loss(values: Tensor, weights: Tensor | None, groups: int, dim: int, outer: int, reduction: str) -> Tensor:
     """Reduce fused per-element losses to one loss per group, float32 [groups].
 
-    `reduction` is "sum" or "mean"; a mean divides by the sum of `weights` (shared by all groups, not fused) if given, by
-    the number of elements otherwise.
+    `reduction` is "sum" or "mean"; a mean divides by the sum of `weights` (shared by all groups, not fused)
+    if given, by the number of elements otherwise.
     """
     before = math.prod(values.shape[:dim]) * outer
     if before == 1:

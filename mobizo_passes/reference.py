@@ -21,7 +21,7 @@ from .noise import noise, site_ids
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of one step: loss [], losses [P], projected_gradients [q] (float32) and the new adapter (FQN -> tensor)."""
+    """One step's loss [], losses [P], projected_gradients [q] (float32) and the new adapter (FQN -> tensor)."""
 
     loss: Tensor
     losses: Tensor

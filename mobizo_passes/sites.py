@@ -28,8 +28,8 @@ class LoRASite:
     """One low-rank update ``y += scaling · (x Aᵀ) Bᵀ``: FQNs of its factors and its sizes."""
 
     name: str
-    lora_A: str
-    lora_B: str
+    lora_A: str  # noqa: N815  the field's own names
+    lora_B: str  # noqa: N815
     rank: int
     scaling: float | None
     in_features: int

@@ -48,12 +48,13 @@ class Decompose(Pass):
     def rewrite(self, ir: Ir) -> int:
         count = 0
         shared: dict[Any, fx.Node] = {}
+        traced: dict[Any, fx.Graph] = {}
         for node in list(ir.graph.nodes):
             fn, operands = _definition(ir, node, shared)
             if fn is None:
                 continue
             with ir.graph.inserting_before(node):
-                new = inline(ir, fn, operands, node)
+                new = inline(ir, fn, operands, node, traced)
             for key in ("noise_of", "expanded"):
                 if key in node.meta:
                     new.meta[key] = node.meta[key]
@@ -88,20 +89,23 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
     return None, []
 
 
-def inline(ir: Ir, fn: Callable[..., Any], operands: list[Any], like: fx.Node) -> fx.Node:
-    """Trace `fn` over the operands' shapes and insert its nodes at the current insertion point."""
+def inline(
+    ir: Ir, fn: Callable[..., Any], operands: list[Any], like: fx.Node, traced: dict[Any, fx.Graph] | None = None
+) -> fx.Node:
+    """Trace `fn` over the operands' shapes and insert its nodes at the current insertion point.
+
+    `traced` remembers traces: the sites of a model need only a few different ones.
+    """
     nodes = [a for a in operands if isinstance(a, fx.Node)]
-
-    def over_nodes(*values: Tensor) -> Any:
-        given = iter(values)
-        return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
-
-    with ir.fake:
-        traced = make_fx(over_nodes)(*(n.meta["val"] for n in nodes))
-    traced.graph.eliminate_dead_code()
+    key = (like.target, *(_key(a) for a in like.args))
+    graph = (traced or {}).get(key)
+    if graph is None:
+        graph = _trace(ir, fn, operands, nodes)
+        if traced is not None:
+            traced[key] = graph
     feed = iter(nodes)
     mapping: dict[fx.Node, fx.Node] = {}
-    for inner in traced.graph.nodes:
+    for inner in graph.nodes:
         if inner.op == "placeholder":
             mapping[inner] = next(feed)
         elif inner.op == "output":
@@ -114,3 +118,21 @@ def inline(ir: Ir, fn: Callable[..., Any], operands: list[Any], like: fx.Node) -
         else:
             raise RuntimeError(f"decomposing {like.target} met an unexpected {inner.op} node")
     raise RuntimeError(f"decomposing {like.target} gave no output")
+
+
+def _trace(ir: Ir, fn: Callable[..., Any], operands: list[Any], nodes: list[fx.Node]) -> fx.Graph:
+    def over_nodes(*values: Tensor) -> Any:
+        given = iter(values)
+        return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
+
+    with ir.fake:
+        module = make_fx(over_nodes)(*(n.meta["val"] for n in nodes))
+    module.graph.eliminate_dead_code()
+    return module.graph
+
+
+def _key(arg: Any) -> Any:
+    if isinstance(arg, fx.Node):
+        value = arg.meta["val"]
+        return value.dtype, tuple(value.shape), value.stride()
+    return tuple(arg) if isinstance(arg, list) else arg

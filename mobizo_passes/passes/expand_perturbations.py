@@ -19,10 +19,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ExpandPerturbations(Pass):
-    """Perturb the adapter P ways and widen everything that the perturbation reaches to P groups (P-RGE, paper section 3).
+    """Perturb the adapter P ways and widen everything that they reach to P groups (P-RGE, paper section 3).
 
-    Groups are fused into the batch dimension, group-major. Values that no perturbed tensor reaches stay on the plain batch
-    and are expanded where they meet a perturbed one (late expansion).
+    Groups are fused into the batch dimension, group-major. Values that no perturbed tensor reaches stay on the plain
+    batch and are expanded where they meet a perturbed one (late expansion).
 
     BEFORE  %w: f32[1, 576, 16] = aten.unsqueeze(%b, 0)
             %y: f32[4, 32, 576] = mobizo.mp_lora(%h, %w, 0, 1, False)

@@ -19,8 +19,8 @@ aten = torch.ops.aten
 class GatherLabels(Pass):
     """Pick the at most K labelled positions of each example out of the logits; hoisting then moves it above `lm_head`.
 
-    The positions are found in the graph from the labels of each batch. A batch with more than K labelled positions in one
-    example does not fit the program; `TrainingProgram` and the driver refuse it.
+    The positions are found in the graph from the labels of each batch. A batch with more than K labelled positions in
+    one example does not fit the program; `TrainingProgram` and the driver refuse it.
 
     BEFORE  %l: f32[4, 64, V] = aten.linear(%h, %w);  %r: f32[256, V] = aten.view(%l, [256, V])
             aten.cross_entropy_loss(%r, aten.view(%labels, [256]))

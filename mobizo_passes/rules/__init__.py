@@ -1,7 +1,7 @@
 """Lifting rules: how each operator runs on P groups fused into one dimension, or why it can't.
 
-A rule proves that an operator treats the groups independently and says where they lie in its result. An operator without
-a rule is refused by name, never guessed.
+A rule proves that an operator treats the groups independently and says where they lie in its result. An operator
+without a rule is refused by name, never guessed.
 """
 
 from __future__ import annotations

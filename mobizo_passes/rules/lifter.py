@@ -1,4 +1,4 @@
-"""The lifting engine: walks a graph once, expands shared values on the frontier and applies one rule per perturbed node."""
+"""The lifting engine: walks a graph once, expands shared values on the frontier, applies a rule per perturbed node."""
 
 from __future__ import annotations
 
