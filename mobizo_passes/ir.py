@@ -196,6 +196,8 @@ class Ir:
         body = next(n for n in ir.graph.nodes if n.op != "placeholder")
         for node in order:
             body.prepend(node)
+            # torch.export matches user inputs by target, everything else by name: they must be the same.
+            node.target = node.name
         specs = [_input_spec(node) for node in order]
         ir.graph._codegen = torch.fx.graph.CodeGen()
         nodes = ir.graph.output_node().args[0]
@@ -218,12 +220,8 @@ def _exported(
     examples = tuple(torch.zeros(tuple(n.meta["val"].shape), dtype=n.meta["val"].dtype) for n in user)
     in_spec = pytree.tree_structure((examples, {}))
     out_spec = pytree.tree_structure(tuple(ir.outputs))
-    call = ModuleCallSignature(
-        inputs=[TensorArgument(n.name) for n in user],
-        outputs=[spec.arg for spec in signature.output_specs],  # type: ignore[misc]
-        in_spec=in_spec,
-        out_spec=out_spec,
-    )
+    # Like torch.export, leave the root's argument names out: later passes rename nodes.
+    call = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)
     in_state = [s for s in signature.input_specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
     constants = {s.target: ir.state[s.target] for s in signature.input_specs if s.kind == InputKind.CONSTANT_TENSOR}  # type: ignore[index]
     return torch.export.ExportedProgram(
@@ -258,6 +256,6 @@ def _checked(spec: Input, value: Any, expected: Tensor) -> Tensor:
 
 
 def identifier(name: str) -> str:
-    """Return a name as a legal node name."""
-    text = "".join(c if c.isalnum() else "_" for c in name)
+    """Return a name as a legal node name, in lower case as torch.export itself writes input names."""
+    text = "".join(c if c.isalnum() else "_" for c in name).lower()
     return text if text[:1].isalpha() else f"x_{text}"
