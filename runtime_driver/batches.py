@@ -78,7 +78,9 @@ class BatchBinder:
             method: {item.name: item for item in spec.inputs if item.role == "batch"}
             for method, spec in manifest.methods.items()
         }
-        self._classes = _class_count(manifest)
+        words = manifest.application.get("label_words")
+        self._words = len(words) if isinstance(words, list) and words else None
+        self._columns = _logits_columns(manifest)
 
     def bind(self, method: str, batch: Batch, *, partial: bool = False) -> tuple[dict[str, Tensor], int]:
         """Tensors by input name, contiguous, of exactly the compiled shapes; and the number of real rows.
@@ -168,7 +170,8 @@ class BatchBinder:
         counted = labels if index is None else labels[labels != index]
         if counted.numel():
             low, high = int(counted.min()), int(counted.max())
-            limit = self._classes
+            # One label per example is a label word where the application names them; else it is a column of logits.
+            limit = self._words if self._words is not None and labels.dim() == 1 else self._columns
             if low < 0 or (limit is not None and high >= limit):
                 bad = low if low < 0 else high
                 wanted = "a label >= 0" if limit is None else f"a label in [0, {limit})"
@@ -210,13 +213,7 @@ def _counted(labels: Tensor, shift: bool) -> Tensor:
     return labels[:, 1:] if shift and labels.dim() > 1 else labels
 
 
-def _class_count(manifest: Manifest) -> int | None:
-    """The number of label values: the label words of the application if it names them, else the logits' last size."""
-    words = manifest.application.get("label_words")
-    if isinstance(words, list) and words:
-        return len(words)
+def _logits_columns(manifest: Manifest) -> int | None:
     logits = manifest.methods.get("logits")
-    if logits is None:
-        return None
-    shapes = [item.shape for item in logits.outputs if item.role == "logits"]
+    shapes = [item.shape for item in logits.outputs if item.role == "logits"] if logits is not None else []
     return shapes[0][-1] if shapes and shapes[0] else None

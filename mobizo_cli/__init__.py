@@ -1,0 +1,1 @@
+"""The `mobizo` command: a thin layer over the compiler, the lowering stage and the driver."""

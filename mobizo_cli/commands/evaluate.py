@@ -1,0 +1,34 @@
+"""`mobizo eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobizo_cli import options as opt
+
+
+def evaluate(
+    program: opt.ProgramArgument,
+    data: Annotated[Path, typer.Option(help="Data to evaluate on, .jsonl or .csv.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="PEFT directory to evaluate. [default: the adapter in the .pte]")
+    ] = None,
+) -> None:
+    """Loss and accuracy of a program with an adapter."""
+    from mobizo_cli.console import facts
+    from mobizo_cli.use import open_task
+
+    use = open_task(program)
+    if adapter is not None:
+        use.session.load_adapter(adapter)
+    score = use.score(use.examples(data))
+    facts(
+        [
+            ("examples", score.examples),
+            ("loss", f"{score.loss:.4f}"),
+            ("accuracy", f"{score.accuracy:.4f} ({score.correct} of {score.examples})"),
+        ]
+    )

@@ -1,0 +1,111 @@
+"""`mobizo inspect`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobizo_cli import options as opt
+
+if TYPE_CHECKING:
+    import mobizo_passes as mz
+
+
+def inspect(
+    model: opt.ModelArgument,
+    template: opt.Template = "{text} It was",
+    labels: opt.Labels = "0= terrible,1= great",
+    loss: opt.LossOption = "label-words",
+    max_length: opt.MaxLength = 32,
+    rank: opt.Rank = None,
+    alpha: opt.Alpha = None,
+    target_modules: opt.TargetModules = None,
+    layers: opt.Layers = None,
+    trainable: opt.TrainableOption = "lora_B",
+    batch: opt.BatchSize = 4,
+    queries: opt.Queries = 4,
+    estimator: opt.EstimatorOption = "two-sided",
+    noise: opt.NoiseOption = "gaussian",
+) -> None:
+    """Show what the compiler does to a model, or, for a .pte, what is in its manifest."""
+    if Path(model).suffix == ".pte":
+        _show_manifest(Path(model))
+        return
+    from mobizo_cli.build import build
+
+    settings = opt.BuildOptions(
+        model=model,
+        template=template,
+        labels=labels,
+        label_column="label",
+        loss=loss,
+        rank=rank,
+        alpha=alpha,
+        target_modules=target_modules,
+        layers=layers,
+        init_seed=0,
+        trainable=trainable,
+        max_length=max_length,
+        batch=batch,
+        queries=queries,
+        estimator=estimator,
+        noise=noise,
+    )
+    _show_program(build(settings, "").program)
+
+
+def _show_program(program: mz.TrainingProgram) -> None:
+    from mobizo_cli.console import facts, table
+
+    table(
+        f"{len(program.sites)} LoRA sites",
+        ("site", "kind", "rank", "scaling", "in", "out"),
+        [(s.name, s.kind, s.rank, s.scaling, s.in_features, s.out_features) for s in program.sites],
+    )
+    if program.sites.rejected:
+        table("Not taken", ("candidate", "reason"), [(r.name, r.reason) for r in program.sites.rejected])
+    table("Passes", ("pass", "rewrites"), [(record.name, record.rewrites) for record in program.history])
+    flops = program.flops
+    facts(
+        [
+            ("estimator", f"{program.estimator}, {program.estimator.groups} groups"),
+            ("GFLOP in one step", f"{flops.total / 1e9:.3f}"),
+            ("computed once", f"{flops.share_computed_once:.1%} of a forward"),
+        ]
+    )
+
+
+def _show_manifest(path: Path) -> None:
+    from mobizo_cli.console import facts, table
+    from runtime_driver.program import LoadedProgram
+
+    manifest = LoadedProgram(path).manifest
+    estimator, batch = manifest.estimator, manifest.batch
+    values = sum(math.prod(tensor.shape) for tensor in manifest.trainable_adapter)
+    facts(
+        [
+            ("model", manifest.model.name),
+            ("target", manifest.target + ("" if manifest.quantize is None else f", {manifest.quantize}")),
+            ("program id", manifest.program_id),
+            ("estimator", f"{estimator.kind}, {estimator.queries} queries, {estimator.groups} groups"),
+            ("noise", f"{manifest.noise.kind}, version {manifest.noise.version}"),
+            ("trained", f"{manifest.trainable}: {len(manifest.trainable_adapter)} tensors, {values:,} values"),
+            ("batch", f"{batch.size} examples of {', '.join(batch.inputs)}"),
+            ("labels", "any number" if batch.max_labels is None else f"at most {batch.max_labels} for each example"),
+            ("written by", ", ".join([f"mobizo {manifest.mobizo_version}", *_versions(manifest.tool_versions)])),
+            *((f"task: {name}", value) for name, value in manifest.application.items()),
+        ]
+    )
+    rows = []
+    for name, method in manifest.methods.items():
+        for side, items in (("in", method.inputs), ("out", method.outputs)):
+            shown = [item for item in items if item.role != "adapter"]
+            if len(shown) < len(items):
+                rows.append((name, side, f"adapter: {len(items) - len(shown)} tensors", ""))
+            rows.extend((name, side, item.name, f"{item.dtype}{list(item.shape)}") for item in shown)
+    table("Methods", ("method", "", "tensor", "type"), rows)
+
+
+def _versions(tools: dict[str, str]) -> list[str]:
+    return [f"{name} {version}" for name, version in tools.items()]

@@ -1,0 +1,84 @@
+"""`mobizo lower`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mobizo_cli import options as opt
+from mobizo_cli.errors import MissingPackageError, OptionError
+
+
+def lower(
+    model: opt.ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .pte to write.")],
+    template: opt.Template,
+    labels: opt.Labels,
+    label_column: opt.LabelColumn = "label",
+    loss: opt.LossOption = "label-words",
+    max_length: opt.MaxLength = 32,
+    rank: opt.Rank = None,
+    alpha: opt.Alpha = None,
+    target_modules: opt.TargetModules = None,
+    layers: opt.Layers = None,
+    init_seed: opt.InitSeed = 0,
+    trainable: opt.TrainableOption = "lora_B",
+    batch: opt.BatchSize = 4,
+    queries: opt.Queries = 4,
+    estimator: opt.EstimatorOption = "two-sided",
+    noise: opt.NoiseOption = "gaussian",
+    target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
+    quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
+) -> None:
+    """Compile a model with LoRA into a .pte that trains itself, with its tokenizer in a directory beside it."""
+    if output.suffix != ".pte":
+        raise OptionError(f"--output {output}: expected a name that ends in .pte.")
+    if not output.parent.is_dir():
+        raise OptionError(f"--output {output}: the directory {output.parent} does not exist.")
+    try:
+        import lowering
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "executorch", "executorch") from error
+    from mobizo_cli.build import build
+    from mobizo_cli.console import facts, out
+
+    settings = opt.BuildOptions(
+        model=model,
+        template=template,
+        labels=labels,
+        label_column=label_column,
+        loss=loss,
+        rank=rank,
+        alpha=alpha,
+        target_modules=target_modules,
+        layers=layers,
+        init_seed=init_seed,
+        trainable=trainable,
+        max_length=max_length,
+        batch=batch,
+        queries=queries,
+        estimator=estimator,
+        noise=noise,
+    )
+    built = build(settings, f"{output.stem}.tokenizer")
+    lowered = lowering.lower(built.program, target=target, quantize=quantize, application=built.task.application())
+    _save(output, lowered, built.tokenizer, built.task.tokenizer)
+    out.print(lowered.report, markup=False)
+    facts([("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB"), ("target", target)])
+
+
+def _save(output: Path, lowered: Any, tokenizer: Any, tokenizer_name: str) -> None:
+    """Write everything into a temporary directory, then move it into place, the .pte last."""
+    with tempfile.TemporaryDirectory(prefix=".mobizo-", dir=output.parent) as name:
+        staging = Path(name)
+        tokenizer.save_pretrained(staging / tokenizer_name)
+        lowered.save(staging / output.name)
+        for entry in sorted(staging.iterdir(), key=lambda path: path.name == output.name):
+            place = output.parent / entry.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            entry.replace(place)

@@ -1,0 +1,75 @@
+"""`mobizo train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mobizo_cli import options as opt
+
+
+def train(
+    program: opt.ProgramArgument,
+    data: Annotated[Path, typer.Option(help="Training data, .jsonl or .csv.")],
+    steps: Annotated[int, typer.Option(min=1, help="Length of the run, steps in the journal included.")],
+    adapter_out: Annotated[Path, typer.Option(help="PEFT directory to write.")],
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    eps: Annotated[float, typer.Option(help="Radius of the perturbation.")] = 1e-2,
+    schedule: Annotated[Literal["constant", "linear"], typer.Option(help="Learning rate over the run.")] = "constant",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the data's order.")] = 0,
+    journal: Annotated[
+        Path | None, typer.Option(help="Written as the run goes; if it exists, the run goes on where it ends.")
+    ] = None,
+    adapter: opt.AdapterIn = None,
+    eval_data: Annotated[Path | None, typer.Option(help="Evaluated at the end.")] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="Evaluate every so many steps too.")] = None,
+) -> None:
+    """Train the adapter of a program. Ctrl-C ends after the running step; with --journal, run again to go on."""
+    from mobizo_cli.console import facts, out
+    from mobizo_cli.data import ExampleBatches
+    from mobizo_cli.errors import OptionError
+    from mobizo_cli.use import open_task
+
+    if eval_every is not None and eval_data is None:
+        raise OptionError("--eval-every needs --eval-data.")
+    if adapter_out.exists() and not adapter_out.is_dir():
+        raise OptionError(f"--adapter-out {adapter_out}: is a file. Give the name of a directory.")
+    use = open_task(program)
+    session = use.session
+    if adapter is not None:
+        session.load_adapter(adapter)
+    batches = ExampleBatches(use.examples(data), use.encoder, session.manifest.batch.size, seed)
+    held_out = None if eval_data is None else use.eval_batches(use.examples(eval_data))
+
+    from runtime_driver import Constant, LinearDecay
+
+    result = session.fit(
+        batches,
+        steps,
+        lr=Constant(lr) if schedule == "constant" else LinearDecay(lr, steps),
+        eps=eps,
+        seed=seed,
+        journal=journal,
+        eval_batches=held_out,
+        eval_every=eval_every,
+        label_ids=use.in_run_label_ids,
+    )
+    session.save_adapter(adapter_out)
+    rows: list[tuple[str, object]] = [("steps", f"{result.steps} ({result.first_step} from the journal)")]
+    if result.losses:
+        last = result.losses[-20:]
+        rows.append((f"loss, mean of the last {len(last)}", f"{sum(last) / len(last):.4f}"))
+    for record in result.evaluations:
+        found = record.evaluation
+        accuracy = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}"
+        rows.append((f"evaluation at {record.step}", f"loss {found.loss:.4f}{accuracy}, {found.examples} examples"))
+    rows.append(("time", f"{result.seconds:.1f} s"))
+    rows.append(("peak memory", f"{result.peak_memory_bytes / 2**20:.0f} MiB"))
+    rows.append(("adapter", adapter_out))
+    facts(rows)
+    if result.interrupted:
+        again = "" if journal is None else "; run the same command again to go on"
+        out.print(f"interrupted after step {result.steps} of {steps}{again}", markup=False)
+        raise typer.Exit(130)

@@ -1,0 +1,29 @@
+"""Where results go: tables on stdout. Progress and errors go to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+#: Results; never wrapped to a narrow terminal when the output is a file or a pipe.
+out = Console(soft_wrap=True, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    result = Table(title=title, title_justify="left")
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    for row in rows:
+        result.add_row(*(str(cell) for cell in row))
+    out.print(result)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, aligned, one pair a line."""
+    items = [(name, str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in items), default=0)
+    for name, value in items:
+        out.print(f"{name:<{width}}  {value}", markup=False)

@@ -1,0 +1,53 @@
+"""Errors of the command line, and the one place where errors of ours become one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+#: Where each package's base error is. Looked up, never imported: a module that is not loaded has raised nothing.
+_BASES = (
+    ("mobizo_cli.errors", "CliError"),
+    ("mobizo_manifest.errors", "ManifestError"),
+    ("runtime_driver.errors", "DriverError"),
+    ("mobizo_passes.errors", "MobizoError"),
+    ("lowering.errors", "LoweringError"),
+)
+
+
+class CliError(Exception):
+    """Base of the command line's own errors."""
+
+
+class OptionError(CliError):
+    """An option's value that cannot be used."""
+
+
+class DataError(CliError):
+    """A data file that cannot be used; names the file, and the row where one is to blame."""
+
+
+class ModelError(CliError):
+    """A model or tokenizer that cannot be loaded or does not fit the task."""
+
+
+class MissingPackageError(CliError):
+    """A library that this command needs is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"This command needs the package `{package}`: install it with `pip install 'mobizo[{extra}]'`."
+        )
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an error is one of ours or the file system's, to be shown as a line rather than as a traceback."""
+    kinds = [getattr(sys.modules[name], base) for name, base in _BASES if name in sys.modules]
+    return isinstance(error, (*kinds, OSError))
+
+
+def one_line(error: BaseException) -> str:
+    """The message without line breaks."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

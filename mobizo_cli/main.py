@@ -1,0 +1,50 @@
+"""The `mobizo` command. Imports nothing heavy: every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from mobizo_cli.commands import evaluate, export, inspect, lower, replay, targets, train
+from mobizo_cli.errors import is_expected, one_line
+
+app = typer.Typer(
+    name="mobizo",
+    help="Compile a model with LoRA into a program that trains itself by forward passes, and drive that program.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_state = {"debug": False}
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    _state["debug"] = debug
+
+
+app.command("inspect")(inspect.inspect)
+app.command("lower")(lower.lower)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("replay")(replay.replay)
+app.command("export-adapter")(export.export_adapter)
+app.command("targets")(targets.targets)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 0, 1 after an error of ours (one line on stderr), 2 for wrong usage, 130 after Ctrl-C."""
+    _state["debug"] = False
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="mobizo")
+    except KeyboardInterrupt:
+        print("mobizo: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if _state["debug"] or not is_expected(error):
+            raise
+        print(f"mobizo: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)

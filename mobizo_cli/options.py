@@ -1,0 +1,82 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mobizo_cli.task import LossKind
+
+_LORA, _TASK, _STEP = "LoRA", "Task", "Training step"
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="A model's hub name, or a local directory: a transformers model or a PEFT adapter.")
+]
+ProgramArgument = Annotated[Path, typer.Argument(help="A .pte written by `mobizo lower`.")]
+Rank = Annotated[int | None, typer.Option(min=1, help="LoRA rank. [default: 16]", rich_help_panel=_LORA)]
+Alpha = Annotated[float | None, typer.Option(help="LoRA alpha. [default: 2 x rank]", rich_help_panel=_LORA)]
+TargetModules = Annotated[
+    str | None,
+    typer.Option(help="Modules that get a LoRA, comma-separated. [default: q_proj,v_proj]", rich_help_panel=_LORA),
+]
+Layers = Annotated[
+    str | None, typer.Option(help="Layers that get a LoRA, e.g. 15-29. [default: all]", rich_help_panel=_LORA)
+]
+InitSeed = Annotated[int, typer.Option(help="Seed of lora_A's initial values.", rich_help_panel=_LORA)]
+TrainableOption = Annotated[
+    Literal["lora_B", "lora_A+lora_B"], typer.Option(help="Which LoRA tensors are trained.", rich_help_panel=_LORA)
+]
+Template = Annotated[
+    str,
+    typer.Option(
+        help="The prompt; {NAME} is a column of the data. It ends where the label's word follows.",
+        rich_help_panel=_TASK,
+    ),
+]
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="VALUE=WORD for each label; a word is one token, usually with a leading space.", rich_help_panel=_TASK
+    ),
+]
+LabelColumn = Annotated[str, typer.Option(help="The data's column with the label.", rich_help_panel=_TASK)]
+LossOption = Annotated[
+    LossKind,
+    typer.Option(help="Cross-entropy over the label words only, or over the vocabulary.", rich_help_panel=_TASK),
+]
+MaxLength = Annotated[int, typer.Option(min=2, help="Tokens of a prompt.", rich_help_panel=_TASK)]
+BatchSize = Annotated[int, typer.Option(min=2, help="Examples in a batch.", rich_help_panel=_STEP)]
+Queries = Annotated[int, typer.Option(min=1, help="Perturbations in a step.", rich_help_panel=_STEP)]
+EstimatorOption = Annotated[
+    Literal["two-sided", "one-sided", "forward-gradient"],
+    typer.Option(help="How projected gradients are estimated.", rich_help_panel=_STEP),
+]
+NoiseOption = Annotated[
+    Literal["gaussian", "rademacher"], typer.Option(help="Distribution of the perturbation.", rich_help_panel=_STEP)
+]
+AdapterIn = Annotated[Path | None, typer.Option("--adapter", help="Start from this PEFT directory.")]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What decides the training step of a model: the options of `lower`, and of `inspect` on a model."""
+
+    model: str
+    template: str
+    labels: str
+    label_column: str
+    loss: LossKind
+    rank: int | None
+    alpha: float | None
+    target_modules: str | None
+    layers: str | None
+    init_seed: int
+    trainable: Literal["lora_B", "lora_A+lora_B"]
+    max_length: int
+    batch: int
+    queries: int
+    estimator: Literal["two-sided", "one-sided", "forward-gradient"]
+    noise: Literal["gaussian", "rademacher"]

@@ -1,0 +1,106 @@
+"""What the commands that use a program have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobizo_cli.data import Example, in_order, load_examples
+from mobizo_cli.errors import MissingPackageError
+from mobizo_cli.task import TextTask
+from mobizo_cli.text import PromptEncoder, label_ids, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runtime_driver import Session
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss and accuracy over a data set."""
+
+    loss: float
+    accuracy: float
+    correct: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """An open program with its task."""
+
+    session: Session
+    task: TextTask
+    encoder: PromptEncoder
+
+    def examples(self, path: Path) -> list[Example]:
+        """Read a data file. Raises :class:`mobizo_cli.errors.DataError`."""
+        return load_examples(path, self.task)
+
+    def eval_batches(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
+        """All examples in order; the last batch may be smaller."""
+        return [
+            self.encoder.batch([example.prompt for example in group], [example.label for example in group])
+            for group in in_order(examples, self.session.manifest.batch.size)
+        ]
+
+    @property
+    def in_run_label_ids(self) -> tuple[int, ...] | None:
+        """For accuracy inside a run; with the vocabulary loss the batches hold the answer, so only `score` has it."""
+        return self.task.label_ids if self.task.loss == "label-words" else None
+
+    def score(self, examples: Sequence[Example]) -> Score:
+        """Loss and accuracy of the session's adapter."""
+        batches = self.eval_batches(examples)
+        if self.task.loss == "label-words":
+            found = self.session.evaluate(batches, label_ids=self.task.label_ids)
+            correct = found.correct
+        else:
+            found = self.session.evaluate(batches)
+            correct = self._correct(examples)
+        return Score(found.loss or 0.0, (correct or 0) / len(examples), correct or 0, len(examples))
+
+    def _correct(self, examples: Sequence[Example]) -> int:
+        from runtime_driver.evaluation import classify
+
+        right = 0
+        for group in in_order(examples, self.session.manifest.batch.size):
+            logits = self.session.predict(self.encoder.prompts([example.prompt for example in group]))
+            predicted = classify(logits, self.task.label_ids).tolist()
+            right += sum(guess == example.label for guess, example in zip(predicted, group, strict=True))
+        return right
+
+
+def open_session(path: Path) -> Session:
+    """Open a program.
+
+    Raises:
+        MissingPackageError: ExecuTorch is not installed.
+        runtime_driver.DriverError, mobizo_manifest.ManifestError: the file cannot be used.
+    """
+    try:
+        from runtime_driver import Session
+
+        return Session(path)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "executorch", "cli") from error
+
+
+def open_task(path: Path) -> Use:
+    """Open a program and its tokenizer.
+
+    Raises:
+        mobizo_cli.errors.ModelError: no text task in the manifest, or no tokenizer beside the file.
+    """
+    session = open_session(path)
+    task = TextTask.of(session.manifest, path)
+    tokenizer = load_tokenizer(path.parent / task.tokenizer)
+    # The words' tokens are in the manifest; another tokenizer beside the file would silently train on other prompts.
+    if label_ids(tokenizer, task.label_words) != task.label_ids:
+        from mobizo_cli.errors import ModelError
+
+        raise ModelError(f"{path.parent / task.tokenizer}: not the tokenizer that the program was lowered with.")
+    return Use(session, task, PromptEncoder(tokenizer, task.label_ids, task.loss, task.max_length))
