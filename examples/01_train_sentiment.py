@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import random
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.packaged import Sentence, load_sentences, model_directory
+from mobizo_cli.task import TextTask
+from mobizo_cli.text import TOKENIZER_FILE, PromptEncoder, label_ids, load_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from torch import Tensor
 
     import mobizo_passes as mz
@@ -33,47 +35,28 @@ PROMPT = "{text} It was"
 WORDS = (" terrible", " great")  # by label: 0 is negative, 1 is positive
 QUERIES, BATCH, TOKENS, RANK = 4, 4, 32, 16
 LAYERS, UPPER_LAYERS = 30, 15  # what lies below the first LoRA is computed once, not once per perturbation
-LEARNING_RATE, EPSILON, STEPS = 2e-3, 1e-2, 300
+LEARNING_RATE, EPSILON, STEPS = 1e-2, 1e-2, 400
 EVALUATE_EVERY = 100
 
 
-def load_tokenizer() -> Tokenizer:
-    """The tokenizer alone, without transformers."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
+def word_ids() -> list[int]:
+    """The token of each label's word."""
+    return list(label_ids(load_tokenizer(model_directory()), WORDS))
 
 
-def word_ids(tokenizer: Tokenizer) -> list[int]:
-    """The token of each label's word; both words are one token long."""
-    return [tokenizer.encode(word).ids[0] for word in WORDS]
+def batches(sentences: Sequence[Sentence]) -> list[dict[str, Tensor]]:
+    """The sentences in order, `BATCH` at a time: `input_ids`, `attention_mask` int64[B, TOKENS], `label` int64[B].
 
-
-def encode(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> dict[str, Tensor]:
-    """Prompts as `input_ids` and `attention_mask`, int64[N, TOKENS], padded on the left; `label` as int64[N].
-
-    A long sentence loses words at its end, so that the last tokens are always the prompt's.
+    Prompts are padded on the left, so that their last token is always at the last position.
     """
-    import torch
-
-    tail = tokenizer.encode(PROMPT.format(text="")).ids
-    rows = [tokenizer.encode(sentence.text).ids[: TOKENS - len(tail)] + tail for sentence in sentences]
-    padding = [TOKENS - len(row) for row in rows]
-    return {
-        "input_ids": torch.tensor([[0] * pad + row for pad, row in zip(padding, rows, strict=True)]),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (TOKENS - pad) for pad in padding]),
-        "label": torch.tensor([int(sentence.positive) for sentence in sentences]),
-    }
-
-
-def batches(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[dict[str, Tensor]]:
-    """The sentences in order, `BATCH` at a time."""
-    return [encode(tokenizer, sentences[i : i + BATCH]) for i in range(0, len(sentences), BATCH)]
+    encode = PromptEncoder(load_tokenizer(model_directory()), word_ids(), "label-words", TOKENS)
+    groups = [sentences[start : start + BATCH] for start in range(0, len(sentences), BATCH)]
+    return [encode.batch([PROMPT.format(text=s.text) for s in g], [int(s.positive) for s in g]) for g in groups]
 
 
 def example_batch() -> dict[str, Tensor]:
     """A batch with the shapes to compile for."""
-    return encode(load_tokenizer(), load_sentences(held_out=0).train[:BATCH])
+    return batches(load_sentences(held_out=0).train[:BATCH])[0]
 
 
 def build_program() -> mz.TrainingProgram:
@@ -94,7 +77,7 @@ def build_program() -> mz.TrainingProgram:
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(load_model(), config).eval()
-    ids = word_ids(load_tokenizer())
+    ids = word_ids()
 
     def loss(outputs: Any, label: Tensor) -> Tensor:
         """Cross-entropy over the two words only: far easier to learn than over 49,152."""
@@ -109,15 +92,24 @@ def compile_program(path: Path) -> dict[str, Any]:
     """Lower the program to a .pte at `path`. Runs in a process of its own: its memory is not the training's."""
     import lowering
 
-    application = {
-        "prompt": PROMPT,
-        "label_words": list(WORDS),
-        "label_ids": word_ids(load_tokenizer()),
-        "max_length": TOKENS,
-    }
-    lowered = lowering.lower(build_program(), target="xnnpack", application=application)
+    tokenizer = path.parent / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    shutil.copy(model_directory() / TOKENIZER_FILE, tokenizer)
+    # What `mobizo eval` and `mobizo train` need to make prompts for this program.
+    task = TextTask(
+        template=PROMPT,
+        label_column="label",
+        label_values=("0", "1"),
+        label_words=WORDS,
+        label_ids=tuple(word_ids()),
+        loss="label-words",
+        max_length=TOKENS,
+        tokenizer=tokenizer.name,
+    )
+    lowered = lowering.lower(build_program(), target="xnnpack", application=task.application())
     lowered.save(path)
-    return {"partitions": lowered.report.partitions}
+    print(lowered.report)
+    return {"partitions": lowered.report.methods["step"].partitions}
 
 
 def compile_elsewhere(path: Path) -> dict[str, Any]:
@@ -140,17 +132,16 @@ def train(path: Path, out: Path, options: argparse.Namespace, console: Console) 
     """Train with the .pte and the driver alone; returns the curve and the peak memory in bytes."""
     import runtime_driver
 
-    tokenizer = load_tokenizer()
-    ids = word_ids(tokenizer)
     split = load_sentences(held_out=options.eval_size)
-    held_out = batches(tokenizer, split.held_out)
+    held_out = batches(split.held_out)
     order = list(split.train)
     random.Random(options.seed).shuffle(order)
     session = runtime_driver.Session(path)
+    words = word_ids()
     curve = Curve()
 
     def evaluate(step: int) -> None:
-        accuracy = session.evaluate(held_out, label_ids=ids, loss=False).accuracy
+        accuracy = session.evaluate(held_out, label_ids=words, loss=False).accuracy
         assert accuracy is not None
         session.release("logits")
         curve.accuracy.append((step, accuracy))
@@ -166,7 +157,7 @@ def train(path: Path, out: Path, options: argparse.Namespace, console: Console) 
 
     evaluate(0)
     session.fit(
-        batches(tokenizer, order[: options.steps * BATCH]),
+        batches(order[: options.steps * BATCH]),
         steps=options.steps,
         lr=LEARNING_RATE,
         eps=EPSILON,

@@ -33,7 +33,7 @@ session.save_adapter(adapter)
 @pytest.fixture(scope="module")
 def batches(demo: Demo) -> list[dict[str, torch.Tensor]]:
     sentences = load_sentences(held_out=0).train[: STEPS * demo.module.BATCH]
-    return demo.module.batches(demo.module.load_tokenizer(), sentences)
+    return demo.module.batches(sentences)
 
 
 class Trained:
