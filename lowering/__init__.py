@@ -1,1 +1,82 @@
-"""Lowering."""
+"""Lowering: from a TrainingProgram to one ExecuTorch file that trains itself.
+
+    lowered = lowering.lower(program, target="xnnpack")
+    print(lowered.report)
+    lowered.save("model.pte")
+
+Importing this package imports neither torch nor ExecuTorch; `lower` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lowering.errors import (
+    FrozenInput,
+    InvalidProgram,
+    LoweringError,
+    LoweringFailed,
+    MethodMismatch,
+    QuantizationNotSupported,
+    TargetNotSupported,
+    TargetUnavailable,
+    UnknownTarget,
+)
+
+if TYPE_CHECKING:
+    from lowering.lowered import Lowered
+    from lowering.stages import Program
+    from lowering.targets import Availability
+
+
+def lower(
+    program: Program,
+    target: str = "xnnpack",
+    quantize: str | None = None,
+    application: dict[str, Any] | None = None,
+) -> Lowered:
+    """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
+
+    Args:
+        program: a `mobizo_passes.TrainingProgram` (or anything with its `core`, `manifest` and adapter methods).
+        target: `"xnnpack"` (CPU, float32) or `"portable"`; see `available()`.
+        quantize: None; other values are refused in this version.
+        application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
+
+    Raises:
+        UnknownTarget, TargetNotSupported, TargetUnavailable: the target cannot be used.
+        QuantizationNotSupported: `quantize` is not None.
+        InvalidProgram: the program contradicts its own manifest.
+        LoweringFailed: a stage failed; names method and stage.
+        FrozenInput, MethodMismatch: the result is not what the manifest promises, and is withheld.
+    """
+    from lowering.targets import get_target
+
+    chosen = get_target(target)
+    chosen.require()
+    chosen.check_quantize(quantize)
+    from lowering.stages import lower_to
+
+    return lower_to(program, chosen, quantize, application)
+
+
+def available() -> dict[str, Availability]:
+    """Each known target: ready, or what is missing and how to get it."""
+    from lowering.targets import TARGETS
+
+    return {name: target.availability() for name, target in TARGETS.items()}
+
+
+__all__ = [
+    "FrozenInput",
+    "InvalidProgram",
+    "LoweringError",
+    "LoweringFailed",
+    "MethodMismatch",
+    "QuantizationNotSupported",
+    "TargetNotSupported",
+    "TargetUnavailable",
+    "UnknownTarget",
+    "available",
+    "lower",
+]

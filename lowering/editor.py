@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ConstantArgument,
     ExportGraphSignature,
@@ -19,7 +19,12 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack", "from_node")
+ORIGIN_KEYS = ("nn_module_stack", "stack_trace")
+
+# What a node was before the passes. XNNPACK's stage looks for linears by it (and, without a source function, by the
+# module), and would take an adapter's `bmm` for one.
+STALE_KEYS = ("torch_fn", "from_node")
+NO_SOURCE = [("", "mobizo")]
 CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -141,6 +146,12 @@ class ProgramEditor:
     def finish(self) -> ExportedProgram:
         """The edited program, as a new ExportedProgram over the same weights."""
         self.clean()
+        for node in self.graph.nodes:
+            for key in STALE_KEYS:
+                node.meta.pop(key, None)
+            node.meta["source_fn_stack"] = NO_SOURCE
+            if node.op == "placeholder":
+                node.target = node.name  # torch's retracing finds placeholders by either: they must agree
         self.graph.lint()
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         inputs = [_renamed(self._specs[n.name], n.name) for n in placeholders]
@@ -156,7 +167,7 @@ class ProgramEditor:
             graph_signature=ExportGraphSignature(input_specs=inputs, output_specs=outputs),
             state_dict={k: v for k, v in self._program.state_dict.items() if k in used},
             range_constraints=self._program.range_constraints,
-            module_call_graph=self._program.module_call_graph,
+            module_call_graph=_root_call(self._program),
             example_inputs=self._program.example_inputs,
             constants={k: v for k, v in self._constants.items() if k in used},
             verifiers=self._program.verifiers,
@@ -189,6 +200,22 @@ def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 def positive_dim(dim: int, rank: int) -> int:
     """`dim` counted from the front."""
     return dim + rank if dim < 0 else dim
+
+
+def _root_call(program: ExportedProgram) -> list[ModuleCallEntry]:
+    """The call graph's root alone, without node names, as `torch.export` writes it: passes may rename nodes."""
+    root = next(entry for entry in program.module_call_graph if entry.fqn == "")
+    signature = root.signature
+    if signature is None:
+        return [root]
+    nameless = ModuleCallSignature(
+        inputs=[],
+        outputs=[],
+        in_spec=signature.in_spec,
+        out_spec=signature.out_spec,
+        forward_arg_names=signature.forward_arg_names,
+    )
+    return [ModuleCallEntry(fqn="", signature=nameless)]
 
 
 def _renamed(spec: InputSpec, name: str) -> InputSpec:

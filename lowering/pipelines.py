@@ -5,6 +5,7 @@ from __future__ import annotations
 from lowering.passes.base import LegalisationPass
 from lowering.passes.canonical_reshapes import CanonicalReshapes
 from lowering.passes.copy_views import CopyViews
+from lowering.passes.core_forms import CoreForms
 from lowering.passes.decompose_activations import DecomposeActivations
 from lowering.passes.decompose_attention import DecomposeAttention
 from lowering.passes.decompose_norms import DecomposeNorms
@@ -20,6 +21,7 @@ from lowering.passes.remove_noops import RemoveNoops
 PORTABLE: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
     FoldConstants(),
+    CoreForms(),
     CanonicalReshapes(),
     NormaliseDims(),
     FloatScalars(),
@@ -31,6 +33,7 @@ PORTABLE: tuple[LegalisationPass, ...] = (
 XNNPACK: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
     FoldConstants(),
+    CoreForms(),
     CanonicalReshapes(),
     GroupRepeatedHeads(),
     DecomposeAttention(),

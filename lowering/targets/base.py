@@ -40,8 +40,11 @@ class Target(ABC):
         """The legalisation passes, in order."""
 
     @abstractmethod
-    def partitioner(self, method: str) -> Any | None:
-        """A fresh ExecuTorch partitioner for one method, or None to run everything on portable kernels."""
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
+        """A fresh ExecuTorch partitioner for one method, or None to run everything on portable kernels.
+
+        `outside`: FQNs of weights whose products should stay on portable kernels.
+        """
 
     def reasons(self, partitioner: Any) -> dict[str, str]:
         """Node name -> why that node was not delegated, as recorded by a used partitioner."""

@@ -26,7 +26,7 @@ class PlannedTarget(Target):
     def passes(self) -> Sequence[LegalisationPass]:
         self._refuse()
 
-    def partitioner(self, method: str) -> Any | None:
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         self._refuse()
 
     def require(self) -> None:

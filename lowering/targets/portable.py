@@ -22,5 +22,5 @@ class PortableTarget(Target):
     def passes(self) -> Sequence[LegalisationPass]:
         return pipelines.PORTABLE
 
-    def partitioner(self, method: str) -> Any | None:
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         return None

@@ -22,7 +22,7 @@ class XnnpackTarget(Target):
     def passes(self) -> Sequence[LegalisationPass]:
         return pipelines.XNNPACK
 
-    def partitioner(self, method: str) -> Any | None:
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         from lowering.targets.xnnpack_partitioner import ProductPartitioner
 
-        return ProductPartitioner()
+        return ProductPartitioner(outside=outside)

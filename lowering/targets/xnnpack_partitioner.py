@@ -14,7 +14,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
-from lowering.flops import flops_of, overload_name
+from lowering.flops import flops_of, operation_name, overload_name
+from lowering.tied import parameter_of
 
 _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
 _FLOAT = (torch.float32, torch.float16)
@@ -60,12 +61,13 @@ class ProductPartitioner(XnnpackPartitioner):
 
     A partition costs about a second of lowering and two tensor copies per call; the elementwise remainders around the
     noise and the update run as fast on ExecuTorch's own kernels. After `partition`, `reasons` says of each node left
-    behind, by name, why.
+    behind, by name, why. `outside` are FQNs of weights whose `linear`s are left out (see `lowering.tied`).
     """
 
-    def __init__(self, min_flops: int = 100_000) -> None:
+    def __init__(self, min_flops: int = 100_000, outside: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.min_flops = min_flops
+        self.outside = outside
         self.reasons: dict[str, str] = {}
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
@@ -77,6 +79,13 @@ class ProductPartitioner(XnnpackPartitioner):
         operators, takes = super().ops_to_not_decompose(ep)
         refused = {node.target for node in ep.graph.nodes if node.target in operators and takes and not takes(node)}
         return [operator for operator in operators if operator not in refused], None
+
+    def get_matched_nodes_from_configs(self, ep: ExportedProgram) -> list[list[Node]]:
+        groups = super().get_matched_nodes_from_configs(ep)
+        return [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
+
+    def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
+        return operation_name(node) == "linear" and parameter_of(ep, node.args[1]) in self.outside
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
         kept: list[Partition] = []
@@ -105,6 +114,8 @@ class ProductPartitioner(XnnpackPartitioner):
         return name in _PLAIN_OPERATORS
 
     def _reason(self, node: Node, ep: ExportedProgram, small: bool) -> str:
+        if self._reads_outside(node, ep):
+            return "its weight is also an embedding table, which ExecuTorch's own kernels read: one copy serves both"
         if small:
             return "XNNPACK could take it, but only as a partition of its own without a matrix product: not worth one"
         wrong = _wrong_dtype(node)

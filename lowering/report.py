@@ -1,0 +1,151 @@
+"""What became of every node: delegated, or left to ExecuTorch's own kernels, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from lowering.flops import flops_of, operation_name, overload_name
+from lowering.passes.base import PassRecord
+
+NO_DELEGATE = "the portable target has no delegate"
+
+
+@dataclass(frozen=True)
+class PortableNode:
+    """One node that no delegate took. `origin` is the FQN of the module that it comes from, if known."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    origin: str
+    reason: str
+    flops: int
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    """One method: partitions, nodes and FLOPs (of matrix products) on either side, passes that fired."""
+
+    method: str
+    partitions: int
+    delegated_nodes: int
+    delegated_flops: int
+    total_flops: int
+    portable: tuple[PortableNode, ...]
+    passes: tuple[PassRecord, ...]
+
+    @property
+    def delegated_share(self) -> float:
+        """Share of FLOPs that the delegate computes, 0 to 1; 0 for a method without matrix products."""
+        return self.delegated_flops / self.total_flops if self.total_flops else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: {self.partitions} partition{'' if self.partitions == 1 else 's'}, "
+            f"{self.delegated_nodes} nodes delegated, {len(self.portable)} not; "
+            f"{self.delegated_share:.1%} of {self.total_flops / 1e9:.2f} GFLOP delegated"
+        ]
+        groups = Counter((node.op, node.reason) for node in self.portable)
+        for (op, reason), count in groups.most_common():
+            lines.append(f"  {count:4d} x {op}: {reason}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of a lowering, per method; `str(report)` groups equal nodes, `nodes` names each."""
+
+    target: str
+    methods: Mapping[str, MethodReport]
+    weight_bytes: int
+    program_bytes: int
+
+    @property
+    def partitions(self) -> int:
+        """Delegate calls over all methods."""
+        return sum(each.partitions for each in self.methods.values())
+
+    @property
+    def nodes(self) -> tuple[tuple[str, PortableNode], ...]:
+        """Every node that did not delegate, with its method."""
+        return tuple((name, node) for name, each in self.methods.items() for node in each.portable)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "target": self.target,
+            "weight_bytes": self.weight_bytes,
+            "program_bytes": self.program_bytes,
+            "methods": {
+                name: {**asdict(each), "delegated_share": each.delegated_share} for name, each in self.methods.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"target {self.target}: {self.partitions} partitions in {len(self.methods)} methods; "
+            f"program {self.program_bytes / 1e6:.1f} MB, of it weights {self.weight_bytes / 1e6:.1f} MB"
+        )
+        return "\n".join([head, *(str(each) for each in self.methods.values())])
+
+
+def method_report(
+    method: str, edge: ExportedProgram, reasons: Mapping[str, str], passes: Sequence[PassRecord]
+) -> MethodReport:
+    """Read the report off one partitioned edge program."""
+    portable: list[PortableNode] = []
+    partitions = delegated_nodes = delegated_flops = total_flops = 0
+    for node in edge.graph.nodes:
+        if node.op != "call_function" or operation_name(node) == "getitem":
+            continue
+        inner = _lowered_graph(edge, node)
+        if inner is None:
+            total_flops += flops_of(node)
+            portable.append(_portable_node(node, reasons.get(node.name, NO_DELEGATE)))
+            continue
+        partitions += 1
+        calls = [each for each in inner.nodes if each.op == "call_function"]
+        delegated_nodes += len(calls)
+        flops = sum(flops_of(each) for each in calls)
+        delegated_flops += flops
+        total_flops += flops
+    return MethodReport(
+        method, partitions, delegated_nodes, delegated_flops, total_flops, tuple(portable), tuple(passes)
+    )
+
+
+def origin_of(node: Node) -> str:
+    """FQN of the innermost module that the node comes from, `""` if unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple) and entry]
+    return str(paths[-1]) if paths else ""
+
+
+def _lowered_graph(edge: ExportedProgram, node: Node) -> torch.fx.Graph | None:
+    if operation_name(node) != "executorch_call_delegate":
+        return None
+    module: Any = node.args[0]
+    lowered = getattr(edge.graph_module, module.target)
+    return lowered.original_module.graph
+
+
+def _portable_node(node: Node, reason: str) -> PortableNode:
+    value = node.meta.get("val")
+    is_tensor = isinstance(value, torch.Tensor)
+    return PortableNode(
+        name=node.name,
+        op=overload_name(node),
+        shape=tuple(int(s) for s in value.shape) if is_tensor else (),
+        dtype=str(value.dtype).removeprefix("torch.") if is_tensor else "",
+        origin=origin_of(node),
+        reason=reason,
+        flops=flops_of(node),
+    )

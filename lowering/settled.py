@@ -1,0 +1,77 @@
+"""Keep ExecuTorch from retracing programs that have nothing left to decompose."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx.traceback import NodeSource
+
+# Delegates take these whole; ExecuTorch has a kernel for each.
+KEPT_WHOLE = (torch.ops.aten.linear.default,)
+
+
+class SettledProgram(ExportedProgram):
+    """An ExportedProgram that decomposes itself only when some node would change.
+
+    `to_edge_transform_and_lower` retraces every program at least twice, seconds for each ten transformer layers. After
+    the legalisation passes nearly every graph is functional core ATen already, and a retrace gives it back as it was.
+    """
+
+    def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
+        if decomp_table is None or any(_changes(node, decomp_table) for node in self.graph.nodes):
+            return super().run_decompositions(decomp_table, **options)
+        return self
+
+
+def settle(program: ExportedProgram) -> SettledProgram:
+    """The same program (same graph, same weights) as a SettledProgram."""
+    return SettledProgram(
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=program.graph_signature,
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+@contextmanager
+def without_provenance() -> Iterator[None]:
+    """Within, node provenance records are shared, not copied.
+
+    torch copies each node's whole chain of former nodes at every one of some thirty passes: a tenth of the time.
+    """
+    had = NodeSource.__dict__.get("__deepcopy__")
+    NodeSource.__deepcopy__ = lambda self, memo: self  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        if had is None:
+            del NodeSource.__deepcopy__  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            NodeSource.__deepcopy__ = had  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _changes(node: torch.fx.Node, table: dict[Any, Any]) -> bool:
+    if node.op != "call_function":
+        return False
+    target = node.target
+    if target is operator.getitem:
+        return False
+    if not isinstance(target, torch._ops.OpOverload):
+        return True
+    if target in KEPT_WHOLE:
+        return target in table
+    return target in table or target._schema.is_mutable or _is_composite(target)
+
+
+def _is_composite(target: torch._ops.OpOverload) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")

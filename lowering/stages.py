@@ -1,0 +1,155 @@
+"""The stages of a lowering: legalise, partition, serialise."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from mobizo_manifest import Manifest
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from lowering.checks import check_inputs_alive, check_methods, check_program
+from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
+from lowering.identity import program_id
+from lowering.lowered import Lowered
+from lowering.passes.base import PassRecord, run_passes
+from lowering.report import Report, method_report
+from lowering.settled import KEPT_WHOLE, settle, without_provenance
+from lowering.targets import Target
+from lowering.tied import weights_kept_outside
+
+MANIFEST_METHOD = "mobizo_manifest"
+ADAPTER_METHOD = "initial_adapter"
+
+
+class Program(Protocol):
+    """What lowering asks of a `mobizo_passes.TrainingProgram`."""
+
+    def core(self, method: str) -> ExportedProgram: ...
+    def initial_adapter(self) -> dict[str, Tensor]: ...
+    def frozen_adapter(self) -> dict[str, Tensor]: ...
+    def manifest(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Legal:
+    """One method: the transform's program, the legalised one, and the passes that made it."""
+
+    core: ExportedProgram
+    program: ExportedProgram
+    passes: tuple[PassRecord, ...]
+
+
+def lower_to(program: Program, target: Target, quantize: str | None, application: dict[str, Any] | None) -> Lowered:
+    """`lower`, its arguments checked."""
+    described = program.manifest()
+    methods = {name: _legalise(program, name, target) for name in described["methods"]}
+    cores = {name: each.core for name, each in methods.items()}
+    manifest = Manifest.model_validate(
+        {
+            **described,
+            "target": target.name,
+            "quantize": quantize,
+            "options": {},
+            "tool_versions": _tool_versions(),
+            "program_id": program_id(cores, described["model"]["sha256"], target.name),
+            "application": application or {},
+        }
+    )
+    for name, each in methods.items():
+        check_program(name, each.core, manifest.methods[name])
+    legal = {name: each.program for name, each in methods.items()}
+    outside = weights_kept_outside(legal)
+    partitioners = {name: target.partitioner(name, outside) for name in methods}
+    constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
+    edge = _to_edge(legal, partitioners, constants)
+    reports = {}
+    for name, each in methods.items():
+        lowered = edge.exported_program(name)
+        check_inputs_alive(name, each.core, lowered, manifest.methods[name])
+        reports[name] = method_report(name, lowered, target.reasons(partitioners[name]), each.passes)
+    finished = _to_executorch(edge)
+    check_methods({plan.name: plan for plan in finished.executorch_program.execution_plan}, manifest)
+    report = Report(target.name, reports, _weight_bytes(cores), _size(finished))
+    return Lowered(manifest, report, finished)
+
+
+def _legalise(program: Program, method: str, target: Target) -> Legal:
+    core = program.core(method)
+    try:
+        legal, records = run_passes(core, target.passes)
+    except LoweringError:
+        raise
+    except Exception as error:
+        raise LoweringFailed(method, "legalisation", f"{type(error).__name__}: {error}") from error
+    return Legal(core, legal, records)
+
+
+def _to_edge(programs: Mapping[str, ExportedProgram], partitioners: Mapping[str, Any], constants: dict[str, Any]) -> Any:
+    # Dim order operators are skipped: all tensors are contiguous, and delegates would have to see through them.
+    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(KEPT_WHOLE))
+    settled = {name: settle(program) for name, program in programs.items()}
+    chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
+    try:
+        with torch.no_grad(), without_provenance():
+            return to_edge_transform_and_lower(
+                settled,  # pyright: ignore[reportArgumentType]
+                partitioner=chosen,
+                constant_methods=constants,
+                compile_config=config,
+            )
+    except Exception as error:
+        raise LoweringFailed(", ".join(programs), "partitioning", f"{type(error).__name__}: {error}") from error
+
+
+def _to_executorch(edge: Any) -> Any:
+    try:
+        with torch.no_grad(), without_provenance():
+            return edge.to_executorch(ExecutorchBackendConfig())
+    except Exception as error:
+        methods = ", ".join(edge.methods)
+        raise LoweringFailed(methods, "serialisation", f"{type(error).__name__}: {error}") from error
+
+
+def _adapter(program: Program, manifest: Manifest) -> tuple[Tensor, ...]:
+    tensors = {**program.initial_adapter(), **program.frozen_adapter()}
+    missing = [each.fqn for each in manifest.adapter if each.fqn not in tensors]
+    if missing:
+        raise InvalidProgram(f"the manifest lists adapter tensors that the program does not hold: {missing}")
+    return tuple(tensors[each.fqn].detach().contiguous() for each in manifest.adapter)
+
+
+def _weight_bytes(programs: Mapping[str, ExportedProgram]) -> int:
+    weights = {value.data_ptr(): value for each in programs.values() for value in each.state_dict.values()}
+    return sum(value.numel() * value.element_size() for value in weights.values())
+
+
+class _Counter:
+    """A file that only counts: the program is never held in one piece to learn its size."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+
+def _size(finished: Any) -> int:
+    counter = _Counter()
+    finished.write_to_file(counter)
+    return counter.bytes
+
+
+def _tool_versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "executorch": version("executorch"),
+    }

@@ -1,0 +1,50 @@
+"""Keep a weight that two kinds of operators read in the file once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from lowering.flops import flops_of
+
+aten = torch.ops.aten
+
+# A product that takes less than this share of the step's FLOPs may run on ExecuTorch's own (slower) kernel.
+SMALL_SHARE = 0.05
+
+
+def weights_kept_outside(programs: Mapping[str, ExportedProgram]) -> frozenset[str]:
+    """FQNs of embedding tables whose `linear` users should not be delegated, in any method.
+
+    A delegate keeps weights in its own form, next to the table that the (never delegated) embedding reads: a tied
+    `lm_head` would be in the file twice. When the training step spends little on it, one copy serves both.
+    """
+    tables = {fqn for program in programs.values() for fqn in _read_by(program, aten.embedding.default, 0)}
+    training = [program for name, program in programs.items() if name != "logits"]
+    return frozenset(fqn for fqn in tables if all(_share(program, fqn) < SMALL_SHARE for program in training))
+
+
+def parameter_of(program: ExportedProgram, node: Any) -> str | None:
+    """FQN of the parameter or buffer behind a placeholder, else None."""
+    if not isinstance(node, torch.fx.Node):
+        return None
+    signature = program.graph_signature
+    return signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(node.name)
+
+
+def _read_by(program: ExportedProgram, target: Any, index: int) -> set[str]:
+    found = {parameter_of(program, node.args[index]) for node in program.graph.nodes if node.target is target}
+    return {fqn for fqn in found if fqn is not None}
+
+
+def _share(program: ExportedProgram, fqn: str) -> float:
+    total = mine = 0
+    for node in program.graph.nodes:
+        flops = flops_of(node)
+        total += flops
+        if node.target is aten.linear.default and parameter_of(program, node.args[1]) == fqn:
+            mine += flops
+    return mine / total if total else 0.0
