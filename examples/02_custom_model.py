@@ -1,6 +1,6 @@
 """A model of your own, with LoRA of your own: no Hugging Face, no PEFT, no naming convention, no delegate.
 
-A two-layer text-like classifier whose second projection carries a low-rank update written by hand. The compiler finds
+A small classifier whose second layer carries a low-rank update written by hand. The compiler finds
 it by structure: two matrices in sequence through a narrow middle, added to another path. Lowered to ExecuTorch's
 portable kernels, so the .pte runs wherever ExecuTorch does.
 """
@@ -74,7 +74,7 @@ def main() -> None:
         lowering.lower(program, target="portable").save(path)
         session = runtime_driver.Session(path)
         before = session.evaluate(data, label_ids=range(CLASSES))
-        session.fit(data, steps=200, lr=0.05, eps=1e-2, seed=0, progress=False)
+        session.fit(data, steps=400, lr=0.5, eps=1e-2, seed=0, progress=False)
         after = session.evaluate(data, label_ids=range(CLASSES))
     print(f"loss {before.loss:.3f} -> {after.loss:.3f}, accuracy {before.accuracy:.2f} -> {after.accuracy:.2f}")
 
