@@ -64,6 +64,6 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target is aten.dropout.default:
         return not node.args[2]
     before, after = node.args[0].meta["val"], node.meta["val"]
-    if node.target is aten._to_copy.default:
+    if node.target in (aten._to_copy.default, aten.type_as.default):
         return before.dtype == after.dtype
     return node.target in (aten.view.default, aten.reshape.default, aten.expand.default) and before.shape == after.shape

@@ -138,8 +138,9 @@ def selected_dim(node: fx.Node) -> int | None:
     if node.target is aten.index.Tensor:
         indices: Any = node.args[1]
         used = [d for d, i in enumerate(indices) if i is not None]
-        if len(used) == 1 and used[0] == len(indices) - 1 and indices[-1].meta["val"].dim() == 1:
-            return used[0]
+        # An index that is itself computed might be computed after the node that the selection would move above.
+        if len(used) == 1 and used[0] == len(indices) - 1 and indices[-1].op == "placeholder":
+            return used[0] if indices[-1].meta["val"].dim() == 1 else None
     return None
 
 
