@@ -106,7 +106,9 @@ class Ir:
         return node
 
     def add_constant(self, name: str, value: Tensor, before: fx.Node | None = None) -> fx.Node:
-        """Add a constant to the state and return its placeholder; `name` is made unique."""
+        """Add a constant to the state and return its placeholder; `name` is made unique and flat."""
+        # A dotted name would nest below a parameter's FQN, where a module tree has no room for it.
+        name = name.replace(".", "_")
         unique, count = name, 0
         while unique in self.state:
             count += 1

@@ -115,7 +115,7 @@ class HoistSelections(Pass):
         picked = []
         for w in stored:
             fqn = w.meta["input"].name
-            picked.append(ir.add_constant(f"{fqn}.selected_rows", ir.state[fqn][index]))
+            picked.append(ir.add_constant(f"{fqn}_selected_rows", ir.state[fqn][index]))
         with ir.graph.inserting_before(sel):
             new = ir.call(aten.linear.default, linear.args[0], *picked, like=linear)
         sel.replace_all_uses_with(new)
