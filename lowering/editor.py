@@ -47,6 +47,7 @@ class ProgramEditor:
             new_name[spec.arg.name]: spec for spec in program.graph_signature.input_specs
         }
         self._constants: dict[str, Any] = dict(program.constants)
+        self._new_state: dict[str, torch.Tensor] = {}
         self._anchor: Node | None = None
         self._constant_nodes: dict[tuple[Any, ...], Node] = {}
 
@@ -69,9 +70,15 @@ class ProgramEditor:
         """The tensor behind a placeholder for which `is_constant` holds."""
         spec = self._specs[node.name]
         assert spec.target is not None
-        if spec.target in self._program.state_dict:
-            return self._program.state_dict[spec.target]
+        for store in (self._new_state, self._program.state_dict):
+            if spec.target in store:
+                return store[spec.target]
         return self._constants[spec.target]
+
+    def fqn_of(self, node: Node) -> str | None:
+        """FQN of the parameter, buffer or constant behind a placeholder."""
+        spec = self._specs.get(node.name)
+        return spec.target if spec is not None else None
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -114,16 +121,17 @@ class ProgramEditor:
             return self._constant_nodes[key]
         taken = {spec.target for spec in self._specs.values()}
         index = 0
-        while (fqn := f"_{hint}_{index}") in taken or fqn in self._constants:
+        while (fqn := f"_{hint}_{index}") in taken or fqn in self._new_state:
             index += 1
         first_input = next((n for n in self.graph.nodes if self.is_input(n)), None)
         place = first_input if first_input is not None else _first_non_placeholder(self.graph)
         with self.graph.inserting_before(place):
             node = self.graph.placeholder(f"c{fqn}")
-        value = value.detach().contiguous()
+        value = value.detach()
         node.meta["val"] = self._fake_mode.from_tensor(value, static_shapes=True)
-        self._constants[fqn] = value
-        self._specs[node.name] = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), fqn, None)
+        self._new_state[fqn] = value
+        # A buffer, not a constant tensor: ExecuTorch fails to copy the latter into a second partition.
+        self._specs[node.name] = InputSpec(InputKind.BUFFER, TensorArgument(name=node.name), fqn, persistent=True)
         if key is not None:
             self._constant_nodes[key] = node
         return node
@@ -165,7 +173,7 @@ class ProgramEditor:
             root=GraphModule(torch.nn.Module(), self.graph),
             graph=self.graph,
             graph_signature=ExportGraphSignature(input_specs=inputs, output_specs=outputs),
-            state_dict={k: v for k, v in self._program.state_dict.items() if k in used},
+            state_dict={k: v for k, v in {**self._program.state_dict, **self._new_state}.items() if k in used},
             range_constraints=self._program.range_constraints,
             module_call_graph=_root_call(self._program),
             example_inputs=self._program.example_inputs,

@@ -9,7 +9,7 @@ from lowering.passes.core_forms import CoreForms
 from lowering.passes.decompose_activations import DecomposeActivations
 from lowering.passes.decompose_attention import DecomposeAttention
 from lowering.passes.decompose_norms import DecomposeNorms
-from lowering.passes.expand_to_cat import ExpandToCat
+from lowering.passes.expand_to_copies import ExpandToCopies
 from lowering.passes.float_scalars import FloatScalars
 from lowering.passes.fold_constants import FoldConstants
 from lowering.passes.group_repeated_heads import GroupRepeatedHeads
@@ -25,7 +25,7 @@ PORTABLE: tuple[LegalisationPass, ...] = (
     CanonicalReshapes(),
     NormaliseDims(),
     FloatScalars(),
-    ExpandToCat(),
+    ExpandToCopies(multiply_floats=False),
     RemoveNoops(),
     CopyViews(),
 )
@@ -41,7 +41,7 @@ XNNPACK: tuple[LegalisationPass, ...] = (
     MeanToLinear(),
     DecomposeActivations(),
     ProductsToBmm(),
-    ExpandToCat(),
+    ExpandToCopies(),
     NormaliseDims(),
     FloatScalars(),
     FoldConstants(),

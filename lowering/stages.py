@@ -19,6 +19,7 @@ from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.identity import program_id
 from lowering.lowered import Lowered
 from lowering.passes.base import PassRecord, run_passes
+from lowering.passes.split_shared_weights import SplitSharedWeights
 from lowering.report import Report, method_report
 from lowering.settled import KEPT_WHOLE, settle, without_provenance
 from lowering.targets import Target
@@ -64,8 +65,9 @@ def lower_to(program: Program, target: Target, quantize: str | None, application
     )
     for name, each in methods.items():
         check_program(name, each.core, manifest.methods[name])
-    legal = {name: each.program for name, each in methods.items()}
-    outside = weights_kept_outside(legal)
+    outside = weights_kept_outside({name: each.program for name, each in methods.items()})
+    split = SplitSharedWeights(outside)
+    legal = {name: run_passes(each.program, (split,))[0] for name, each in methods.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
     edge = _to_edge(legal, partitioners, constants)

@@ -36,7 +36,7 @@ class FoldConstants:
         for node in list(editor.graph.nodes):
             if node not in foldable or all(user in foldable for user in node.users):
                 continue
-            value = _evaluate(editor, node, cache)
+            value = _evaluate(editor, node, cache).contiguous()
             constant = editor.constant(value, "folded", ("folded", *_content_key(value)))
             for key, kept in node.meta.items():
                 if key != "val":

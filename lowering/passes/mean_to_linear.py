@@ -38,7 +38,7 @@ class MeanToLinear:
             dtype = val(x).dtype
             row = torch.full((1, size), factor, dtype=dtype)
             with editor.before(node):
-                constant = editor.constant(row, "mean_row", ("mean_row", size, factor, dtype))
+                constant = editor.constant(row, "mean_row")
                 result = editor.call(aten.linear.default, x, constant)
                 editor.replace(node, editor.reshape(result, list(shape_of(node))))
             rewrites += 1

@@ -11,7 +11,7 @@ from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
 from executorch.exir.backend.partitioner import DelegationSpec
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.flops import flops_of, operation_name, overload_name
@@ -19,6 +19,7 @@ from lowering.tied import parameter_of
 
 _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
 _FLOAT = (torch.float32, torch.float16)
+_IN_PROLOGUE = "XNNPACK could take it, but it feeds a node outside that feeds the body: it would split the partition"
 
 # Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen, each
 # of which retraces the partition: a third of the whole lowering time. What the others do (fused activations and batch
@@ -82,7 +83,10 @@ class ProductPartitioner(XnnpackPartitioner):
 
     def get_matched_nodes_from_configs(self, ep: ExportedProgram) -> list[list[Node]]:
         groups = super().get_matched_nodes_from_configs(ep)
-        return [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
+        groups = [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
+        prologue = _prologue(ep.graph, {node for group in groups for node in group})
+        self.reasons.update((node.name, _IN_PROLOGUE) for node in prologue)
+        return [group for group in groups if prologue.isdisjoint(group)]
 
     def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
         return operation_name(node) == "linear" and parameter_of(ep, node.args[1]) in self.outside
@@ -99,7 +103,7 @@ class ProductPartitioner(XnnpackPartitioner):
             self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [_PLAIN_GRAPH])
         taken = {node.name for partition in kept for node in partition.nodes}
         for node in ep.graph.nodes:
-            if node.op == "call_function" and node.name not in taken:
+            if node.op == "call_function" and node.name not in taken and node.name not in self.reasons:
                 self.reasons[node.name] = self._reason(node, ep, node.name in small)
         return kept
 
@@ -131,6 +135,28 @@ class ProductPartitioner(XnnpackPartitioner):
             return "XNNPACK could take it, but no partition could hold it without a cycle"
         stated = next((explainer.reason for explainer in _EXPLAINERS if explainer.node is node), "")
         return f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
+
+
+def _prologue(graph: Graph, supported: set[Node]) -> set[Node]:
+    """Supported nodes before the first product that lead, through an unsupported node, to a product.
+
+    Delegated, such a node (a float operation in the search for label positions, say) would be upstream of a node outside
+    that is upstream of the body, so that it could not share the body's partition: it would cut a piece off it.
+    """
+    after_product: set[Node] = set()
+    for node in graph.nodes:
+        if flops_of(node) or any(source in after_product for source in node.all_input_nodes):
+            after_product.add(node)
+    before_product: set[Node] = set()
+    before_unsupported: set[Node] = set()
+    for node in reversed(graph.nodes):
+        users = node.users
+        if any(user in before_product or flops_of(user) for user in users):
+            before_product.add(node)
+        blocks = (user in before_product and user not in supported and user.op == "call_function" for user in users)
+        if any(user in before_unsupported for user in users) or any(blocks):
+            before_unsupported.add(node)
+    return {node for node in supported & before_unsupported if node.op == "call_function" and node not in after_product}
 
 
 def _wrong_dtype(node: Node) -> str | None:
