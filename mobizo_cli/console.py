@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-#: Results; never wrapped to a narrow terminal when the output is a file or a pipe.
-out = Console(soft_wrap=True, highlight=False)
+#: Results. A file or a pipe has no width of its own: wide enough there for the names of modules.
+out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

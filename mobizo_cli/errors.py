@@ -14,6 +14,10 @@ _BASES = (
 )
 
 
+#: A message with a graph in it would fill the screen.
+_LONGEST = 800
+
+
 class CliError(Exception):
     """Base of the command line's own errors."""
 
@@ -50,4 +54,5 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... (all of it with `mobizo --debug`)"

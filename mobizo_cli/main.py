@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -24,6 +26,11 @@ _state = {"debug": False}
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     _state["debug"] = debug
+    if not debug:
+        # What torch, torchao and transformers say about their own insides at import is nothing a user can act on.
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
 
 
 app.command("inspect")(inspect.inspect)

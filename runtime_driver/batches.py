@@ -86,7 +86,7 @@ class BatchBinder:
         """Tensors by input name, contiguous, of exactly the compiled shapes; and the number of real rows.
 
         A method without labels ignores the batch's label inputs. With ``partial``, a batch of fewer rows is filled up
-        by repeating its last row, with labels set to ``ignore_index`` so that they count for nothing.
+        by repeating its last row; where the program has an ignore index, without that row's labels.
 
         Raises:
             MissingMethodError: the program has no such method.
@@ -198,13 +198,7 @@ class BatchBinder:
 
         missing = self._batch.size - rows
         last = tensor[-1:].expand(missing, *tensor.shape[1:])
-        if name in self._batch.label_inputs:
-            if self._batch.ignore_index is None:
-                raise BatchError(
-                    name,
-                    f"{rows} rows, and the program, compiled for {self._batch.size}, has no ignore index to mask more",
-                    "Drop the incomplete batch.",
-                )
+        if name in self._batch.label_inputs and self._batch.ignore_index is not None:
             last = torch.full_like(last, self._batch.ignore_index)
         return torch.cat([tensor, last])
 

@@ -99,8 +99,11 @@ class LoadedProgram:
 
     def _open(self) -> Program:
         with captured_stderr() as log:
+            from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification
 
+            # The first use of the thread pool logs a dozen lines about the processor; let it be here, unseen.
+            portable_lib._threadpool_get_thread_count()
             try:
                 return Runtime.get().load_program(self.path, verification=Verification.InternalConsistency)
             except RuntimeError as error:

@@ -213,7 +213,7 @@ class Session:
     ) -> Evaluation:
         """Mean loss, and accuracy if ``label_ids`` are given, over batches.
 
-        The last batch may have fewer rows than the compiled size if the program has an ignore index.
+        A batch may have fewer rows than the compiled size; every row then still counts as much as any other.
 
         Args:
             label_ids: the logits' column for each label value; the prediction is the highest of them at the last
@@ -226,9 +226,21 @@ class Session:
         return evaluate(self, batches, loss=loss, label_ids=label_ids)
 
     def batch_loss(self, batch: Batch) -> float:
-        """The loss of one batch, unperturbed. Raises :class:`BatchError`, :class:`LabelError`."""
-        inputs, _ = self.binder.bind("loss", batch, partial=True)
-        return float(self._run("loss", self._adapter, inputs)["loss"][0])
+        """The mean loss of one batch, unperturbed, of at most the compiled number of rows.
+
+        Without an ignore index, the rows that fill up an incomplete batch are counted by the program; a second run, on
+        them alone, tells what to subtract. This takes the program's loss for a mean over rows.
+
+        Raises:
+            BatchError, LabelError: the batch does not fit.
+        """
+        inputs, rows = self.binder.bind("loss", batch, partial=True)
+        loss = self._loss(inputs)
+        size = self.manifest.batch.size
+        if rows == size or self.manifest.batch.ignore_index is not None:
+            return loss
+        fill = {name: tensor[-1:].expand_as(tensor).contiguous() for name, tensor in inputs.items()}
+        return (size * loss - (size - rows) * self._loss(fill)) / rows
 
     def predict(self, batch: Batch) -> Tensor:
         """The logits of one batch; label inputs may be left out. Raises :class:`BatchError`.
@@ -269,6 +281,9 @@ class Session:
     def _apply(self, adapter: dict[str, Tensor], seed: int, lr: float, gradients: list[float]) -> dict[str, Tensor]:
         out = self._run("apply", adapter, {}, {"seed": seed, "lr": lr, "projected_gradients": gradients})
         return self._named(out["adapter"])
+
+    def _loss(self, inputs: Mapping[str, Tensor]) -> float:
+        return float(self._run("loss", self._adapter, inputs)["loss"][0])
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._initial, tensors, strict=True))

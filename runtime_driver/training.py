@@ -86,6 +86,7 @@ class TrainingRun:
 
     def _run(self, journal: JournalWriter | None, first: int, started: float) -> FitResult:
         options = self._options
+        self._check_eval_batches()
         reader = BatchReader(self._batches, first, options.steps)
         resumed = None if journal is None else journal.contents
         header = self._header() if resumed is None else resumed.header
@@ -172,6 +173,13 @@ class TrainingRun:
         session.adopt(final)
         self._losses = [record.loss for record in contents.records]
         return len(contents.records)
+
+    def _check_eval_batches(self) -> None:
+        """Find what is wrong with them now, not hours later."""
+        for batch in self._options.eval_batches or ():
+            self._session.binder.bind("loss", batch, partial=True)
+            if self._options.label_ids is not None:
+                self._session.binder.bind("logits", batch, partial=True)
 
     def _evaluation_due(self, step: int) -> bool:
         options = self._options

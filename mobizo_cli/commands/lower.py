@@ -44,7 +44,7 @@ def lower(
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     from mobizo_cli.build import build
-    from mobizo_cli.console import facts, out
+    from mobizo_cli.console import facts, table
 
     settings = opt.BuildOptions(
         model=model,
@@ -67,7 +67,15 @@ def lower(
     built = build(settings, f"{output.stem}.tokenizer")
     lowered = lowering.lower(built.program, target=target, quantize=quantize, application=built.task.application())
     _save(output, lowered, built.tokenizer, built.task.tokenizer)
-    out.print(lowered.report, markup=False)
+    methods = lowered.report.methods.items()
+    table(
+        "Methods",
+        ("method", "delegate calls", "nodes delegated", "nodes not", "FLOPs delegated"),
+        [
+            (name, each.partitions, each.delegated_nodes, len(each.portable), f"{each.delegated_share:.1%}")
+            for name, each in methods
+        ],
+    )
     facts([("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB"), ("target", target)])
 
 

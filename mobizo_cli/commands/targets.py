@@ -13,4 +13,8 @@ def targets() -> None:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     from mobizo_cli.console import table
 
-    table("Targets", ("target", "state"), sorted(lowering.available().items()))
+    rows = [
+        (name, "ready" if state.ready else state.missing, state.remedy)
+        for name, state in sorted(lowering.available().items())
+    ]
+    table("Targets", ("target", "state", "remedy"), rows)

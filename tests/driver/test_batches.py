@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,31 @@ def test_evaluation_weighs_an_incomplete_batch_rightly(session: Session):
     assert result.correct == int((logits.argmax(-1) == label).sum())
     assert result.examples == 5
     assert session.evaluate([full, rest], label_ids=[0, 1, 2], loss=False).loss is None
+
+
+def test_an_incomplete_batch_without_an_ignore_index(tmp_path: Path):
+    """The rows that fill it up are subtracted again."""
+    batch = {**tiny.manifest_dict()["batch"], "ignore_index": None, "max_labels": None}
+    plain = Session(tiny.build(tmp_path / "model.pte", manifest=json.dumps(tiny.manifest_dict(batch=batch))))
+    plain.fit(tiny.make_batches(3), 5, **RUN)
+    full, rest = tiny.make_batches(2, seed=5)
+    for rows in (1, 2, 3):
+        part = {name: tensor[:rows] for name, tensor in rest.items()}
+        logits = torch.cat([plain.predict(full), plain.predict(part)])
+        expected = torch.nn.functional.cross_entropy(logits, torch.cat([full["label"], part["label"]]))
+        assert plain.evaluate([full, part]).loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_unfit_evaluation_batches_are_found_before_training(session: Session, tmp_path: Path):
+    with pytest.raises(BatchError, match="`x`: is missing"):
+        session.fit(
+            tiny.make_batches(1),
+            5,
+            **RUN,
+            journal=tmp_path / "run.jsonl",
+            eval_batches=[good(), {"label": good()["label"]}],
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_label_ids_choose_columns(session: Session):
