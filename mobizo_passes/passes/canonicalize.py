@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -49,11 +49,28 @@ class Canonicalize(Pass):
                 node.target = aten.reshape.default
                 node.args = (node.args[0], list(node.meta["val"].shape))
                 count += 1
+            elif node.target is aten.broadcast_tensors.default:
+                count += _take_apart(ir, node)
             elif _is_identity(node):
                 node.replace_all_uses_with(node.args[0])
                 ir.graph.erase_node(node)
                 count += 1
         return count
+
+
+def _take_apart(ir: Ir, node: fx.Node) -> int:
+    """Turn one node with several results, as `F.mse_loss` leaves behind, into an expand per operand."""
+    operands: Any = node.args[0]
+    for item in list(node.users):
+        at: Any = item.args[1]
+        with ir.graph.inserting_before(item):
+            shape = list(item.meta["val"].shape)
+            same = list(operands[at].meta["val"].shape) == shape
+            new = operands[at] if same else ir.call(aten.expand.default, operands[at], shape, like=node)
+        item.replace_all_uses_with(new)
+        ir.graph.erase_node(item)
+    ir.graph.erase_node(node)
+    return 1
 
 
 def _is_identity(node: fx.Node) -> bool:

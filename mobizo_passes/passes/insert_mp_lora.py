@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -51,12 +51,14 @@ class InsertMpLora(Pass):
             first = next(n for n in ir.graph.nodes if n.op != "placeholder")
             with ir.graph.inserting_before(first):
                 weight = ir.call(aten.unsqueeze.default, factor.weight, 0, like=factor.node)
+        # Not `factor.x`: with lora_A trainable, the first product has just been replaced.
+        x: Any = factor.node.args[0]
         with ir.graph.inserting_before(factor.node):
             new = ir.call(
                 torch.ops.mobizo.mp_lora.default,
-                factor.x,
+                x,
                 weight,
-                min(self.batch_dim, factor.x.meta["val"].dim() - 2),
+                min(self.batch_dim, x.meta["val"].dim() - 2),
                 1,
                 factor.transposed,
                 like=factor.node,
