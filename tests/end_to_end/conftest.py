@@ -37,3 +37,32 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     program = tmp_path_factory.mktemp("demo") / "sentiment.pte"
     module.compile_elsewhere(program)
     return Demo(module, program)
+
+
+@pytest.fixture(scope="session")
+def command_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the documents' commands find in their directory: a small model, and some of the sentences."""
+    import torch
+    from transformers.models.llama import LlamaConfig, LlamaForCausalLM
+
+    from examples import packaged
+
+    directory = tmp_path_factory.mktemp("commands")
+    tokenizer = packaged.load_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory / "tiny-llama")
+    tokenizer.save_pretrained(directory / "tiny-llama")
+    split = packaged.load_sentences(held_out=8)
+    (directory / "reviews").mkdir()
+    packaged.write_csv(directory / "reviews" / "train.csv", split.train[:32])
+    packaged.write_csv(directory / "reviews" / "held_out.csv", split.held_out)
+    return directory

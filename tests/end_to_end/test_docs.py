@@ -30,6 +30,15 @@ SHORTENED = {
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
     "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet'",
     "make install": f"{MAKE} install",
+    # A Llama of the same family and with the same tokenizer, but with two narrow layers, and 32 of the sentences.
+    "MODEL=$(python -m examples.packaged --data reviews)": "MODEL=$PWD/tiny-llama",
+    'mobizo inspect "$MODEL" --layers 15-29': 'mobizo inspect "$MODEL" --layers 1',
+    'mobizo lower "$MODEL" --layers 15-29 --template "{text} It was" --labels "0= terrible,1= great" -o model.pte': (
+        'mobizo lower "$MODEL" --layers 1 --template "{text} It was" --labels "0= terrible,1= great" -o model.pte'
+    ),
+    "mobizo train model.pte --data reviews/train.csv --steps 400 --lr 1e-2 --journal run.jsonl --adapter-out adapter": (
+        "mobizo train model.pte --data reviews/train.csv --steps 4 --lr 1e-2 --journal run.jsonl --adapter-out adapter"
+    ),
     # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
     "make format": f"{MAKE} --dry-run format",
     "make lint": f"{MAKE} --dry-run lint",
