@@ -31,7 +31,8 @@ class _WithLoss(nn.Module):
         self._loss = loss
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
-        return forward_with_loss(self.model, self._inputs, self._loss, batch)
+        value, *logits = forward_with_loss(self.model, self._inputs, self._loss, batch)
+        return (value.mean() if value.dim() else value, *logits)
 
 
 def forward_with_loss(

@@ -49,7 +49,7 @@ def name_inputs(model: nn.Module, example_inputs: Any, loss: LossFn | None) -> I
     named, variadic = _forward_parameters(model)
     if isinstance(example_inputs, Mapping):
         items = dict(example_inputs)
-        loss_only = tuple(k for k in items if k not in named) if loss is not None else ()
+        loss_only = _loss_order([k for k in items if k not in named], loss) if loss is not None else ()
         positional: tuple[str, ...] = ()
     elif isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
         count = len(example_inputs) if variadic and loss is None else min(len(named), len(example_inputs))
@@ -77,11 +77,32 @@ def name_inputs(model: nn.Module, example_inputs: Any, loss: LossFn | None) -> I
     return Inputs(tensors, constants, tuple(n for n in loss_only if n in tensors), positional)
 
 
+def _loss_order(names: list[str], loss: LossFn) -> tuple[str, ...]:
+    """Order labels as the loss names them; a loss that names them otherwise takes them in the order given."""
+    wanted = _loss_parameters(loss)
+    return tuple(sorted(names, key=wanted.index)) if set(names) <= set(wanted) else tuple(names)
+
+
 def bind_inputs(inputs: Inputs, example_inputs: Any) -> dict[str, Tensor]:
     """Name new inputs of the same structure as the example inputs; raises `InputError` if they don't fit."""
     if isinstance(example_inputs, Mapping):
-        return {k: v for k, v in example_inputs.items() if isinstance(v, Tensor)}
+        unknown = set(example_inputs) - set(inputs.tensors) - set(inputs.constants)
+        if unknown:
+            raise InputError(
+                f"unknown inputs {', '.join(sorted(unknown))}; the program takes {', '.join(inputs.tensors)}"
+            )
+        return _tensors(inputs, example_inputs)
+    if not isinstance(example_inputs, Sequence) or isinstance(example_inputs, str):
+        raise InputError(f"inputs must be a tuple or a dict of tensors, found {type(example_inputs).__name__}")
     order = [*inputs.positional, *inputs.loss_only]
     if len(example_inputs) != len(order):
         raise InputError(f"expected {len(order)} inputs ({', '.join(order)}), found {len(example_inputs)}")
-    return {k: v for k, v in zip(order, example_inputs, strict=True) if isinstance(v, Tensor)}
+    return _tensors(inputs, dict(zip(order, example_inputs, strict=True)))
+
+
+def _tensors(inputs: Inputs, items: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Keep the tensors; what was not a tensor at transform is part of the program and must not change."""
+    for name, fixed in inputs.constants.items():
+        if name in items and (isinstance(items[name], Tensor) or items[name] != fixed):
+            raise InputError(f"input '{name}' was {fixed!r} when the program was compiled, found {items[name]!r}")
+    return {k: v for k, v in items.items() if k in inputs.tensors}

@@ -168,7 +168,7 @@ class TrainingProgram:
         `example_inputs` has the structure and shapes of those given to `transform`. Raises `InputError` if an input,
         an adapter tensor, or the number of labels does not fit.
         """
-        if eps <= 0:
+        if not eps > 0:
             raise InputError(f"eps must be positive, found {eps}")
         batch = self._batch(example_inputs)
         self._check_labels(batch)

@@ -57,6 +57,10 @@ def transform(
         raise InputError(f"estimator must be TwoSided or OneSided, found {estimator!r}")
     if noise not in KINDS:
         raise InputError(f"noise must be one of {', '.join(KINDS)}; found {noise!r}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+        raise InputError(f"batch_dim must be a non-negative int, found {batch_dim!r}")
     inputs = name_inputs(model, example_inputs, loss)
     captured, verifier = capture(model, inputs, loss)
     history: list[PassRecord] = []
@@ -68,7 +72,8 @@ def transform(
     factors = dict.fromkeys(f for s in found for f in (s.lora_A, s.lora_B))
     frozen = {fqn: captured.state[fqn] for fqn in factors if fqn not in adapter}
 
-    limit = _label_limit(captured, inputs.tensors, max_labels)
+    # Labels are counted per example along dimension 1; elsewhere the loss reads every position.
+    limit = _label_limit(captured, inputs.tensors, max_labels) if batch_dim == 0 else None
     run_passes(captured, pipelines.lift(fqns), history)
     methods: dict[str, Ir] = {}
     evaluated = _only(captured, "loss")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -80,6 +80,10 @@ def find_token_loss(ir: Ir) -> TokenLoss | None:
     if len(nodes) != 1:
         return None
     loss = nodes[0]
+    reduction = loss.args[3] if len(loss.args) > 3 else loss.kwargs.get("reduction", 1)
+    scores: Any = loss.args[0]
+    if reduction == 0 or scores.meta["val"].dim() != 2:
+        return None
     logits, labels = _before_reshape(loss.args[0], 3), _before_reshape(loss.args[1], 2)
     if logits is None or labels is None or logits.meta["val"].shape[:2] != labels.meta["val"].shape:
         return None

@@ -93,10 +93,13 @@ class HoistSelections(Pass):
                 user.target is sel.target
                 and selected_dim(user) == dim
                 and user.args[1:] == sel.args[1:]
-                and user is not sel
+                and user < sel
             ):
                 return user
-        after = arg if arg.op != "placeholder" else ir.placeholders()[-1]
+        # As early as its operands allow, so that a later equal selection finds it standing before itself.
+        operands = [n for n in sel.all_input_nodes if n is not sel.args[0]]
+        latest = max([arg, *operands])
+        after = latest if latest.op != "placeholder" else ir.placeholders()[-1]
         with ir.graph.inserting_after(after):
             return ir.call(sel.target, *args, like=arg)  # type: ignore[arg-type]
 
@@ -165,6 +168,8 @@ def _selectable(sel: fx.Node, arg: fx.Node, source: fx.Node, back: int) -> bool:
     if len(shape) < -back or shape[back] == 1:
         return sel.target is not mobizo.pick.default or len(shape) < 2 or len(shape) == 3
     if shape[back] != whole[back]:
+        return False
+    if sel.target is mobizo.pick.default and not arg.meta["val"].is_floating_point():
         return False
     # pick reads one index per example: the operand must hold every example.
     return sel.target is not mobizo.pick.default or shape == whole

@@ -53,6 +53,11 @@ class InsertMpLora(Pass):
                 weight = ir.call(aten.unsqueeze.default, factor.weight, 0, like=factor.node)
         # Not `factor.x`: with lora_A trainable, the first product has just been replaced.
         x: Any = factor.node.args[0]
+        if x.meta["val"].dim() < 2:
+            raise UnsupportedOp(
+                f"a LoRA site needs an input with a batch dimension, found {list(x.meta['val'].shape)}: "
+                f"{describe(factor.node)}\n  pass example inputs that hold a batch"
+            )
         with ir.graph.inserting_before(factor.node):
             new = ir.call(
                 torch.ops.mobizo.mp_lora.default,

@@ -23,6 +23,7 @@ _ELEMENTWISE = {
     aten.binary_cross_entropy_with_logits.default: 4,
     aten.binary_cross_entropy.default: 3,
     aten.soft_margin_loss.default: 2,
+    aten.kl_div.default: 2,
 }
 _TOKEN = (aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default)
 _WHOLE = {aten.mean.default: "mean", aten.sum.default: "sum", aten.mean.dim: "mean", aten.sum.dim_IntList: "sum"}
@@ -50,17 +51,18 @@ class RegroupLoss(Pass):
         if loss not in reached:
             raise UnsupportedOp(f"the loss does not depend on the adapter: {describe(loss)}")
         count = 0
+        widened: set[fx.Node] = set()
         for node in [n for n in ir.graph.nodes if n in reached and n.op == "call_function"]:
             if _dims(node) != 0:
                 continue
-            if all(_dims(a) == 0 for a in node.all_input_nodes if a in reached):
+            if all(_dims(a) == 0 or a in widened for a in node.all_input_nodes if a in reached):
                 continue
             with ir.graph.inserting_before(node):
                 new = self._regroup(ir, node)
             node.replace_all_uses_with(new)
             ir.graph.erase_node(node)
             loss = new if node is loss else loss
-            self._widen(ir, new)
+            self._widen(ir, new, widened)
             count += 1
         loss = ir.output_node("loss")
         if _dims(loss) == 1 and count == 0:
@@ -74,7 +76,9 @@ class RegroupLoss(Pass):
         args: list[Any] = list(node.args)
         weights: fx.Node | None = None
         if node.target in _TOKEN:
-            scores, target, class_weight, kind, ignore, *rest = (*args, *(None, 1, -100, 0.0)[len(args) - 2 :])
+            smoothing = (0.0,) if node.target is aten.cross_entropy_loss.default else ()
+            defaults: tuple[Any, ...] = (None, 1, -100, *smoothing)
+            scores, target, class_weight, kind, ignore, *rest = (*args, *defaults[len(args) - 2 :])
             if kind not in _REDUCTIONS:
                 raise UnsupportedOp(f"this loss has no reduction: {describe(node)}")
             scores, target = _rows_first(ir, node, scores, target)
@@ -85,8 +89,8 @@ class RegroupLoss(Pass):
         if node.target in _ELEMENTWISE:
             at = _ELEMENTWISE[node.target]
             kind = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
-            defaults: list[Any] = [None, None, None, None, 1]
-            args = [*args, *defaults[len(args) : at]]
+            unset: list[Any] = [None] * at
+            args = [*args, *unset[len(args) :]]
             args[at : at + 1] = [0]
             kwargs = {k: v for k, v in node.kwargs.items() if k != "reduction"}
             values = ir.call(node.target, *args, like=node, **kwargs)
@@ -101,13 +105,13 @@ class RegroupLoss(Pass):
     def _reduce(self, ir: Ir, node: fx.Node, values: fx.Node, weights: fx.Node | None, kind: str) -> fx.Node:
         return ir.call(torch.ops.mobizo.reduce_loss.default, values, weights, 1, 0, 1, kind, like=node)
 
-    def _widen(self, ir: Ir, scalar: fx.Node) -> None:
+    def _widen(self, ir: Ir, scalar: fx.Node, widened: set[fx.Node]) -> None:
         """Re-infer what follows a regrouped scalar; it may only be combined with scalars on its way to the loss."""
-        widened = {scalar}
+        widened.add(scalar)
         for node in ir.graph.nodes:
             if node.op != "call_function" or node is scalar or not widened.intersection(node.all_input_nodes):
                 continue
-            if _dims(node) != 0 or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+            if (_dims(node) != 0 and node not in widened) or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
                 raise BatchCoupled(
                     f"a value reduced over the whole batch feeds {describe(node)}\n"
                     "  examples would see one another; normalise each example on its own"
@@ -138,6 +142,9 @@ def _rows_first(ir: Ir, node: fx.Node, scores: fx.Node, target: fx.Node) -> tupl
     order = [0, *range(2, len(shape)), 1]
     scores = ir.call(aten.permute.default, scores, order, like=node)
     scores = ir.call(aten.reshape.default, scores, [-1, shape[1]], like=node)
+    if target.meta["val"].is_floating_point():
+        target = ir.call(aten.permute.default, target, order, like=node)
+        return scores, ir.call(aten.reshape.default, target, [-1, shape[1]], like=node)
     return scores, ir.call(aten.reshape.default, target, [-1], like=node)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .lifter import Layout, Lifter, rule
+from .lifter import Layout, Lifter, pointwise, rule
 from .shapes import normalized, source
 
 aten = torch.ops.aten
@@ -67,6 +67,11 @@ def product(lift: Lifter, node: fx.Node, a: fx.Node, b: fx.Node, ndim: int) -> t
     """Matrix product [..., M, K] x [..., K, N]: groups in batch dimensions, in M of a alone, or in N of b alone."""
     la, lb = lift.layout(a), lift.layout(b)
     na, nb = len(lift.shape(a)), len(lift.shape(b))
+    # A vector operand takes part in no batch dimension, and the product has one dimension less.
+    if nb == 1 and lb is None and la is not None and la.dim < na - 1:
+        return la, [a, b]
+    if na == 1 and la is None and lb is not None and lb.dim < nb - 2:
+        return lb, [a, b]
     batch_a = la is not None and la.dim < na - 2
     batch_b = lb is not None and lb.dim < nb - 2
     if (batch_a or la is None) and (batch_b or lb is None):
@@ -198,6 +203,18 @@ def pooling(lift: Lifter, node: fx.Node) -> Layout:
     if layout.dim >= len(shape) - spatial:
         raise lift.refuse(node, "it pools over the dimension that holds the batch")
     return layout
+
+
+@rule(
+    aten.mse_loss.default, aten.l1_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default,
+    aten.binary_cross_entropy_with_logits.default, aten.binary_cross_entropy.default, aten.soft_margin_loss.default,
+    aten.kl_div.default,
+)  # fmt: skip
+def elementwise_loss(lift: Lifter, node: fx.Node) -> Layout:
+    """Per-element loss; a shared target is expanded. With a reduction it gives no batch dimension to keep."""
+    if lift.plain[node].dim() == 0:
+        raise lift.refuse(node, "it reduces over the batch and is not the loss output")
+    return pointwise(lift, node)
 
 
 @rule(aten.cross_entropy_loss.default, aten.nll_loss.default, aten.nll_loss_nd.default)

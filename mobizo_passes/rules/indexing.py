@@ -105,6 +105,8 @@ def index(lift: Lifter, node: fx.Node) -> Layout:
         raise lift.unsupported(node, "it indexes a batch that is not outermost in its dimension")
     rows = indices[layout.dim]
     row_shape = lift.shape(rows)
+    if not row_shape:
+        raise lift.refuse(node, "it takes one example out of the batch dimension")
     # Put the groups where the row index varies; broadcast dimensions count from the right.
     back = next((d - len(row_shape) for d, size in enumerate(row_shape) if size > 1), -len(row_shape))
     extent = row_shape[back]
@@ -114,9 +116,19 @@ def index(lift: Lifter, node: fx.Node) -> Layout:
             if size[back] != extent:
                 raise lift.unsupported(node, "its row index broadcasts against another index")
             indices[d] = lift.fuse(indices[d], Layout(len(size) + back))
+    rows = _from_the_front(lift, rows, shape[layout.dim])
     indices[layout.dim] = _rows(lift, rows, Layout(len(row_shape) + back), shape[layout.dim])
     node.args = (x, indices)
     return Layout(front + rank + back)
+
+
+def _from_the_front(lift: Lifter, rows: fx.Node, count: int) -> fx.Node:
+    """Row -1 is the last of its group, not of the fused batch: count from the front before adding offsets."""
+    if rows.op == "placeholder" and rows.meta["input"].kind == "constant":
+        value = lift.ir.state[rows.meta["input"].name]
+        if not bool((value < 0).any()):
+            return rows
+    return lift.ir.call(aten.remainder.Scalar, rows, count, like=rows)
 
 
 def _rows(lift: Lifter, rows: fx.Node, layout: Layout, count: int) -> fx.Node:

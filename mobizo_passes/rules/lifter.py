@@ -137,7 +137,11 @@ class Lifter:
             self.plain[node] = node.meta["val"]
             with self.ir.graph.inserting_before(node):
                 layouts = self._apply(node)
-            self.ir.refresh(node)
+            try:
+                self.ir.refresh(node)
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = str(error).strip().splitlines()
+                raise self.unsupported(node, f"it does not run on {self.groups} groups: {reason[0]}") from error
             self._check(node, layouts)
             if layouts is not None:
                 self.layouts[node] = layouts

@@ -20,6 +20,9 @@ for _target in (
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
+    aten.where.Scalar,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
 ):
     rule(_target)(pointwise)
 
