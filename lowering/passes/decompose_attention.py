@@ -69,6 +69,7 @@ class DecomposeAttention:
 
     def _bias_and_valid(self, editor: ProgramEditor, mask: Node, dtype: torch.dtype) -> tuple[Node, Node | None]:
         shape = shape_of(mask)
+        given = mask
         mask = editor.reshape(mask, [1] * (4 - len(shape)) + list(shape))
         if val(mask).dtype == torch.bool:
             allowed = mask
@@ -77,8 +78,8 @@ class DecomposeAttention:
         else:
             allowed = editor.call(aten.gt.Scalar, mask, -math.inf)
             bias = editor.call(aten.clamp.default, mask, -self.bias)
-        if editor.is_constant(mask):
-            value = editor.constant_value(mask)
+        if editor.is_constant(given):
+            value = editor.constant_value(given)
             empty = ~value if value.dtype == torch.bool else value == -math.inf
             if not bool(empty.all(-1).any()):
                 return bias, None

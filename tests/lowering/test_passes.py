@@ -1,0 +1,281 @@
+"""Each legalisation pass on its own: fires, leaves near misses alone, keeps the numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from lowering.passes.canonical_reshapes import CanonicalReshapes
+from lowering.passes.copy_views import CopyViews
+from lowering.passes.core_forms import CoreForms
+from lowering.passes.decompose_activations import DecomposeActivations
+from lowering.passes.decompose_norms import DecomposeNorms
+from lowering.passes.expand_to_copies import ExpandToCopies
+from lowering.passes.float_scalars import FloatScalars
+from lowering.passes.fold_constants import FoldConstants
+from lowering.passes.mean_to_linear import MeanToLinear
+from lowering.passes.normalise_dims import NormaliseDims
+from lowering.passes.products_to_bmm import ProductsToBmm
+from lowering.passes.remove_noops import RemoveNoops
+from lowering.passes.split_shared_weights import SplitSharedWeights
+
+from tests.lowering.passkit import Fn, rewrite
+
+X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_noops_are_removed():
+    def noops(_, x):
+        y = x.to(torch.float32).contiguous().view(2, 6, 16) * 1 + 0
+        return F.dropout(y.clone(), 0.5, training=False)[:, :, :].neg()
+
+    result = rewrite(Fn(noops), (X,), RemoveNoops())
+    assert set(result.ops()) == {"neg"}
+    assert result.error == 0
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.to(torch.float64), lambda x: x * 2, lambda x: 1 - x, lambda x: x[:, 1:], lambda x: x.view(-1)]
+)
+def test_what_changes_something_is_kept(change):
+    result = rewrite(Fn(lambda _, x: change(x)), (X,), RemoveNoops())
+    assert sum(result.ops().values()) == 1
+
+
+def rotary(module, x):
+    angles = torch.arange(6)[:, None].float() * module.frequencies
+    return x * torch.cat([angles, angles], -1).cos()
+
+
+def test_what_depends_on_no_input_is_folded_to_its_last_value():
+    result = rewrite(Fn(rotary, frequencies=torch.rand(8)), (X,), FoldConstants())
+    assert result.ops() == {"mul": 1}
+    assert result.error == 0
+
+
+def test_equal_constants_are_stored_once():
+    def twice(module, x):
+        return rotary(module, rotary(module, x))
+
+    result = rewrite(Fn(twice, frequencies=torch.rand(8)), (X,), RemoveNoops(), FoldConstants())
+    assert len(result.after.graph_signature.buffers) == 1
+    assert result.ops() == {"mul": 2}
+
+
+def test_large_generated_values_stay_computations():
+    def counters(_, seed):
+        return torch.arange(3000).bitwise_xor(5) + seed
+
+    small = rewrite(Fn(counters), (torch.tensor([3]),), FoldConstants(max_bytes=100_000))
+    assert small.ops() == {"add": 1}
+    large = rewrite(Fn(counters), (torch.tensor([3]),), FoldConstants(max_bytes=1000))
+    assert large.rewrites["fold-constants"] == 0
+
+
+def test_a_large_value_no_larger_than_its_source_is_folded():
+    model = Fn(lambda m, x: x + m.table[torch.tensor([0, 2])].sum(0), table=torch.randn(4, 16))
+    assert rewrite(model, (X,), FoldConstants(max_bytes=1)).rewrites["fold-constants"] == 1
+
+
+def test_random_numbers_are_not_folded():
+    def noisy(_, x):
+        return x + torch.rand(16) * 0
+
+    assert "rand" in rewrite(Fn(noisy), (X,), FoldConstants()).ops()
+
+
+def test_core_forms():
+    def forms(_, x, i):
+        return x.softmax(-1).log_softmax(1), F.pad(i, (0, 1), value=-100), (i > 0) & (i < 3), torch.zeros_like(x).sum()
+
+    result = rewrite(Fn(forms), (X, torch.arange(5)), CoreForms())
+    assert set(result.ops()) == {
+        "_softmax",
+        "_log_softmax",
+        "constant_pad_nd",
+        "bitwise_and",
+        "gt",
+        "lt",
+        "full",
+        "sum",
+    }
+    assert result.error == 0
+
+
+def test_padding_by_reflection_is_left_alone():
+    result = rewrite(Fn(lambda _, x: F.pad(x, (1, 1), mode="reflect")), (X,), CoreForms())
+    assert result.rewrites["core-forms"] == 0
+
+
+def test_reshapes_take_one_form():
+    def forms(_, x):
+        return x.unsqueeze(1).flatten(0, 1).squeeze(0).view(4, -1), x[:, -1], x.transpose(0, 1).reshape(6, -1)
+
+    result = rewrite(Fn(forms), (X,), CanonicalReshapes())
+    assert set(result.ops()) <= {"reshape", "slice", "transpose", "clone"}
+    assert result.ops()["slice"] == 1
+    assert result.error == 0
+
+
+def test_indexing_by_a_tensor_is_left_alone():
+    result = rewrite(Fn(lambda _, x, i: x[i]), (X, torch.tensor([1, 0])), CanonicalReshapes())
+    assert result.rewrites["canonical-reshapes"] == 0
+
+
+def test_axes_count_from_the_front_and_slices_end():
+    def axes(_, x):
+        return torch.cat([x[..., 8:], x[..., -8:]], -1).transpose(-1, -2).softmax(-1)
+
+    result = rewrite(Fn(axes), (X,), NormaliseDims())
+    text = str(result.after.graph)
+    assert "9223372036854775807" not in text
+    assert "], 2)" in text
+    assert "aten.permute.default" in text
+    assert "aten.softmax.int](args = (%permute_default, 2)" in text
+    assert result.error == 0
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_is_taken_apart(affine):
+    norm = torch.nn.LayerNorm(16, elementwise_affine=affine)
+    if affine:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    result = rewrite(norm, (X + 3,), DecomposeNorms(), MeanToLinear())
+    assert result.rewrites == {"decompose-norms": 1, "mean-to-linear": 2}
+    assert "mean" not in result.ops()
+    assert result.error < 1e-5
+
+
+def test_rms_norm_is_taken_apart():
+    result = rewrite(torch.nn.RMSNorm(16), (X,), DecomposeNorms(), MeanToLinear())
+    assert result.rewrites == {"decompose-norms": 1, "mean-to-linear": 1}
+    assert result.error < 1e-6
+
+
+def test_layer_norm_over_two_axes_is_left_alone():
+    assert rewrite(torch.nn.LayerNorm((6, 16)), (X,), DecomposeNorms()).rewrites["decompose-norms"] == 0
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_a_mean_over_the_last_axis_is_a_product(reduce, keepdim):
+    result = rewrite(Fn(lambda _, x: getattr(x, reduce)(-1, keepdim=keepdim)), (X,), MeanToLinear())
+    assert result.ops()["linear"] == 1
+    assert result.error < 1e-6
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: x[..., :4].mean(-1), lambda x: x.long().sum(-1)],
+)
+def test_other_means_are_left_alone(reduce):
+    assert rewrite(Fn(lambda _, x: reduce(x)), (X,), MeanToLinear()).rewrites["mean-to-linear"] == 0
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [F.silu, lambda x: F.gelu(x, approximate="tanh"), lambda x: x.pow(2), lambda x: x**3.0],
+    ids=["silu", "gelu-tanh", "square", "cube"],
+)
+def test_activations_are_taken_apart(activation):
+    result = rewrite(Fn(lambda _, x: activation(x)), (X,), DecomposeActivations())
+    assert result.rewrites["decompose-activations"] == 1
+    assert set(result.ops()) <= {"mul", "sigmoid", "tanh", "add"}
+    assert result.error < 1e-6
+
+
+@pytest.mark.parametrize("activation", [F.gelu, F.relu, lambda x: x**4, lambda x: x.abs() ** 0.5])
+def test_other_activations_are_left_alone(activation):
+    result = rewrite(Fn(lambda _, x: activation(x)), (X,), DecomposeActivations())
+    assert result.rewrites["decompose-activations"] == 0
+
+
+@pytest.mark.parametrize(
+    "product",
+    [F.linear, lambda x, b: x @ b.t(), lambda x, b: F.linear(x[0], b), lambda x, b: F.linear(x, b, b[:, 0])],
+    ids=["linear", "matmul", "2d", "bias"],
+)
+def test_a_product_with_an_input_is_a_bmm(product):
+    result = rewrite(Fn(lambda _, x, b: product(x, b)), (X, torch.randn(3, 16)), ProductsToBmm())
+    assert result.ops()["bmm"] == 1
+    assert not {"linear", "mm", "matmul"} & set(result.ops())
+    assert result.error < 1e-6
+
+
+def test_a_four_dimensional_matmul_is_a_bmm():
+    x = X.reshape(2, 3, 2, 16)
+    result = rewrite(Fn(lambda _, x: x @ x.transpose(-1, -2)), (x,), ProductsToBmm())
+    assert result.ops()["bmm"] == 1
+    assert result.error < 1e-6
+
+
+def test_a_product_with_a_weight_and_a_broadcasting_matmul_are_left_alone():
+    assert rewrite(torch.nn.Linear(16, 3), (X,), ProductsToBmm()).rewrites["products-to-bmm"] == 0
+    result = rewrite(Fn(lambda _, x, y: x[:, None] @ y), (X, torch.randn(1, 4, 16, 3)), ProductsToBmm())
+    assert result.rewrites["products-to-bmm"] == 0
+
+
+def copies(_, x, i):
+    return x[None].expand(3, 2, 6, 16).reshape(6, 6, 16), i[None].expand(3, 4).reshape(12)
+
+
+def test_copies_without_expand():
+    result = rewrite(Fn(copies), (X, torch.arange(4)), ExpandToCopies())
+    assert "expand" not in result.ops()
+    assert result.ops()["cat"] == 1
+    assert result.ops()["mul"] == 1
+    assert result.error == 0
+    portable = rewrite(Fn(copies), (X, torch.arange(4)), ExpandToCopies(multiply_floats=False))
+    assert portable.ops()["cat"] == 2
+
+
+def test_copies_of_infinities_are_exact():
+    x = torch.tensor([[torch.inf, -torch.inf, -0.0, 1e-42]])
+    result = rewrite(Fn(lambda _, x: x.expand(3, 4).reshape(12) + 0), (x,), ExpandToCopies())
+    assert torch.equal(result.after.module()(x), x.repeat(3, 1).reshape(12))
+
+
+def test_an_expand_that_broadcasting_does_is_dropped():
+    result = rewrite(Fn(lambda _, x, y: x.expand(2, 6, 16) + y), (X[:1].clone(), X), ExpandToCopies())
+    assert result.ops() == {"add": 1}
+
+
+def test_two_axes_at_once_and_many_copies_are_left_alone():
+    x = torch.randn(1, 1, 4)
+    result = rewrite(Fn(lambda _, x: x.expand(2, 3, 4).reshape(24)), (x,), ExpandToCopies())
+    assert result.rewrites["expand-to-copies"] == 0
+    result = rewrite(Fn(lambda _, x: x.expand(9, 1, 4).reshape(36)), (x,), ExpandToCopies(max_copies=8))
+    assert result.rewrites["expand-to-copies"] == 0
+
+
+def test_integer_scalars_meet_floats_as_floats():
+    result = rewrite(Fn(lambda _, x, i: (x / 4, i * 4, x * 0.5)), (X, torch.arange(3)), FloatScalars())
+    assert result.rewrites["float-scalars"] == 1
+
+
+def test_views_become_copies_and_leave_no_clone():
+    def heads(_, x):
+        return x.view(2, 6, 4, 4).transpose(1, 2).reshape(2, 24, 4)[:, 1:]
+
+    result = rewrite(Fn(heads), (X,), CanonicalReshapes(), NormaliseDims(), RemoveNoops(), CopyViews())
+    assert set(result.ops()) <= {"view_copy", "permute_copy", "slice_copy", "clone"}
+    assert result.error == 0
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(10, 16)
+
+    def forward(self, ids, x):
+        return self.table(ids), F.linear(x, self.table.weight)
+
+
+def test_a_tied_weight_is_split_over_one_tensor():
+    model = Tied()
+    result = rewrite(model, (torch.tensor([1, 2]), X), SplitSharedWeights())
+    assert result.rewrites["split-shared-weights"] == 1
+    assert len({value.data_ptr() for value in result.after.state_dict.values()}) == 1
+    kept = rewrite(model, (torch.tensor([1, 2]), X), SplitSharedWeights(frozenset({"table.weight"})))
+    assert kept.rewrites["split-shared-weights"] == 0
