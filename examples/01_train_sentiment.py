@@ -141,9 +141,11 @@ def train(path: Path, out: Path, options: argparse.Namespace, console: Console) 
     curve = Curve()
 
     def evaluate(step: int) -> None:
+        # Only one method at a time: each keeps its own packed copy of the weights while it is loaded.
+        session.release()
         accuracy = session.evaluate(held_out, label_ids=words, loss=False).accuracy
         assert accuracy is not None
-        session.release("logits")
+        session.release()
         curve.accuracy.append((step, accuracy))
         console.print(f"accuracy after {step} steps, on {len(split.held_out)} held-out sentences: {accuracy:.3f}")
 
