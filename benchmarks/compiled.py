@@ -66,7 +66,7 @@ class CompiledLosses:
         self.calls = 2 * task.queries
 
     def step(self, number: int) -> float:
-        return sum(self.session.loss(self.batch) for _ in range(self.calls)) / self.calls
+        return sum(self.session.batch_loss(self.batch) for _ in range(self.calls)) / self.calls
 
 
 def main() -> None:

@@ -177,12 +177,14 @@ def show(result: dict[str, Any], console: Console) -> None:
     )
     for column in ("contender", "what it computes"):
         table.add_column(column)
-    for column in ("seconds (median)", "against step", "peak MiB"):
+    for column in ("seconds (median)", "against step", "peak MiB", "first loss"):
         table.add_column(column, justify="right")
     base = rows["step"]["seconds"] if "step" in rows else None
     for name, row in rows.items():
         against = f"{row['seconds'] / base:.2f} ×" if base else "-"
-        table.add_row(name, row["what"], f"{row['seconds']:.2f}", against, f"{row['peak_bytes'] / 2**20:.0f}")
+        peak = f"{row['peak_bytes'] / 2**20:.0f}"
+        # The same model, batch and label: first losses that differ by more than a perturbation are different tasks.
+        table.add_row(name, row["what"], f"{row['seconds']:.2f}", against, peak, f"{row['losses'][0]:.2f}")
     console.print(table)
     for bar in result["bars"]:
         verdict = "within" if bar["ratio"] <= bar["bar"] else "ABOVE"

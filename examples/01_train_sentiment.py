@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import random
 import shutil
 import statistics
@@ -108,14 +109,21 @@ def compile_program(path: Path) -> dict[str, Any]:
     )
     lowered = lowering.lower(build_program(), target="xnnpack", application=task.application())
     lowered.save(path)
-    print(lowered.report)
+    path.with_suffix(".report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
     return {"partitions": lowered.report.methods["step"].partitions}
 
 
+def log_to(path: Path) -> None:
+    """Send this process's standard error, where libraries talk about themselves, to a file."""
+    with path.open("w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+
+
 def compile_elsewhere(path: Path) -> dict[str, Any]:
-    """Run `compile_program` in a fresh process and wait for it."""
+    """Run `compile_program` in a fresh process and wait for it; what libraries say goes to `compile.log`."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    log = path.with_name("compile.log")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=log_to, initargs=(log,)) as pool:
         return pool.submit(compile_program, path).result()
 
 
@@ -236,7 +244,7 @@ def main() -> None:
         "partitions in `step`": f"{report['partitions']}",
         "compiling": f"{compiled:.0f} s",
         "all in all": f"{time.monotonic() - started:.0f} s",
-        "program": f"{program}",
+        "program, report": f"{program}, {program.with_suffix('.report.txt').name}",
         "PEFT adapter": f"{out / 'adapter'}",
         "journal": f"{out / 'journal.jsonl'}",
         "picture": f"{out / 'curve.png'}",
