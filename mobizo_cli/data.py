@@ -72,7 +72,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 # Cells beyond the header are under None; cells that are absent are None.
                 yield reader.line_num, {name: cell for name, cell in row.items() if name and cell is not None}
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}).") from error
+            raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from error
 
 
 def _example(path: Path, line: int, row: dict[str, Any], task: TextTask) -> Example:

@@ -48,6 +48,7 @@ def label_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[int, ...]:
     Raises:
         ModelError: a word is several tokens or unknown, or two words are the same token.
     """
+    unknown = getattr(tokenizer.model, "unk_token", None)
     ids: list[int] = []
     for word in words:
         encoding = tokenizer.encode(word, add_special_tokens=False)
@@ -56,6 +57,8 @@ def label_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[int, ...]:
                 f"the label word {word!r} is {len(encoding.ids)} tokens {encoding.tokens}, expected one. "
                 "Choose another word; whether it starts with a space matters."
             )
+        if encoding.tokens == [unknown]:
+            raise ModelError(f"the label word {word!r} is not in the tokenizer's vocabulary. Choose another word.")
         if encoding.ids[0] in ids:
             other = words[ids.index(encoding.ids[0])]
             raise ModelError(f"the label words {other!r} and {word!r} are the same token {encoding.tokens}.")

@@ -43,6 +43,7 @@ def lower(
         import lowering
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
+    _check_target(lowering, target)
     from mobizo_cli.build import build
     from mobizo_cli.console import facts, table
 
@@ -77,6 +78,15 @@ def lower(
         ],
     )
     facts([("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB"), ("target", target)])
+
+
+def _check_target(lowering: Any, target: str) -> None:
+    """Before minutes of compiling, not after."""
+    targets = lowering.available()
+    if target not in targets:
+        raise lowering.UnknownTarget(target, targets)
+    if not targets[target].ready:
+        raise lowering.TargetUnavailable(target, targets[target].missing, targets[target].remedy)
 
 
 def _save(output: Path, lowered: Any, tokenizer: Any, tokenizer_name: str) -> None:
