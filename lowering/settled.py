@@ -16,15 +16,18 @@ KEPT_WHOLE = (torch.ops.aten.linear.default,)
 
 
 class SettledProgram(ExportedProgram):
-    """An ExportedProgram that decomposes itself only when some node would change.
+    """An ExportedProgram that decomposes itself only when some node would change, and never its `linear`s.
 
     `to_edge_transform_and_lower` retraces every program at least twice, seconds for each ten transformer layers. After
     the legalisation passes nearly every graph is functional core ATen already, and a retrace gives it back as it was.
     """
 
     def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
-        if decomp_table is None or any(_changes(node, decomp_table) for node in self.graph.nodes):
+        if decomp_table is None:
             return super().run_decompositions(decomp_table, **options)
+        table = {op: rule for op, rule in decomp_table.items() if op not in KEPT_WHOLE}
+        if any(_changes(node, table) for node in self.graph.nodes):
+            return settle(super().run_decompositions(table, **options))
         return self
 
 
@@ -69,7 +72,7 @@ def _changes(node: torch.fx.Node, table: dict[Any, Any]) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return True
     if target in KEPT_WHOLE:
-        return target in table
+        return False
     return target in table or target._schema.is_mutable or _is_composite(target)
 
 

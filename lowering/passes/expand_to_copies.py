@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, is_float, shape_of, val
+from lowering.editor import ProgramEditor, argument, is_float, positive_dim, shape_of, val
 
 aten = torch.ops.aten
 
@@ -36,6 +36,9 @@ class ExpandToCopies:
     BEFORE  y = expand(x: f32[1,B,T,d], [P,B,T,d]);  m = expand(k: bool[1,B,T], [P,B,T])
     AFTER   y = reshape(mul(reshape(x, [1,1,B*T*d]), ones: f32[1,P,1]), [P,B,T,d]);  m = cat([k] * P, 0)
 
+    BEFORE  y = cat([x: f32[B,T,d]] * P, 0)                                                             f32[P*B,T,d]
+    AFTER   y = reshape(mul(reshape(x, [1,1,B*T*d]), ones: f32[1,P,1]), [P*B,T,d])
+
     XNNPACK has no expand, and takes no concatenation of one tensor with itself; it does broadcast a product with ones,
     which is exact. ExecuTorch's own expand costs ten times a copy, its `cat` does not. With `multiply_floats` off, all
     copies are `cat`. Axes grown from 1 only; several axes at once, or more than `max_copies`, are left alone.
@@ -60,19 +63,33 @@ class ExpandToCopies:
                 continue
             with editor.before(node):
                 if self.multiply_floats and is_float(source):
-                    copies = _multiplied(editor, source, after, grown[0])
+                    copies = _copied(editor, source, after[grown[0]], after, grown[0])
                 else:
                     piece = editor.reshape(source, list(before))
                     copies = editor.call(aten.cat.default, [piece] * after[grown[0]], grown[0])
                 editor.replace(node, copies)
             rewrites += 1
+        return rewrites + (self._repeated_cats(editor) if self.multiply_floats else 0)
+
+    def _repeated_cats(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in editor.find(aten.cat.default):
+            pieces: Any = node.args[0]
+            if len(pieces) < 2 or any(piece is not pieces[0] for piece in pieces) or not is_float(pieces[0]):
+                continue
+            shape = shape_of(node)
+            axis = positive_dim(argument(node, 1, "dim", 0), len(shape))
+            with editor.before(node):
+                editor.replace(node, _copied(editor, pieces[0], len(pieces), shape, axis))
+            rewrites += 1
         return rewrites
 
 
-def _multiplied(editor: ProgramEditor, source: Node, after: tuple[int, ...], axis: int) -> Node:
-    copies, dtype = after[axis], val(source).dtype
+def _copied(editor: ProgramEditor, source: Node, copies: int, after: tuple[int, ...], axis: int) -> Node:
+    """`copies` of `source` after each other along `axis`, which has the extent `after[axis]` then."""
+    dtype = val(source).dtype
     ones = editor.constant(torch.ones(1, copies, 1, dtype=dtype), "ones", ("ones", copies, dtype))
-    flat = editor.reshape(source, [math.prod(after[:axis]), 1, math.prod(after[axis + 1 :])])
+    flat = editor.reshape(source, [math.prod(after[:axis]), 1, math.prod(after[axis:]) // copies])
     return editor.reshape(editor.call(aten.mul.Tensor, flat, ones), list(after))
 
 

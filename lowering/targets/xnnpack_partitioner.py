@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.flops import flops_of, operation_name, overload_name
+from lowering.settled import KEPT_WHOLE
 from lowering.tied import parameter_of
 
 _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
@@ -79,6 +80,8 @@ class ProductPartitioner(XnnpackPartitioner):
         """
         operators, takes = super().ops_to_not_decompose(ep)
         refused = {node.target for node in ep.graph.nodes if node.target in operators and takes and not takes(node)}
+        # The whole lowering keeps these (see `settled`), and one left outside is no fault: ExecuTorch has a kernel.
+        refused.update(KEPT_WHOLE)
         return [operator for operator in operators if operator not in refused], None
 
     def get_matched_nodes_from_configs(self, ep: ExportedProgram) -> list[list[Node]]:
@@ -143,15 +146,16 @@ def _prologue(graph: Graph, supported: set[Node]) -> set[Node]:
     Delegated, such a node (a float operation in the search for label positions, say) would be upstream of a node outside
     that is upstream of the body, so that it could not share the body's partition: it would cut a piece off it.
     """
+    products = {node for node in supported if flops_of(node)}
     after_product: set[Node] = set()
     for node in graph.nodes:
-        if flops_of(node) or any(source in after_product for source in node.all_input_nodes):
+        if node in products or any(source in after_product for source in node.all_input_nodes):
             after_product.add(node)
     before_product: set[Node] = set()
     before_unsupported: set[Node] = set()
     for node in reversed(graph.nodes):
         users = node.users
-        if any(user in before_product or flops_of(user) for user in users):
+        if any(user in before_product or user in products for user in users):
             before_product.add(node)
         blocks = (user in before_product and user not in supported and user.op == "call_function" for user in users)
         if any(user in before_unsupported for user in users) or any(blocks):

@@ -230,6 +230,19 @@ def test_copies_without_expand():
     assert portable.ops()["cat"] == 2
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_tensor_concatenated_with_itself_is_multiplied(dim):
+    result = rewrite(Fn(lambda _, x, i: (torch.cat([x] * 3, dim), torch.cat([i] * 3))), (X, torch.arange(4)), ExpandToCopies())
+    assert result.ops()["cat"] == 1
+    assert result.ops()["mul"] == 1
+    assert result.error == 0
+
+
+def test_a_concatenation_of_two_tensors_is_left_alone():
+    result = rewrite(Fn(lambda _, x: torch.cat([x, x.neg(), x])), (X,), ExpandToCopies())
+    assert result.rewrites["expand-to-copies"] == 0
+
+
 def test_copies_of_infinities_are_exact():
     x = torch.tensor([[torch.inf, -torch.inf, -0.0, 1e-42]])
     result = rewrite(Fn(lambda _, x: x.expand(3, 4).reshape(12) + 0), (x,), ExpandToCopies())
