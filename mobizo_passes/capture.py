@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, describe
 from .inputs import Inputs, LossFn
 from .ir import Input, Ir, Output, identifier
+from .passes.decompose import inline
+from .rules import RULES
 
 aten = torch.ops.aten
 
 _KINDS = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
-# Composite operators that are simpler to reason about once taken apart.
-_TAKE_APART = (aten.einsum.default, aten.movedim.intlist, aten.movedim.int, aten.matrix_H.default)
+# Composites that canonicalisation removes, though no rule covers them.
+_KEPT = (aten.dropout.default, aten.broadcast_tensors.default, aten.type_as.default)
 
 
 class _WithLoss(nn.Module):
@@ -112,8 +115,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     with _frozen(model):
         try:
             exported = torch.export.export(wrapper, (), dict(inputs.tensors))
-            table = {op: op.decompose for op in _TAKE_APART}
-            exported = exported.run_decompositions(table)  # type: ignore[arg-type]
+            exported = exported.run_decompositions({})
         except CaptureError:
             raise
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
@@ -121,7 +123,9 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
             raise CaptureError(
                 f"torch.export could not capture {type(model).__name__}: {first[0] if first else type(error).__name__}"
             ) from error
-    return _to_ir(exported), exported.verifier
+    ir = _to_ir(exported)
+    _take_apart(ir)
+    return ir, exported.verifier
 
 
 def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
@@ -166,6 +170,28 @@ def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
     if fake is None:
         raise CaptureError("the exported graph carries no shapes")
     return Ir(graph, state, outputs, fake)
+
+
+def _take_apart(ir: Ir) -> None:
+    """Replace composite operators without a rule (einsum, movedim, cosine_similarity, ...) by what they consist of."""
+    for node in list(ir.graph.nodes):
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or target in RULES or target in _KEPT:
+            continue
+        pointwise = torch.Tag.pointwise in target.tags
+        if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor):
+            continue
+        operands, spec = pytree.tree_flatten((node.args, node.kwargs))
+
+        def run(*values: Any, target: Any = target, spec: pytree.TreeSpec = spec) -> Any:
+            args, kwargs = pytree.tree_unflatten(list(values), spec)
+            return target(*args, **kwargs)
+
+        with ir.graph.inserting_before(node):
+            # A composite may write in place inside; the trace must not.
+            new = inline(ir, torch.func.functionalize(run), operands, node)
+        node.replace_all_uses_with(new)
+        ir.graph.erase_node(node)
 
 
 def _check_random(node: fx.Node) -> None:

@@ -111,7 +111,8 @@ class RegroupLoss(Pass):
         for node in ir.graph.nodes:
             if node.op != "call_function" or node is scalar or not widened.intersection(node.all_input_nodes):
                 continue
-            if (_dims(node) != 0 and node not in widened) or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+            scalar_op = torch.Tag.pointwise in getattr(node.target, "tags", ())
+            if not scalar_op or (_dims(node) != 0 and node not in widened):
                 raise BatchCoupled(
                     f"a value reduced over the whole batch feeds {describe(node)}\n"
                     "  examples would see one another; normalise each example on its own"

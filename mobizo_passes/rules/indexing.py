@@ -35,7 +35,7 @@ def select(lift: Lifter, node: fx.Node) -> Layout:
     return Layout(layout.dim - (dim < layout.dim), layout.outer)
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
+@rule(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 def split(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
     _, layout, shape = source(lift, node)
     at = 1 if node.target is aten.unbind.int else 2

@@ -90,6 +90,15 @@ def transpose(lift: Lifter, node: fx.Node) -> Layout:
     return Layout({a: b, b: a}.get(layout.dim, layout.dim), layout.outer)
 
 
+@rule(aten.tril.default, aten.triu.default)
+def triangle(lift: Lifter, node: fx.Node) -> Layout:
+    """Keeps one side of the diagonal of the last two dimensions."""
+    _, layout, shape = _source(lift, node)
+    if layout.dim >= len(shape) - 2:
+        raise lift.refuse(node, "it cuts a triangle across the batch dimension")
+    return layout
+
+
 @rule(aten.expand.default)
 def expand(lift: Lifter, node: fx.Node) -> Layout:
     x, layout, shape = _source(lift, node)

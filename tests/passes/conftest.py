@@ -1,0 +1,46 @@
+"""Fixtures of the compiler's tests: compiled programs made once per run, golden texts, quiet libraries."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import mobizo_passes as mz
+from tests.models import case
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@functools.cache
+def _compiled(name: str, **options: Any) -> tuple[mz.TrainingProgram, nn.Module, Any]:
+    wanted = case(name)
+    model, inputs = wanted.build(), wanted.inputs()
+    return mz.transform(model, inputs, **{**wanted.options, **options}), model, inputs
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Callable[..., tuple[mz.TrainingProgram, nn.Module, Any]]:
+    """(program, model, inputs) of a case of `tests.models`, compiled once per name and options; do not change them."""
+    return _compiled
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/<name>.txt, or rewrite it under MOBIZO_UPDATE_GOLDEN=1."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / f"{name}.txt"
+        assert "/" not in text, "golden texts hold no paths"
+        if os.environ.get("MOBIZO_UPDATE_GOLDEN"):
+            GOLDEN.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"{path.name} is missing: set MOBIZO_UPDATE_GOLDEN=1 and read what it writes"
+        assert text == path.read_text(), f"{path.name} differs: read the change, then set MOBIZO_UPDATE_GOLDEN=1"
+
+    return check
