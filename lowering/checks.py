@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from executorch.exir.schema import ExecutionPlan, ScalarType, Tensor
-from mobizo_manifest import Manifest, MethodSpec
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.errors import FrozenInput, InvalidProgram, MethodMismatch
+from mobizo_manifest import Manifest, MethodSpec
 
 _DTYPES = {
     ScalarType.FLOAT: "float32",

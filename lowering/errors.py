@@ -46,7 +46,8 @@ class QuantizationNotSupported(LoweringError):
         self.quantize = quantize
         self.target = target
         super().__init__(
-            f"quantize={quantize!r} is not supported yet for target {target!r} in this version: pass quantize=None (float32)"
+            f"quantize={quantize!r} is not supported yet for target {target!r} in this version: "
+            "pass quantize=None (float32)"
         )
 
 
@@ -86,4 +87,6 @@ class MethodMismatch(LoweringError):
         self.what = what
         self.expected = expected
         self.found = found
-        super().__init__(f"method {method!r}: {what} differ: the manifest says {expected}, the lowered program has {found}")
+        super().__init__(
+            f"method {method!r}: {what} differ: the manifest says {expected}, the lowered program has {found}"
+        )

@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 
 def program_id(programs: Mapping[str, ExportedProgram], weights_sha256: str, target: str) -> str:
@@ -34,7 +35,7 @@ def _lines(program: ExportedProgram) -> list[str]:
     lines: list[str] = []
     for node in program.graph.nodes:
         index[node] = len(index)
-        described = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: f"%{index[n]}")
+        described = map_arg((node.args, dict(node.kwargs)), lambda n: f"%{index[n]}")
         origin = ""
         if node.op == "placeholder":
             spec = specs[node.name]

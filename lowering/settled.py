@@ -22,9 +22,12 @@ class SettledProgram(ExportedProgram):
     the legalisation passes nearly every graph is functional core ATen already, and a retrace gives it back as it was.
     """
 
-    def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
+    def run_decompositions(
+        self, decomp_table: dict[Any, Any] | None = None, decompose_custom_triton_ops: bool = False
+    ) -> ExportedProgram:
+        options = {"decompose_custom_triton_ops": decompose_custom_triton_ops}
         if decomp_table is None:
-            return super().run_decompositions(decomp_table, **options)
+            return super().run_decompositions(None, **options)
         table = {op: rule for op, rule in decomp_table.items() if op not in KEPT_WHOLE}
         if any(_changes(node, table) for node in self.graph.nodes):
             return settle(super().run_decompositions(table, **options))

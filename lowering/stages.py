@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-from mobizo_manifest import Manifest
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -24,6 +23,7 @@ from lowering.report import Report, method_report
 from lowering.settled import KEPT_WHOLE, settle, without_provenance
 from lowering.targets import Target
 from lowering.tied import weights_kept_outside
+from mobizo_manifest import Manifest
 
 MANIFEST_METHOD = "mobizo_manifest"
 ADAPTER_METHOD = "initial_adapter"
@@ -93,7 +93,9 @@ def _legalise(program: Program, method: str, target: Target) -> Legal:
     return Legal(core, legal, records)
 
 
-def _to_edge(programs: Mapping[str, ExportedProgram], partitioners: Mapping[str, Any], constants: dict[str, Any]) -> Any:
+def _to_edge(
+    programs: Mapping[str, ExportedProgram], partitioners: Mapping[str, Any], constants: dict[str, Any]
+) -> Any:
     # Dim order operators are skipped: all tensors are contiguous, and delegates would have to see through them.
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(KEPT_WHOLE))
     settled = {name: settle(program) for name, program in programs.items()}

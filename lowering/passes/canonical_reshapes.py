@@ -58,7 +58,11 @@ class CanonicalReshapes:
 
 def _source(node: Node) -> Node:
     source = node.args[0]
-    while isinstance(source, Node) and source.op == "call_function" and source.target in (*_RESHAPES, aten.reshape.default):
+    while (
+        isinstance(source, Node)
+        and source.op == "call_function"
+        and source.target in (*_RESHAPES, aten.reshape.default)
+    ):
         source = source.args[0]
     assert isinstance(source, Node)
     return source

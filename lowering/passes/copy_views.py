@@ -26,8 +26,8 @@ class CopyViews:
     BEFORE  y = reshape(permute(x: f32[N,H,T,d], [0,2,1,3]), [N,T,H*d])
     AFTER   y = view_copy(permute_copy(x, [0,2,1,3]), [N,T,H*d])
 
-    ExecuTorch's edge dialect has only these. Made by us, they come without the `clone` that decomposing a `reshape` of a
-    permuted tensor leaves between the two, which XNNPACK would run as a copy.
+    ExecuTorch's edge dialect has only these. Made by us, they come without the `clone` that decomposing a `reshape` of
+    a permuted tensor leaves between the two, which XNNPACK would run as a copy.
     """
 
     name: str = "copy-views"

@@ -67,5 +67,7 @@ def executorch_availability(target: str) -> Availability:
     from importlib.util import find_spec
 
     if find_spec("executorch") is None:
-        return Availability(target, False, "the executorch package is not installed", 'pip install "mobizo[executorch]"')
+        return Availability(
+            target, False, "the executorch package is not installed", 'pip install "mobizo[executorch]"'
+        )
     return Availability(target, True)

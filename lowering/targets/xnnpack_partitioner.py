@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.config import gemm_configs, generic_node_configs, node_configs, xnnpack_config
+from executorch.backends.xnnpack.partition.config import (
+    gemm_configs,
+    generic_node_configs,
+    node_configs,
+    xnnpack_config,
+)
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
+from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
@@ -22,9 +27,10 @@ _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnn
 _FLOAT = (torch.float32, torch.float16)
 _IN_PROLOGUE = "XNNPACK could take it, but it feeds a node outside that feeds the body: it would split the partition"
 
-# Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen, each
-# of which retraces the partition: a third of the whole lowering time. What the others do (fused activations and batch
-# norms, long concatenations, channels-last convolutions, clones, quantisation) does not occur among the operators below.
+# Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen,
+# each of which retraces the partition: a third of the whole lowering time. What the others do (fused activations and
+# batch norms, long concatenations, channels-last convolutions, clones, quantisation) does not occur among the operators
+# below.
 # The runtime does not read it. Should a later ExecuTorch drop it, the passes run, with the same result.
 _PLAIN_GRAPH = CompileSpec("dqlinear_partitioner", b"")
 _PLAIN_OPERATORS = frozenset(
@@ -143,8 +149,8 @@ class ProductPartitioner(XnnpackPartitioner):
 def _prologue(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes before the first product that lead, through an unsupported node, to a product.
 
-    Delegated, such a node (a float operation in the search for label positions, say) would be upstream of a node outside
-    that is upstream of the body, so that it could not share the body's partition: it would cut a piece off it.
+    Delegated, such a node (a float operation in the search for label positions, say) would be upstream of a node
+    outside that is upstream of the body, so it could not share the body's partition: it would cut a piece off it.
     """
     products = {node for node in supported if flops_of(node)}
     after_product: set[Node] = set()

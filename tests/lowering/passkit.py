@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from torch.export import ExportedProgram
+
 from lowering.flops import overload_name
 from lowering.passes.base import run_passes
-from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)

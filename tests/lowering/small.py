@@ -1,4 +1,4 @@
-"""A small language model with LoRA, and its TrainingProgram's shape written by hand: lowering tested without the passes.
+"""A small language model with LoRA, and its training program written by hand: lowering tested without the passes.
 
 `Program` keeps the contract that `lowering` relies on (core, manifest, adapters) with a step of its own: two groups,
 one query, a seed-dependent perturbation.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -140,7 +140,8 @@ class Program:
         return dict(self.adapter)
 
     def frozen_adapter(self) -> dict[str, Tensor]:
-        return {f"blocks.{i}.lora_a": block.lora_a.weight for i, block in enumerate(self.model.blocks)}
+        state = self.model.state_dict()
+        return {f"blocks.{i}.lora_a": state[f"blocks.{i}.lora_a.weight"] for i in range(len(self.adapter))}
 
     def manifest(self) -> dict[str, Any]:
         tensors = {**self.initial_adapter(), **self.frozen_adapter()}
@@ -175,7 +176,7 @@ class Program:
         }
 
     def method(self, name: str) -> dict[str, Any]:
-        roles = {fqn: "adapter" for fqn in self.adapter} | {key: "batch" for key in self.batch}
+        roles = dict.fromkeys(self.adapter, "adapter") | dict.fromkeys(self.batch, "batch")
         outputs = {
             "step": ["loss", "losses", "projected_gradients", *self.adapter],
             "apply": list(self.adapter),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lowering.passes.canonical_reshapes import CanonicalReshapes
 from lowering.passes.decompose_attention import DecomposeAttention
 from lowering.passes.group_repeated_heads import GroupRepeatedHeads
-
 from tests.lowering.passkit import Fn, rewrite
 
 

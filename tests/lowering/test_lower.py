@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import lowering
 import pytest
 import torch
+
+import lowering
 from lowering.errors import FrozenInput, InvalidProgram, MethodMismatch, TargetUnavailable
 from lowering.lowered import Lowered
 from lowering.targets import TARGETS, Availability
 from mobizo_manifest import Manifest
-
 from tests.lowering.small import Program
 
 TARGET_NAMES = ("xnnpack", "portable")

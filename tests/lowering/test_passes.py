@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
+
 from lowering.passes.canonical_reshapes import CanonicalReshapes
 from lowering.passes.copy_views import CopyViews
 from lowering.passes.core_forms import CoreForms
@@ -18,7 +19,6 @@ from lowering.passes.normalise_dims import NormaliseDims
 from lowering.passes.products_to_bmm import ProductsToBmm
 from lowering.passes.remove_noops import RemoveNoops
 from lowering.passes.split_shared_weights import SplitSharedWeights
-
 from tests.lowering.passkit import Fn, rewrite
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,8 @@ def test_noops_are_removed():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: x.to(torch.float64), lambda x: x * 2, lambda x: 1 - x, lambda x: x[:, 1:], lambda x: x.view(-1)]
+    "change",
+    [lambda x: x.to(torch.float64), lambda x: x * 2, lambda x: 1 - x, lambda x: x[:, 1:], lambda x: x.view(-1)],
 )
 def test_what_changes_something_is_kept(change):
     result = rewrite(Fn(lambda _, x: change(x)), (X,), RemoveNoops())
@@ -154,7 +155,7 @@ def test_rms_norm_is_taken_apart():
 
 
 def test_layer_norm_over_two_axes_is_left_alone():
-    assert rewrite(torch.nn.LayerNorm((6, 16)), (X,), DecomposeNorms()).rewrites["decompose-norms"] == 0
+    assert rewrite(torch.nn.LayerNorm([6, 16]), (X,), DecomposeNorms()).rewrites["decompose-norms"] == 0
 
 
 @pytest.mark.parametrize("keepdim", [True, False])
@@ -232,7 +233,10 @@ def test_copies_without_expand():
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_a_tensor_concatenated_with_itself_is_multiplied(dim):
-    result = rewrite(Fn(lambda _, x, i: (torch.cat([x] * 3, dim), torch.cat([i] * 3))), (X, torch.arange(4)), ExpandToCopies())
+    def repeated(_, x, i):
+        return torch.cat([x] * 3, dim), torch.cat([i] * 3)
+
+    result = rewrite(Fn(repeated), (X, torch.arange(4)), ExpandToCopies())
     assert result.ops()["cat"] == 1
     assert result.ops()["mul"] == 1
     assert result.error == 0
