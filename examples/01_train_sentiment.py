@@ -36,7 +36,7 @@ PROMPT = "{text} It was"
 WORDS = (" terrible", " great")  # by label: 0 is negative, 1 is positive
 QUERIES, BATCH, TOKENS, RANK = 4, 4, 32, 16
 LAYERS, UPPER_LAYERS = 30, 15  # what lies below the first LoRA is computed once, not once per perturbation
-LEARNING_RATE, EPSILON, STEPS = 1e-2, 1e-2, 400
+LEARNING_RATE, EPSILON, STEPS = 1e-2, 1e-2, 300
 EVALUATE_EVERY = 100
 
 
