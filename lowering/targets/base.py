@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowering.errors import QuantizationNotSupported, TargetUnavailable
-from lowering.passes.base import LegalisationPass
+
+if TYPE_CHECKING:
+    from lowering.passes.base import LegalisationPass
 
 
 @dataclass(frozen=True)

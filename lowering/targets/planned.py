@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lowering.errors import TargetNotSupported
-from lowering.passes.base import LegalisationPass
 from lowering.targets.base import Availability, Target
+
+if TYPE_CHECKING:
+    from lowering.passes.base import LegalisationPass
 
 SUPPORTED = ("portable", "xnnpack")
 

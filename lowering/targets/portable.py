@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lowering import pipelines
-from lowering.passes.base import LegalisationPass
 from lowering.targets.base import Availability, Target, executorch_availability
+
+if TYPE_CHECKING:
+    from lowering.passes.base import LegalisationPass
 
 
 class PortableTarget(Target):
@@ -20,6 +21,8 @@ class PortableTarget(Target):
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
+        from lowering import pipelines
+
         return pipelines.PORTABLE
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
