@@ -117,15 +117,16 @@ def test_a_damaged_snapshot_only_costs_time(built_pte: Path, tmp_path: Path):
 
 
 def test_a_run_from_another_adapter_keeps_it_beside_the_journal(built_pte: Path, tmp_path: Path):
-    first, second = Session(built_pte), Session(built_pte)
-    first.adapter = {tiny.FQN_B: torch.full((tiny.CLASSES, tiny.RANK), 0.25)}
+    warm = {tiny.FQN_B: torch.full((tiny.CLASSES, tiny.RANK), 0.25)}
+    whole, first, second, third = (Session(built_pte) for _ in range(4))
+    whole.adapter = first.adapter = warm
+    whole.fit(tiny.make_batches(2), 5, **RUN)
     first.fit(tiny.make_batches(2), 3, **RUN, journal=tmp_path / "run.jsonl")
+    # Fresh sessions know the warm adapter only from the file beside the journal.
     second.fit(tiny.make_batches(2), 5, **RUN, journal=tmp_path / "run.jsonl")
-    first.fit(tiny.make_batches(2), 5, **RUN, journal=tmp_path / "run.jsonl")
-    assert same(first.adapter, second.adapter)
-    third = Session(built_pte)
     third.replay(tmp_path / "run.jsonl")
-    assert same(second.adapter, third.adapter)
+    assert same(whole.adapter, second.adapter)
+    assert same(whole.adapter, third.adapter)
 
 
 def test_an_unrelated_adapter_is_not_overwritten_by_a_resume(session: Session, tmp_path: Path):
