@@ -114,7 +114,9 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     wrapper.training = model.training
     with _frozen(model):
         try:
-            exported = torch.export.export(wrapper, (), dict(inputs.tensors))
+            # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
+            examples = {name: value.clone() for name, value in inputs.tensors.items()}
+            exported = torch.export.export(wrapper, (), examples)
             exported = exported.run_decompositions({})
         except CaptureError:
             raise
@@ -132,8 +134,9 @@ def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
     signature = exported.graph_signature
     for spec in signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
+            name = _strip(spec.target or spec.arg.name)
             raise CaptureError(
-                f"the model changes its own state '{spec.target}' during forward ({spec.kind.name.lower()}), "
+                f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), "
                 "as BatchNorm in training mode does; call model.eval()"
             )
     graph = fx.Graph()

@@ -37,7 +37,9 @@ def node_flops(node: fx.Node) -> int:
     if node.op != "call_function":
         return 0
     val = node.meta["val"]
-    shapes = [tuple(a.meta["val"].shape) for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)]
+    # Not `all_input_nodes`, which names an operand once even where it is used twice.
+    operands = [a for a in node.args if isinstance(a, fx.Node)]
+    shapes = [tuple(a.meta["val"].shape) for a in operands if isinstance(a.meta.get("val"), torch.Tensor)]
     if node.target in (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
         return 2 * val.numel() * shapes[0][-1]
     if node.target in (aten.addmm.default, aten.baddbmm.default):

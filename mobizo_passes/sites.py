@@ -91,9 +91,10 @@ def as_factor(node: fx.Node) -> Factor | None:
     return Factor(node, x, weight, transposed)
 
 
-def discover(ir: Ir, choice: SiteChoice = None) -> Sites:
+def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = ()) -> Sites:
     """Return the sites of a graph, all or those chosen by a predicate or a list of module or parameter FQNs.
 
+    `declared` names all parameters of the model, also those that the graph no longer holds because nothing reads them.
     Raises `NoLoRASites` if there are none, with the nearest misses, and `InputError` if a listed FQN names no site.
     """
     factors = {f.node: f for node in ir.graph.nodes if (f := as_factor(node))}
@@ -110,10 +111,10 @@ def discover(ir: Ir, choice: SiteChoice = None) -> Sites:
         elif reason:
             rejected.append(Rejected(_fqn(up), reason))
     taken = {s.lora_B for s in found.values()}
-    for node in ir.placeholders("parameter"):
-        fqn = node.meta["input"].name
+    nodes = {n.meta["input"].name: n for n in ir.placeholders("parameter")}
+    for fqn in dict.fromkeys([*nodes, *declared]):
         if any(up.search(fqn) for _, up in _CONVENTIONS) and fqn not in taken and fqn not in {r.name for r in rejected}:
-            rejected.append(Rejected(fqn, _why_unused(node)))
+            rejected.append(Rejected(fqn, _why_unused(nodes.get(fqn))))
     chosen = Sites(_choose(list(found.values()), choice))
     left = [Rejected(s.lora_B, "not selected by sites=") for s in found.values() if s not in chosen]
     chosen.rejected = (*rejected, *left)
@@ -183,8 +184,8 @@ def _module_name(a: str, b: str) -> str:
     return ".".join(shared) or b
 
 
-def _why_unused(node: fx.Node) -> str:
-    if not node.users:
+def _why_unused(node: fx.Node | None) -> str:
+    if node is None or not node.users:
         return "the adapter is not active: nothing in the graph reads it"
     user = next(iter(node.users))
     return f"used by %{user.name} = {user.target}, which is not a plain product of two stored 2-D matrices"

@@ -63,9 +63,10 @@ def transform(
         raise InputError(f"batch_dim must be a non-negative int, found {batch_dim!r}")
     inputs = name_inputs(model, example_inputs, loss)
     captured, verifier = capture(model, inputs, loss)
+    declared = [node.meta["input"].name for node in captured.placeholders("parameter")]
     history: list[PassRecord] = []
     run_passes(captured, pipelines.clean(), history)
-    found = discover(captured, sites)
+    found = discover(captured, sites, declared)
     fqns = trainable_fqns(found, trainable)
     check_dtypes(captured.state, fqns)
     adapter = {fqn: captured.state[fqn].clone() for fqn in fqns}
