@@ -17,6 +17,7 @@ from lowering.passes.mean_to_linear import MeanToLinear
 from lowering.passes.normalise_dims import NormaliseDims
 from lowering.passes.products_to_bmm import ProductsToBmm
 from lowering.passes.remove_noops import RemoveNoops
+from lowering.passes.scale_smaller_factor import ScaleSmallerFactor
 
 PORTABLE: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
@@ -41,6 +42,7 @@ XNNPACK: tuple[LegalisationPass, ...] = (
     MeanToLinear(),
     DecomposeActivations(),
     ProductsToBmm(),
+    ScaleSmallerFactor(),
     ExpandToCopies(),
     NormaliseDims(),
     FloatScalars(),

@@ -20,7 +20,7 @@ class DecomposeAttention:
     BEFORE  y = scaled_dot_product_attention(q: f32[N,H,T,d], k: f32[N,G,S,d], v: f32[N,G,S,e], mask: bool[N,1,T,S])
     AFTER   per mask, once:  bias  = (mask - 1) * 1e9              f32[N,1,T,S]
                              valid = any(mask, -1)                 f32[N,1,T,1]
-            per attention:   s = bmm(reshape(q * scale, [N*G, H/G*T, d]), permute(reshape(k, [N*G, S, d])))
+            per attention:   s = bmm(reshape(q, [N*G, H/G*T, d]), permute(reshape(k * scale, [N*G, S, d])))
                              p = softmax(reshape(s, [N,H,T,S]) + bias)
                              y = reshape(bmm(reshape(p, [N*G, H/G*T, S]), v), [N,H,T,e]) * valid
 
@@ -95,8 +95,11 @@ def _attend(editor: ProgramEditor, node: Node, bias: Node | None) -> Node:
     rows = heads // groups * t
     scale = argument(node, 6, "scale")
     scale = 1.0 / math.sqrt(d) if scale is None else float(scale)
-    scaled = editor.call(aten.mul.Tensor, query, scale)
-    left = editor.reshape(scaled, [n * groups, rows, d])
+    if groups * s < heads * t:  # with grouped heads, the keys are fewer numbers to scale
+        key = editor.call(aten.mul.Tensor, key, scale)
+    else:
+        query = editor.call(aten.mul.Tensor, query, scale)
+    left = editor.reshape(query, [n * groups, rows, d])
     turned = editor.call(aten.permute.default, editor.reshape(key, [n * groups, s, d]), [0, 2, 1])
     scores = editor.reshape(editor.call(aten.bmm.default, left, turned), [n, heads, t, s])
     if bias is not None:

@@ -18,6 +18,7 @@ from lowering.passes.mean_to_linear import MeanToLinear
 from lowering.passes.normalise_dims import NormaliseDims
 from lowering.passes.products_to_bmm import ProductsToBmm
 from lowering.passes.remove_noops import RemoveNoops
+from lowering.passes.scale_smaller_factor import ScaleSmallerFactor
 from lowering.passes.split_shared_weights import SplitSharedWeights
 from tests.lowering.passkit import Fn, rewrite
 
@@ -278,6 +279,27 @@ def test_views_become_copies_and_leave_no_clone():
     result = rewrite(Fn(heads), (X,), CanonicalReshapes(), NormaliseDims(), RemoveNoops(), CopyViews())
     assert set(result.ops()) <= {"view_copy", "permute_copy", "slice_copy", "clone"}
     assert result.error == 0
+
+
+def test_a_scalar_moves_to_the_smaller_factor():
+    wide = torch.randn(2, 16, 5)
+    result = rewrite(
+        Fn(lambda _, x, w: torch.bmm(x[..., :2], w[:, :2]).reshape(12, 5) * 3.0), (X, wide), ScaleSmallerFactor()
+    )
+    assert result.rewrites["scale-smaller-factor"] == 1
+    scaled = next(n for n in result.after.graph.nodes if str(n.target) == "aten.mul.Tensor")
+    assert tuple(scaled.meta["val"].shape) == (2, 2, 5)
+    assert result.error < 1e-6
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_a_scalar_stays_when_nothing_is_saved_or_the_product_is_used_elsewhere(many):
+    def product(_, x, w):
+        y = torch.bmm(x[..., :2], w[:, :2]) if many else torch.bmm(x, w)
+        return (y * 3.0, y) if many else y * 3.0
+
+    result = rewrite(Fn(product), (X, torch.randn(2, 16, 5)), ScaleSmallerFactor())
+    assert result.rewrites["scale-smaller-factor"] == 0
 
 
 class Tied(torch.nn.Module):
