@@ -1,0 +1,60 @@
+"""FinishStep: losses to projected gradients and a new adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mobizo_passes as mz
+from mobizo_passes import passes
+from tests.passes.contract import PassContract, Stage, Tiny, before, rows
+
+
+class TestFinishStep(PassContract):
+    kind = passes.FinishStep
+
+    def example(self) -> Stage:
+        return before(self.kind, Tiny(), rows())
+
+    def compare(self, old: dict[str, Tensor], new: dict[str, Tensor], stage: Stage) -> None:
+        fqn = "layer.lora_B.weight"
+        value = stage.values[fqn]
+        z = mz.reference.draw({fqn: value}, 1, 1, "gaussian")[fqn][0]
+        losses = old["losses"]
+        gradient = (losses[0] - losses[1]) / 0.02
+        assert list(new) == ["loss", "losses", "projected_gradients", fqn]
+        assert torch.equal(new["losses"], losses)
+        torch.testing.assert_close(new["loss"], losses.mean())
+        torch.testing.assert_close(new["projected_gradients"], gradient.reshape(1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(new[fqn], value - 0.1 * gradient * z, rtol=1e-5, atol=1e-5)
+
+    def test_it_fires(self) -> None:
+        stage = self.example()
+        assert stage.count() == 1
+        after = stage.apply()
+        assert [o.kind for o in after.outputs] == ["loss", "losses", "projected_gradients", "adapter"]
+        assert [n.meta["input"].kind for n in after.placeholders()][-3:] == ["seed", "lr", "eps"]
+
+    def test_one_sided_reports_the_unperturbed_loss(self) -> None:
+        inputs = rows()
+        model = Tiny()
+        program = mz.transform(model, inputs, loss=F.cross_entropy, estimator=mz.OneSided(2))
+        got = program.step(program.initial_adapter(), inputs, seed=0, lr=0.1, eps=0.01)
+        assert torch.equal(got.loss, got.losses[0])
+        torch.testing.assert_close(got.loss, program.loss(program.initial_adapter(), inputs))
+
+    def test_given_gradients_are_used_as_they_are(self) -> None:
+        program = mz.transform(Tiny(), rows(), loss=F.cross_entropy, estimator=mz.TwoSided(1))
+        text = program.text("apply")
+        assert "projected_gradients 'projected_gradients'" in text
+        assert "mobizo.projected_gradients" not in text
+        adapter = program.initial_adapter()
+        same = program.apply(adapter, seed=0, lr=0.5, projected_gradients=torch.zeros(1))
+        assert all(torch.equal(same[fqn], value) for fqn, value in adapter.items())
+
+    def test_missing_noise_is_an_error(self) -> None:
+        stage = before(passes.InsertNoise, Tiny(), rows())
+        with pytest.raises(KeyError, match="eps"):
+            passes.FinishStep(mz.TwoSided(1))(stage.ir)
