@@ -21,20 +21,27 @@ mobizo = torch.ops.mobizo
 
 
 def token_loss(
-    scores: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 0, ignore_index: int = -100
+    scores: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1, ignore_index: int = -100
 ) -> Tensor:
-    """Cross-entropy of [N, C] scores against int64 [N] targets, per row, as log-softmax and a gather along dim 1."""
+    """Cross-entropy of [N, C] scores against int64 [N] targets, as log-softmax and a gather along dim 1.
+
+    `reduction` is torch's: 0 gives one loss per row, 1 their weighted mean, 2 their sum.
+    """
     counted = target != ignore_index
     index = torch.where(counted, target, torch.zeros_like(target)).unsqueeze(1)
     losses = -torch.gather(torch.log_softmax(scores, 1), 1, index).squeeze(1)
+    weights = counted.to(losses.dtype)
     if weight is not None:
-        losses = losses * torch.index_select(weight, 0, index.squeeze(1))
-    return losses * counted.to(losses.dtype)
+        weights = weights * torch.index_select(weight, 0, index.squeeze(1))
+    losses = losses * weights
+    if reduction == 0:
+        return losses
+    return losses.sum(0) if reduction == 2 else losses.sum(0) / weights.sum(0)
 
 
 @dataclass(frozen=True)
 class Decompose(Pass):
-    """Replace every `mobizo::` node, and row losses, by the ATen nodes of its definition.
+    """Replace every `mobizo::` node, and cross-entropy, by the ATen nodes of its definition.
 
     BEFORE  %y: f32[32, 32, 576] = mobizo.mp_lora(%h, %w, 0, 1, False)
     AFTER   %v: f32[8, 128, 16] = aten.view(%h, [8, 128, 16]);  %t = aten.transpose(%w, 1, 2)
@@ -43,7 +50,7 @@ class Decompose(Pass):
 
     name: ClassVar[str] = "decompose"
     requires: ClassVar[str] = "nothing"
-    ensures: ClassVar[str] = "no mobizo:: operator and no row loss is left"
+    ensures: ClassVar[str] = "no mobizo:: operator and no cross-entropy of class indices is left"
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
@@ -65,7 +72,8 @@ class Decompose(Pass):
 
 
 def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Callable[..., Any] | None, list[Any]]:
-    args = list(node.args)
+    args: list[Any] = list(node.args)
+    target: Any = node.target
     if node.target in (mobizo.noise.default, mobizo.noise_stack.default):
         seed, sites, queries, shape, kind = args
         sites = [sites] if isinstance(sites, int) else list(sites)
@@ -79,9 +87,9 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
             return z.reshape(*lead, queries, *shape)
 
         return draw, [seed, ids, shared.get("table")]
-    if node.target in DECOMPOSITIONS:
-        return DECOMPOSITIONS[node.target], args
-    if node.target is aten.cross_entropy_loss.default and len(args) > 3 and args[3] == 0:
+    if target in DECOMPOSITIONS:
+        return DECOMPOSITIONS[target], args
+    if node.target is aten.cross_entropy_loss.default and not node.kwargs:
         plain = args[1].meta["val"].dtype is torch.int64 and args[0].meta["val"].dim() == 2
         if plain and not (len(args) > 5 and args[5]):
             return token_loss, args[:5]

@@ -26,10 +26,12 @@ class TestDecompose(PassContract):
         assert "aten.bmm.default" in after
         assert "aten.cross_entropy_loss.default" not in after
 
-    def test_a_reduced_loss_and_aten_nodes_are_left_alone(self) -> None:
+    def test_a_reduced_loss_is_taken_apart_and_aten_nodes_are_left_alone(self) -> None:
         stage = before(passes.InsertMpLora, Tiny(), rows())
         assert "aten.cross_entropy_loss.default" in targets(stage.ir)
-        assert passes.Decompose()(stage.ir) == 0
+        assert passes.Decompose()(stage.ir) == 1
+        assert "aten.linear.default" in targets(stage.ir)
+        assert "aten.cross_entropy_loss.default" not in targets(stage.ir)
 
     def test_what_the_runtime_lacks_is_not_emitted(self) -> None:
         after = targets(self.example().apply())
