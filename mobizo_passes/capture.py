@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
@@ -34,8 +35,9 @@ class _WithLoss(nn.Module):
         self._loss = loss
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
-        value, *logits = forward_with_loss(self.model, self._inputs, self._loss, batch)
-        return (value.mean() if value.dim() else value, *logits)
+        out = forward_with_loss(self.model, self._inputs, self._loss, batch)
+        value = out[0].mean() if out[0].dim() else out[0]
+        return (value, out[1]) if len(out) == 2 else (value,)
 
 
 def forward_with_loss(
@@ -162,14 +164,15 @@ def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
             copied.meta["input"] = Input(kind, name)
             copied._rename(identifier(name))
             source = exported.constants if spec.target in exported.constants else exported.state_dict
-            value = source[spec.target].detach()
+            held: Any = source[spec.target]
+            value = held.detach()
             # One object per FQN for all methods: that is how lowering stores each weight once.
             state[name] = nn.Parameter(value, requires_grad=False) if kind == "parameter" else value
         elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             _check_random(copied)
     outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(exported.graph.output_node().args[0])]  # type: ignore[arg-type]
     values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
-    fake = torch._guards.detect_fake_mode(values_of)
+    fake = detect_fake_mode(values_of)
     if fake is None:
         raise CaptureError("the exported graph carries no shapes")
     return Ir(graph, state, outputs, fake)

@@ -21,6 +21,7 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
+from torch.fx.graph import CodeGen
 
 from .errors import InputError
 
@@ -87,7 +88,8 @@ class Ir:
 
     def output_node(self, kind: str) -> fx.Node:
         """Return the node behind the first output of this kind; raises `KeyError` if there is none."""
-        for spec, node in zip(self.outputs, self.graph.output_node().args[0], strict=True):
+        nodes: Any = self.graph.output_node().args[0]
+        for spec, node in zip(self.outputs, nodes, strict=True):
             if spec.kind == kind:
                 return node
         raise KeyError(kind)
@@ -201,8 +203,8 @@ class Ir:
             # torch.export matches user inputs by target, everything else by name: they must be the same.
             node.target = node.name
         specs = [_input_spec(node) for node in order]
-        ir.graph._codegen = torch.fx.graph.CodeGen()
-        nodes = ir.graph.output_node().args[0]
+        ir.graph._codegen = CodeGen()
+        nodes: Any = ir.graph.output_node().args[0]
         outputs = [
             OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
             for spec, node in zip(ir.outputs, nodes, strict=True)

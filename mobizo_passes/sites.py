@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -74,10 +75,11 @@ def as_factor(node: fx.Node) -> Factor | None:
     """Read a node as multiplication by a stored 2-D matrix, through any transposes of it; None if it is not one."""
     if node.op != "call_function" or node.kwargs:
         return None
-    if node.target is aten.linear.default and (len(node.args) < 3 or node.args[2] is None):
-        x, weight, transposed = node.args[0], node.args[1], False
+    args: list[Any] = list(node.args)
+    if node.target is aten.linear.default and (len(args) < 3 or args[2] is None):
+        x, weight, transposed = args[0], args[1], False
     elif node.target in (aten.matmul.default, aten.mm.default):
-        x, weight, transposed = node.args[0], node.args[1], True
+        x, weight, transposed = args[0], args[1], True
     else:
         return None
     while isinstance(weight, fx.Node) and weight.target in (aten.t.default, aten.transpose.int, aten.permute.default):

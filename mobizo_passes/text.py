@@ -65,7 +65,8 @@ def to_text(ir: Ir) -> str:
             spec = node.meta["input"]
             lines.append(f"%{node.name}: {type_text(node.meta['val'])} = {spec.kind} '{spec.name}'")
         elif node.op == "output":
-            parts = (f"{spec.kind} '{spec.name}' = %{n.name}" for spec, n in zip(ir.outputs, node.args[0], strict=True))  # type: ignore[arg-type]
+            nodes: Any = node.args[0]
+            parts = (f"{spec.kind} '{spec.name}' = %{n.name}" for spec, n in zip(ir.outputs, nodes, strict=True))
             lines.append("return " + ", ".join(parts))
         else:
             args = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]

@@ -243,7 +243,7 @@ class OwnLoss(nn.Module):
         return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
-def llama(targets: list[str] | str = ("q_proj", "v_proj"), rslora: bool = False) -> nn.Module:  # type: ignore[assignment]
+def llama(targets: tuple[str, ...] | str = ("q_proj", "v_proj"), rslora: bool = False) -> nn.Module:
     """A tiny random Llama with grouped-query attention under PEFT."""
     import peft
     import transformers
@@ -310,7 +310,7 @@ class Case:
     """A model, its inputs, and the options of `transform` that it needs."""
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Any]
     inputs: Callable[[], Any]
     options: dict[str, Any] = field(default_factory=dict)
     # Perturbed losses change their curvature at kinks (relu, max): finite differences only hold on smooth models.
@@ -362,7 +362,7 @@ CASES: tuple[Case, ...] = (
     Case("conv-head", lambda: seeded(ConvHead()), lambda: (_x(BATCH, 2, 6, 6), _classes()), {"loss": smoothed}, False),
     Case("regression", lambda: seeded(Regression()), lambda: (_x(BATCH, 6), _x(BATCH)), {"loss": mse}),
     Case("tied", lambda: seeded(Tied()), lambda: (_x(BATCH, 6), _classes()), {"loss": cross_entropy}, False),
-    Case("llama-qv", llama, llama_inputs),
+    Case("llama-qv", lambda: llama(), llama_inputs),
     Case("llama-all-linear", lambda: llama("all-linear"), llama_inputs, {"trainable": "lora_A+lora_B"}),
     Case("llama-rslora-words", lambda: llama(rslora=True), lambda: _llama_words(), {"loss": two_words}),
 )

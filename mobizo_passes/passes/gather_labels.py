@@ -87,8 +87,8 @@ def find_token_loss(ir: Ir) -> TokenLoss | None:
     logits, labels = _before_reshape(loss.args[0], 3), _before_reshape(loss.args[1], 2)
     if logits is None or labels is None or logits.meta["val"].shape[:2] != labels.meta["val"].shape:
         return None
-    ignore = loss.args[4] if len(loss.args) > 4 else loss.kwargs.get("ignore_index", -100)
-    return TokenLoss(loss, logits, labels, int(ignore))  # type: ignore[arg-type]
+    ignore: Any = loss.args[4] if len(loss.args) > 4 else loss.kwargs.get("ignore_index", -100)
+    return TokenLoss(loss, logits, labels, int(ignore))
 
 
 def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
@@ -110,7 +110,7 @@ def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
     return (values[match.labels] != match.ignore_index).sum(1)
 
 
-def _before_reshape(node: fx.node.Argument, rank: int) -> fx.Node | None:
+def _before_reshape(node: Any, rank: int) -> fx.Node | None:
     while isinstance(node, fx.Node) and node.target in (
         aten.view.default,
         aten.reshape.default,

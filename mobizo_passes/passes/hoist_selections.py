@@ -40,7 +40,7 @@ class HoistSelections(Pass):
                 dim = selected_dim(node)
                 if dim is None or not node.users:
                     continue
-                source: fx.Node = node.args[0]  # type: ignore[assignment]
+                source: Any = node.args[0]
                 if source.op == "call_function" and len(source.users) == 1 and self._push(ir, node, source, dim):
                     count += 1
                     progress = True
@@ -89,12 +89,7 @@ class HoistSelections(Pass):
         dim = arg.meta["val"].dim() + back
         args = _retarget(sel, arg, dim)
         for user in arg.users:
-            if (
-                user.target is sel.target
-                and selected_dim(user) == dim
-                and user.args[1:] == sel.args[1:]
-                and user < sel
-            ):
+            if user.target is sel.target and selected_dim(user) == dim and user.args[1:] == sel.args[1:] and user < sel:
                 return user
         # As early as its operands allow, so that a later equal selection finds it standing before itself.
         operands = [n for n in sel.all_input_nodes if n is not sel.args[0]]
@@ -111,7 +106,8 @@ class HoistSelections(Pass):
             w.op != "placeholder" or w.meta["input"].kind not in ("parameter", "constant") for w in stored
         ):
             return False
-        rows: fx.Node = sel.args[1][-1]  # type: ignore[index,assignment]
+        indices: Any = sel.args[1]
+        rows: fx.Node = indices[-1]
         if rows.op != "placeholder" or rows.meta["input"].kind != "constant":
             return False
         index = ir.state[rows.meta["input"].name]
@@ -120,7 +116,7 @@ class HoistSelections(Pass):
             fqn = w.meta["input"].name
             picked.append(ir.add_constant(f"{fqn}_selected_rows", ir.state[fqn][index]))
         with ir.graph.inserting_before(sel):
-            new = ir.call(aten.linear.default, linear.args[0], *picked, like=linear)
+            new = ir.call(aten.linear.default, linear.all_input_nodes[0], *picked, like=linear)
         sel.replace_all_uses_with(new)
         ir.graph.erase_node(sel)
         ir.graph.erase_node(linear)

@@ -74,6 +74,7 @@ class RegroupLoss(Pass):
 
     def _regroup(self, ir: Ir, node: fx.Node) -> fx.Node:
         args: list[Any] = list(node.args)
+        target_op: Any = node.target
         weights: fx.Node | None = None
         if node.target in _TOKEN:
             smoothing = (0.0,) if node.target is aten.cross_entropy_loss.default else ()
@@ -82,21 +83,21 @@ class RegroupLoss(Pass):
             if kind not in _REDUCTIONS:
                 raise UnsupportedOp(f"this loss has no reduction: {describe(node)}")
             scores, target = _rows_first(ir, node, scores, target)
-            values = ir.call(node.target, scores, target, class_weight, 0, ignore, *rest, like=node)
+            values = ir.call(target_op, scores, target, class_weight, 0, ignore, *rest, like=node)
             if not target.meta["val"].is_floating_point():
                 weights = _valid(ir, node, target, class_weight, ignore)
             return self._reduce(ir, node, values, weights, _REDUCTIONS[kind])
-        if node.target in _ELEMENTWISE:
-            at = _ELEMENTWISE[node.target]
-            kind = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
+        if target_op in _ELEMENTWISE:
+            at = _ELEMENTWISE[target_op]
+            kind: Any = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
             unset: list[Any] = [None] * at
             args = [*args, *unset[len(args) :]]
             args[at : at + 1] = [0]
             kwargs = {k: v for k, v in node.kwargs.items() if k != "reduction"}
-            values = ir.call(node.target, *args, like=node, **kwargs)
+            values = ir.call(target_op, *args, like=node, **kwargs)
             return self._reduce(ir, node, values, None, _REDUCTIONS[kind])
-        if node.target in _WHOLE:
-            return self._reduce(ir, node, args[0], None, _WHOLE[node.target])
+        if target_op in _WHOLE:
+            return self._reduce(ir, node, args[0], None, _WHOLE[target_op])
         raise UnsupportedOp(
             f"the loss is reduced over the batch by an operator without a rule: {describe(node)}\n"
             "  use a mean, a sum, a cross-entropy, or return one loss per example"

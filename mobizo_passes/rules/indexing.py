@@ -49,16 +49,16 @@ def split(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
 
 @rule(aten.gather.default)
 def gather(lift: Lifter, node: fx.Node) -> Layout:
-    x, dim, index = node.args[:3]
+    operands: list[Any] = list(node.args)
+    x, dim, index = operands[:3]
     layout = lift.layout(x) or lift.layout(index)
     ndim = lift.plain[node].dim()
-    if layout is None or normalized(dim, ndim) == layout.dim:  # type: ignore[arg-type]
+    if layout is None or normalized(dim, ndim) == layout.dim:
         raise lift.refuse(node, "it gathers along the batch dimension")
-    if {lift.layout(a) for a in (x, index)} - {None, layout} or lift.shape(x)[layout.dim] != lift.shape(index)[
-        layout.dim
-    ]:  # type: ignore[arg-type]
+    moved = {lift.layout(a) for a in (x, index)} - {None, layout}
+    if moved or lift.shape(x)[layout.dim] != lift.shape(index)[layout.dim]:
         raise lift.unsupported(node, "its index and its input hold different batches")
-    node.args = (lift.fuse(x, layout), dim, lift.fuse(index, layout), *node.args[3:])  # type: ignore[arg-type]
+    node.args = (lift.fuse(x, layout), dim, lift.fuse(index, layout), *operands[3:])
     return layout
 
 

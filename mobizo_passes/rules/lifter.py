@@ -164,7 +164,7 @@ class Lifter:
 
     def _check(self, node: fx.Node, layouts: Layouts) -> None:
         """Each result must be its plain shape with exactly `groups` times the size at the layout's dimension."""
-        pairs = [(node.meta["val"], self.plain[node], layouts)]
+        pairs: list[tuple[Any, Any, Any]] = [(node.meta["val"], self.plain[node], layouts)]
         if isinstance(layouts, tuple):
             pairs = list(zip(node.meta["val"], self.plain[node], layouts, strict=True))
         for value, plain, layout in pairs:

@@ -18,8 +18,9 @@ def mlp_inputs() -> tuple[Tensor, Tensor]:
 
 
 def refuse(match: str, *args: Any, error: type[mz.MobizoError] = mz.InputError, **options: Any) -> None:
+    given: Any = args or (seeded(Mlp()), mlp_inputs())
     with pytest.raises(error, match=match):
-        mz.transform(*(args or (seeded(Mlp()), mlp_inputs())), **{"loss": F.cross_entropy, **options})
+        mz.transform(*given, **{"loss": F.cross_entropy, **options})
 
 
 class TestTransform:

@@ -22,14 +22,9 @@ class TestFoldConstants(PassContract):
         stage = self.example()
         after = stage.apply()
         assert "aten.arange.default" in targets(stage.ir)
-        assert not {"aten.arange.default", "aten.gt.Tensor", "aten.add.Tensor"} & set(targets(after)) - {
-            "aten.add.Tensor"
-        }
+        assert not {"aten.arange.default", "aten.gt.Tensor"} & set(targets(after))
         (mask,) = after.placeholders("constant")
-        assert after.state[mask.meta["input"].name].tolist() == [
-            [False, False, True, True],
-            [False, False, False, True],
-        ]
+        assert after.state[mask.meta["input"].name].int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
 
     def test_what_reads_an_input_or_a_parameter_is_left_alone(self) -> None:
         def body(y: Tensor) -> Tensor:
@@ -45,7 +40,8 @@ class TestFoldConstants(PassContract):
 
     def test_large_results_stay_computed(self) -> None:
         stage = self.example()
-        assert passes.FoldConstants(max_elements=3)(stage.ir) < stage.count() or targets(stage.ir)
+        whole = stage.count()
+        assert 0 < passes.FoldConstants(max_elements=3)(stage.ir) < whole
         assert "aten.gt.Tensor" in targets(stage.ir)
 
     def test_equal_results_are_stored_once(self) -> None:

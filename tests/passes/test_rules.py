@@ -80,7 +80,7 @@ FINE: dict[str, Body] = {
         h, h, h, attn_mask=fixed(BATCH, LENGTH, LENGTH)
     ),
     "grouped-query attention": lambda h: F.scaled_dot_product_attention(
-        h.view(BATCH, LENGTH, 4, 2).transpose(1, 2), *[h[..., :4].view(BATCH, LENGTH, 2, 2).transpose(1, 2)] * 2,
+        h.view(BATCH, LENGTH, 4, 2).transpose(1, 2), (k := h[..., :4].view(BATCH, LENGTH, 2, 2).transpose(1, 2)), k,
         enable_gqa=True,
     ).flatten(2),
     "multi-head attention": lambda h: h + _mha(h),
@@ -157,10 +157,11 @@ FINE: dict[str, Body] = {
 
 
 def _mha(h: Tensor) -> Tensor:
-    return F.multi_head_attention_forward(
+    call: Any = F.multi_head_attention_forward
+    return call(
         *[h.transpose(0, 1)] * 3, WIDTH, 2, fixed(24, 8), fixed(24), None, None, False, 0.0, M, V,
         training=False, need_weights=False,
-    )[0].transpose(0, 1)  # type: ignore[arg-type]  # fmt: skip
+    )[0].transpose(0, 1)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FINE)
@@ -262,7 +263,7 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
         "gathers along the batch",
     ),
     "attention across examples": (
-        lambda h: F.scaled_dot_product_attention(*[h.transpose(0, 1)] * 3).transpose(0, 1),
+        lambda h: F.scaled_dot_product_attention(t := h.transpose(0, 1), t, t).transpose(0, 1),
         mz.BatchCoupled,
         "attends across the batch",
     ),
@@ -283,7 +284,7 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     body, kind, reason = REFUSED[name]
-    model = Around(body)
+    model: Any = Around(body)
     model.head = nn.Identity()
     inputs = (random(BATCH, LENGTH, 6), random(1))
     seeded(model)(inputs[0])
