@@ -3,7 +3,8 @@
     python benchmarks/step_time.py [--rounds 5] [--only NAME ...]
 
 Every contender lives in its own process and waits for its turn; only one computes at a time, and rounds interleave
-(A B C A B C ...), so that a machine that slows down slows everybody down. Prints a table, writes `step_time.json`.
+(A B C A B C ...), so that a machine that slows down slows everybody down. A best far below the median
+means that the machine was not idle. Prints a table, writes `step_time.json`.
 """
 
 from __future__ import annotations
@@ -177,14 +178,15 @@ def show(result: dict[str, Any], console: Console) -> None:
     )
     for column in ("contender", "what it computes"):
         table.add_column(column)
-    for column in ("seconds (median)", "against step", "peak MiB", "first loss"):
+    for column in ("seconds (median)", "best", "against step", "peak MiB", "first loss"):
         table.add_column(column, justify="right")
     base = rows["step"]["seconds"] if "step" in rows else None
     for name, row in rows.items():
         against = f"{row['seconds'] / base:.2f} ×" if base else "-"
         peak = f"{row['peak_bytes'] / 2**20:.0f}"
         # The same model, batch and label: first losses that differ by more than a perturbation are different tasks.
-        table.add_row(name, row["what"], f"{row['seconds']:.2f}", against, peak, f"{row['losses'][0]:.2f}")
+        seconds, best = f"{row['seconds']:.2f}", f"{min(row['rounds']):.2f}"
+        table.add_row(name, row["what"], seconds, best, against, peak, f"{row['losses'][0]:.2f}")
     console.print(table)
     for bar in result["bars"]:
         verdict = "within" if bar["ratio"] <= bar["bar"] else "ABOVE"
