@@ -8,6 +8,7 @@ the .pte and the driver alone, and says in a closing table what happened.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -89,7 +90,7 @@ def build_program() -> mz.TrainingProgram:
     return mz.transform(model, inputs, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
 
 
-def compile_program(path: Path) -> dict[str, Any]:
+def compile_program(path: Path) -> None:
     """Lower the program to a .pte at `path`. Runs in a process of its own: its memory is not the training's."""
     import lowering
 
@@ -110,7 +111,7 @@ def compile_program(path: Path) -> dict[str, Any]:
     lowered = lowering.lower(build_program(), target="xnnpack", application=task.application())
     lowered.save(path)
     path.with_suffix(".report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
-    return {"partitions": lowered.report.methods["step"].partitions}
+    path.with_suffix(".report.json").write_text(json.dumps(lowered.report.to_dict()), encoding="utf-8")
 
 
 def log_to(path: Path) -> None:
@@ -119,12 +120,12 @@ def log_to(path: Path) -> None:
         os.dup2(log.fileno(), 2)
 
 
-def compile_elsewhere(path: Path) -> dict[str, Any]:
+def compile_elsewhere(path: Path) -> None:
     """Run `compile_program` in a fresh process and wait for it; what libraries say goes to `compile.log`."""
     context = multiprocessing.get_context("spawn")
     log = path.with_name("compile.log")
     with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=log_to, initargs=(log,)) as pool:
-        return pool.submit(compile_program, path).result()
+        pool.submit(compile_program, path).result()
 
 
 @dataclass
@@ -209,9 +210,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--eval-size", type=int, default=400, help="held-out sentences, never trained on")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the order of sentences")
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/demo"), help="what it writes, over what an earlier run wrote"
-    )
+    parser.add_argument("--program", type=Path, help="a sentiment.pte of an earlier run; default: compile one")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="directory for all that it writes")
     options = parser.parse_args()
     if options.steps < 1 or options.eval_size < 1:
         parser.error("--steps and --eval-size must be at least 1")
@@ -222,9 +222,11 @@ def main() -> None:
     # A journal of an earlier run would be resumed, and the curve would miss what came before.
     for stale in out.glob("journal.jsonl*"):
         stale.unlink()
-    program = out / "sentiment.pte"
-    console.print(f"compiling SmolLM2-135M, LoRA on its upper {UPPER_LAYERS} of {LAYERS} layers, for XNNPACK")
-    report = compile_elsewhere(program)
+    program: Path = options.program or out / "sentiment.pte"
+    if options.program is None:
+        console.print(f"compiling SmolLM2-135M, LoRA on its upper {UPPER_LAYERS} of {LAYERS} layers, for XNNPACK")
+        compile_elsewhere(program)
+    report = json.loads(program.with_suffix(".report.json").read_text(encoding="utf-8"))
     compiled = time.monotonic() - started
     console.print(
         f"compiled in {compiled:.0f} s; training for {options.steps} steps of {2 * QUERIES} × {BATCH} sentences"
@@ -241,7 +243,7 @@ def main() -> None:
         "time per step (median)": f"{statistics.median(curve.seconds):.2f} s",
         "peak memory of training": f"{peak / 2**20:.0f} MiB",
         ".pte size": f"{program.stat().st_size / 2**20:.0f} MiB",
-        "partitions in `step`": f"{report['partitions']}",
+        "partitions in `step`": f"{report['methods']['step']['partitions']}",
         "compiling": f"{compiled:.0f} s",
         "all in all": f"{time.monotonic() - started:.0f} s",
         "program, report": f"{program}, {program.with_suffix('.report.txt').name}",

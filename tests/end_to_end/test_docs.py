@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ MAKE = f"make -C {ROOT} VENV={sys.prefix} {' '.join(STAMPS)}"
 # A command as it stands in a document -> the shorter one that runs here. The interpreter's own environment stands in
 # for .venv, which make would only build again.
 SHORTENED = {
-    "make demo": f"{MAKE} demo DEMO_ARGS='--steps 4 --eval-size 8 --out $PWD/out'",
+    # With the program that the `demo` fixture compiled with the demo's own code.
+    "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --program $DEMO_PROGRAM --out $PWD/out"',
     "make bench": f"{MAKE} bench BENCH_ARGS='--rounds 1 --only mezo-eager-label-only --out $PWD/out'",
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
     "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet'",
@@ -96,13 +98,14 @@ def commands(block: Block) -> list[str]:
     return [re.sub(r"\s+", " ", line) for line in lines if line and not line.startswith("#")]
 
 
-def run(command: list[str] | str, where: Path, timeout: float = 540) -> None:
+def run(command: list[str] | str, where: Path, variables: Mapping[str, str] = {}) -> None:
     """Run a command in `where` with our interpreter's scripts first in PATH; its output is shown if it fails."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
+        **variables,
     }
     done = subprocess.run(
         command,
@@ -113,7 +116,7 @@ def run(command: list[str] | str, where: Path, timeout: float = 540) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=540,
     )
     assert done.returncode == 0, f"{command}\nexit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
@@ -156,9 +159,13 @@ SHELL_BLOCKS = [block for block in ALL_BLOCKS if block.language == "sh"]
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
-def test_commands_run(block: Block, tmp_path: Path, command_files: Path):
+def test_commands_run(block: Block, tmp_path: Path, command_files: Path, request: pytest.FixtureRequest):
     shutil.copytree(command_files, tmp_path, dirs_exist_ok=True)
     listed = commands(block)
     assert listed, f"{block} holds no command"
     # One shell for the block, so that a variable set in one line is there in the next; it stops at the first failure.
-    run("\n".join(["set -euo pipefail", *(SHORTENED.get(command, command) for command in listed)]), tmp_path)
+    script = "\n".join(["set -euo pipefail", *(SHORTENED.get(command, command) for command in listed)])
+    variables = {"DEMO_PROGRAM": str(request.getfixturevalue("demo").program)} if "$DEMO_PROGRAM" in script else {}
+    run(script, tmp_path, variables)
+    if "make demo" in listed:
+        assert {"adapter", "journal.jsonl", "curve.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
