@@ -65,7 +65,7 @@ _PLAIN_OPERATORS = frozenset(
 
 
 class ProductPartitioner(XnnpackPartitioner):
-    """Delegates only partitions that hold a matrix product or convolution of at least `min_flops`.
+    """Delegates only partitions that hold matrix products or convolutions of at least `min_flops`, or the largest one.
 
     A partition costs about a second of lowering and two tensor copies per call; the elementwise remainders around the
     noise and the update run as fast on ExecuTorch's own kernels. After `partition`, `reasons` says of each node left
@@ -103,8 +103,11 @@ class ProductPartitioner(XnnpackPartitioner):
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
         kept: list[Partition] = []
         small: set[str] = set()
-        for partition in super().generate_partitions(ep):
-            if sum(flops_of(node) for node in partition.nodes) >= self.min_flops:
+        weighed = [(sum(flops_of(node) for node in each.nodes), each) for each in super().generate_partitions(ep)]
+        # In a model so small that nothing reaches the limit, its largest partition is its body.
+        limit = min(self.min_flops, max((flops for flops, _ in weighed), default=0) or self.min_flops)
+        for flops, partition in weighed:
+            if flops >= limit:
                 kept.append(partition)
             else:
                 small.update(node.name for node in partition.nodes)

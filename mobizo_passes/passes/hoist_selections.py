@@ -168,7 +168,7 @@ def _selectable(sel: fx.Node, arg: fx.Node, source: fx.Node, back: int) -> bool:
     if sel.target is mobizo.pick.default and not arg.meta["val"].is_floating_point():
         return False
     # pick reads one index per example: the operand must hold every example.
-    return sel.target is not mobizo.pick.default or shape == whole
+    return sel.target is not mobizo.pick.default or (len(shape) == 3 and shape[:2] == whole[:2])
 
 
 def _over_last(node: fx.Node) -> bool:

@@ -1,0 +1,63 @@
+"""Random models: the eager program, the portable .pte and the XNNPACK .pte run the same step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lowering
+import mobizo_passes as mz
+import runtime_driver
+from tests import strategies
+
+# Kernels of other runtimes sum in another order and approximate exp and tanh within a few units in the last place.
+LOSS_TOLERANCE = 1e-5
+# Lowering is seconds where a transform is tenths of a second: an eighth of the usual number of examples.
+FEW = settings(
+    max_examples=max((settings.default.max_examples if settings.default else 25) // 8, 3),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.timeout(1200)
+@FEW
+@given(
+    spec=strategies.models(),
+    estimator=strategies.estimators(),
+    noise=strategies.kinds(),
+    trainable=strategies.trainables(),
+    seed=st.integers(0, 2**31 - 1),
+    eps=strategies.radii(),
+)
+def test_eager_portable_and_xnnpack_agree(
+    spec: strategies.ModelSpec, estimator: mz.TwoSided | mz.OneSided, noise: str, trainable: str, seed: int, eps: float
+) -> None:
+    model, inputs = spec.model(), spec.inputs()
+    program = mz.transform(model, inputs, loss=spec.loss_fn(), estimator=estimator, noise=noise, trainable=trainable)
+    batch = dict(zip(program.inputs.tensors, inputs, strict=True))
+    # The scalars that the device gets are float32.
+    lr, eps = float(torch.tensor(1e-3)), float(torch.tensor(eps))
+    want = program.step(program.initial_adapter(), inputs, seed=seed, lr=lr, eps=eps)
+    loss_bound = LOSS_TOLERANCE * max(1.0, float(want.losses.abs().max()))
+    # A projected gradient is a difference of two losses over 2ε (over ε, one-sided).
+    gradient_bound = 2 * loss_bound / eps
+    for target in ("portable", "xnnpack"):
+        lowered = lowering.lower(program, target=target)
+        assert target == "portable" or lowered.report.methods["step"].partitions >= 1
+        with TemporaryDirectory() as folder:
+            session = runtime_driver.Session(lowered.save(Path(folder) / "model.pte"))
+            got = session.step(batch, seed=seed, lr=lr, eps=eps, update=False)
+            assert torch.tensor(got.losses) == pytest.approx(want.losses, abs=loss_bound)
+            assert torch.tensor(got.projected_gradients) == pytest.approx(want.projected_gradients, abs=gradient_bound)
+            for fqn, value in want.adapter.items():
+                # |z| stays below 4.5, so a gradient's error reaches the adapter at most 4.5 lr times.
+                bound = 4.5 * lr * gradient_bound + 1e-6
+                torch.testing.assert_close(got.adapter[fqn], value, rtol=0, atol=bound)
+            # The update is bit for bit that of `apply`: this is what a replayed journal rests on.
+            session.apply(seed, lr, got.projected_gradients)
+            assert all(torch.equal(session.adapter[fqn], value) for fqn, value in got.adapter.items())
