@@ -14,7 +14,7 @@ from .estimators import Estimator, OneSided, TwoSided
 from .inputs import LossFn, name_inputs
 from .ir import Ir, Output
 from .noise import KINDS
-from .passes.gather_labels import find_token_loss, label_counts
+from .passes.gather_labels import find_token_loss, ignored_label, label_counts
 from .program import PassRecord, TrainingProgram, class_name, run_passes
 from .sites import SiteChoice, check_dtypes, discover, trainable_fqns
 
@@ -103,7 +103,7 @@ def transform(
             "inputs": list(inputs.tensors),
             "label_inputs": _label_inputs(methods, inputs.tensors),
             "max_labels": limit,
-            "ignore_index": token.ignore_index if token is not None else None,
+            "ignore_index": ignored_label(captured),
             "shift": token is not None and token.labels.op != "placeholder",
         },
         model={"name": class_name(model), "sha256": manifest.weights_sha256(captured.state)},

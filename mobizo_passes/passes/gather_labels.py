@@ -91,6 +91,19 @@ def find_token_loss(ir: Ir) -> TokenLoss | None:
     return TokenLoss(loss, logits, labels, int(ignore))
 
 
+def ignored_label(ir: Ir) -> int | None:
+    """Return the label value that the loss leaves out, or None for a loss that knows none."""
+    ignored = set()
+    for node in ir.graph.nodes:
+        at = {aten.cross_entropy_loss.default: 4, aten.nll_loss.default: 4, aten.nll_loss_nd.default: 4}.get(
+            node.target
+        )
+        if at is None or node.args[1].meta["val"].is_floating_point():
+            continue
+        ignored.add(node.args[at] if len(node.args) > at else node.kwargs.get("ignore_index", -100))
+    return ignored.pop() if len(ignored) == 1 else None
+
+
 def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
     """Return how many labelled positions each example has, int64 [B]; None without a token-level loss."""
     match = find_token_loss(ir)
