@@ -28,7 +28,7 @@ MAKE = f"make -C {ROOT} VENV={sys.prefix} {' '.join(STAMPS)}"
 SHORTENED = {
     # With the program that the `demo` fixture compiled with the demo's own code.
     "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --program $DEMO_PROGRAM --out $PWD/out"',
-    "make bench": f"{MAKE} bench BENCH_ARGS='--rounds 1 --only backprop-eager --out $PWD/out'",
+    "make bench": f'{MAKE} bench BENCH_ARGS="--rounds 1 --only backprop-eager --out $PWD/out"',
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
     "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet'",
     "make install": f"{MAKE} install",
@@ -177,3 +177,5 @@ def test_commands_run(block: Block, tmp_path: Path, command_files: Path, request
     run(script, tmp_path, variables)
     if "make demo" in listed:
         assert {"adapter", "journal.jsonl", "curve.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    if "make bench" in listed:
+        assert (tmp_path / "out" / "step_time.json").is_file()
