@@ -103,11 +103,12 @@ class Ir:
         with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(root):
             node = self.graph.placeholder(identifier(name))
         node.meta["input"] = Input(kind, name)
-        node.meta["val"] = self.fake_tensor(example)
+        with self.fake:
+            node.meta["val"] = torch.empty(tuple(example.shape), dtype=example.dtype)
         node.meta["pass"] = self.pass_name
         return node
 
-    def add_constant(self, name: str, value: Tensor, before: fx.Node | None = None) -> fx.Node:
+    def add_constant(self, name: str, value: Tensor) -> fx.Node:
         """Add a constant to the state and return its placeholder; `name` is made unique and flat."""
         # A dotted name would nest below a parameter's FQN, where a module tree has no room for it.
         name = name.replace(".", "_")
@@ -117,10 +118,6 @@ class Ir:
             unique = f"{name}_{count}"
         self.state[unique] = value.detach().contiguous()
         return self.add_input("constant", unique, value)
-
-    def fake_tensor(self, value: Tensor) -> Tensor:
-        with self.fake:
-            return torch.empty(tuple(value.shape), dtype=value.dtype)
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """Append a call at the current insertion point, with its value inferred; `like` lends its origin module."""

@@ -138,16 +138,12 @@ def _apply(captured: Ir, estimator: Estimator, noise: str) -> Ir:
     graph.output(())
     ir = Ir(graph, {}, (), captured.fake)
     ir.pass_name = "apply"
-    anchor: Any = graph.output_node()
-    with graph.inserting_before(anchor):
-        for node in captured.placeholders("adapter"):
-            ir.add_input("adapter", node.meta["input"].name, node.meta["val"])
-    gradients = torch.zeros(estimator.queries)
-    noise_pass, finish = pipelines.apply(estimator, noise)
+    for node in captured.placeholders("adapter"):
+        ir.add_input("adapter", node.meta["input"].name, node.meta["val"])
     ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
     ir.add_input("lr", "lr", torch.zeros(1))
-    ir.add_input("projected_gradients", "projected_gradients", gradients)
-    return run_passes(ir, (noise_pass, finish))
+    ir.add_input("projected_gradients", "projected_gradients", torch.zeros(estimator.queries))
+    return run_passes(ir, pipelines.apply(estimator, noise))
 
 
 def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | None) -> int | None:

@@ -12,7 +12,7 @@ from ..estimators import Estimator
 from ..ir import Ir
 from ..rules import Layout, Lifter
 from .base import Pass
-from .insert_noise import noise_of
+from .insert_noise import noise_nodes
 
 aten = torch.ops.aten
 
@@ -46,8 +46,9 @@ class ExpandPerturbations(Pass):
         eps = ir.add_input("eps", "eps", torch.zeros(1))
         lift = Lifter(ir, self.estimator.groups)
         seeds: dict[fx.Node, Layout] = {}
+        noise = noise_nodes(ir)
         for adapter in ir.placeholders("adapter"):
-            z = noise_of(ir, adapter.meta["input"].name)
+            z = noise[adapter.meta["input"].name]
             for user in [u for u in adapter.users if u.target is aten.unsqueeze.default]:
                 # The noise nodes stand first in the body, so a weight just after the last of them follows them all.
                 with ir.graph.inserting_before(user):

@@ -10,7 +10,7 @@ import torch
 from ..estimators import Estimator
 from ..ir import Ir, Output
 from .base import Pass
-from .insert_noise import noise_of
+from .insert_noise import noise_nodes
 
 mobizo = torch.ops.mobizo
 
@@ -54,9 +54,10 @@ class FinishStep(Pass):
                     (Output("losses", "losses"), losses),
                     (Output("projected_gradients", "projected_gradients"), gradients),
                 ]
+            noise = noise_nodes(ir)
             for adapter in ir.placeholders("adapter"):
                 fqn = adapter.meta["input"].name
-                new = ir.call(mobizo.update.default, adapter, noise_of(ir, fqn), gradients, lr)
+                new = ir.call(mobizo.update.default, adapter, noise[fqn], gradients, lr)
                 outputs.append((Output("adapter", fqn), new))
         ir.set_outputs(outputs)
         return len(ir.placeholders("adapter"))

@@ -14,6 +14,9 @@ from .base import Pass
 
 aten = torch.ops.aten
 
+# Losses of class indices; their fifth argument is the index that they leave out.
+_CLASS_LOSSES = (aten.cross_entropy_loss.default, aten.nll_loss.default, aten.nll_loss_nd.default)
+
 
 @dataclass(frozen=True)
 class GatherLabels(Pass):
@@ -87,20 +90,18 @@ def find_token_loss(ir: Ir) -> TokenLoss | None:
     logits, labels = _before_reshape(loss.args[0], 3), _before_reshape(loss.args[1], 2)
     if logits is None or labels is None or logits.meta["val"].shape[:2] != labels.meta["val"].shape:
         return None
-    ignore: Any = loss.args[4] if len(loss.args) > 4 else loss.kwargs.get("ignore_index", -100)
-    return TokenLoss(loss, logits, labels, int(ignore))
+    return TokenLoss(loss, logits, labels, _ignore_index(loss))
+
+
+def _ignore_index(loss: fx.Node) -> int:
+    found: Any = loss.args[4] if len(loss.args) > 4 else loss.kwargs.get("ignore_index", -100)
+    return int(found)
 
 
 def ignored_label(ir: Ir) -> int | None:
     """Return the label value that the loss leaves out, or None for a loss that knows none."""
-    ignored = set()
-    for node in ir.graph.nodes:
-        at = {aten.cross_entropy_loss.default: 4, aten.nll_loss.default: 4, aten.nll_loss_nd.default: 4}.get(
-            node.target
-        )
-        if at is None or node.args[1].meta["val"].is_floating_point():
-            continue
-        ignored.add(node.args[at] if len(node.args) > at else node.kwargs.get("ignore_index", -100))
+    losses = [n for n in ir.graph.nodes if n.target in _CLASS_LOSSES]
+    ignored = {_ignore_index(n) for n in losses if not n.args[1].meta["val"].is_floating_point()}
     return ignored.pop() if len(ignored) == 1 else None
 
 

@@ -151,13 +151,6 @@ def _retarget(sel: fx.Node, arg: fx.Node, dim: int) -> list[Any]:
     return [arg, dim, *sel.args[2:]]
 
 
-def _amount(node: fx.Node) -> Any:
-    """What a selection takes, apart from the dimension."""
-    if node.target is aten.index.Tensor:
-        return node.args[1][-1]  # type: ignore[index]
-    return node.args[1:] if node.target is mobizo.pick.default else node.args[2:]
-
-
 def _selectable(sel: fx.Node, arg: fx.Node, source: fx.Node, back: int) -> bool:
     """Whether the selection may move to this operand of an element-wise node."""
     shape, whole = arg.meta["val"].shape, source.meta["val"].shape

@@ -31,7 +31,7 @@ class InsertNoise(Pass):
     kind: str
 
     def rewrite(self, ir: Ir) -> int:
-        have = {n.meta["noise_of"] for n in ir.graph.nodes if "noise_of" in n.meta}
+        have = noise_nodes(ir)
         adapters = [n for n in ir.placeholders("adapter") if n.meta["input"].name not in have]
         if not adapters:
             return 0
@@ -49,9 +49,6 @@ class InsertNoise(Pass):
         return len(adapters)
 
 
-def noise_of(ir: Ir, fqn: str) -> torch.fx.Node:
-    """Return the noise node of an adapter input; raises `KeyError` if there is none."""
-    for node in ir.graph.nodes:
-        if node.meta.get("noise_of") == fqn:
-            return node
-    raise KeyError(fqn)
+def noise_nodes(ir: Ir) -> dict[str, torch.fx.Node]:
+    """Return the noise node of every adapter input that has one, by FQN."""
+    return {n.meta["noise_of"]: n for n in ir.graph.nodes if "noise_of" in n.meta}
