@@ -121,7 +121,10 @@ class Ir:
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """Append a call at the current insertion point, with its value inferred; `like` lends its origin module."""
-        node = self.graph.call_function(target, args, kwargs)
+        # The operator's bare name: `%expand_3` reads better than fx's own `%expand_default_3`.
+        schema = getattr(target, "_schema", None)
+        name = None if schema is None else schema.name.rpartition("::")[2]
+        node = self.graph.create_node("call_function", target, args, kwargs, name)
         if like is not None:
             for key in ("nn_module_stack", "stack_trace"):
                 if key in like.meta:
@@ -257,6 +260,9 @@ def _checked(spec: Input, value: Any, expected: Tensor) -> Tensor:
 
 
 def identifier(name: str) -> str:
-    """Return a name as a legal node name, in lower case as torch.export itself writes input names."""
-    text = "".join(c if c.isalnum() else "_" for c in name).lower()
+    """Return a name as a legal node name, in lower case as torch.export itself writes input names.
+
+    PEFT's wrapper stands in front of every name of its models and tells nothing: it is left out.
+    """
+    text = "".join(c if c.isalnum() else "_" for c in name.removeprefix("base_model.model.")).lower()
     return text if text[:1].isalpha() else f"x_{text}"

@@ -81,7 +81,7 @@ class HoistSelections(Pass):
             if sel.target is not aten.select.int:
                 return arg
             with ir.graph.inserting_before(sel):
-                return ir.call(aten.squeeze.dim, arg, back, like=arg)
+                return ir.call(aten.squeeze.dim, arg, back, like=sel)
         return self._select(ir, sel, arg, back)
 
     def _select(self, ir: Ir, sel: fx.Node, arg: fx.Node, back: int) -> fx.Node:
@@ -96,7 +96,7 @@ class HoistSelections(Pass):
         latest = max([arg, *operands])
         after = latest if latest.op != "placeholder" else ir.placeholders()[-1]
         with ir.graph.inserting_after(after):
-            return ir.call(sel.target, *args, like=arg)  # type: ignore[arg-type]
+            return ir.call(sel.target, *args, like=sel)  # type: ignore[arg-type]
 
     def _pick_rows(self, ir: Ir, sel: fx.Node, linear: fx.Node) -> bool:
         """A selection of outputs is a smaller weight, if weight and selection are known now."""

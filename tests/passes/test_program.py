@@ -40,8 +40,30 @@ def test_texts_hold_no_paths(compiled, name: str) -> None:
 def test_text_shows_shapes_modules_and_passes(compiled) -> None:
     text = str(compiled("mlp")[0])
     assert "%first_widen: f32[8, 2] = adapter 'first.widen'" in text
-    assert re.search(r"%\w+: f32\[24, 8\] = mobizo\.mp_lora\(.*\)  # first \| insert-mp-lora", text)
-    assert text.splitlines()[-1].startswith("return loss 'loss' = %")
+    assert re.search(r"%\w+: f32\[24, 8\] = mobizo\.mp_lora\(.*\) +# first \| insert-mp-lora$", text, re.MULTILINE)
+    inputs, calls, outputs = text.split("\n\n")
+    assert inputs.splitlines()[-1] == "%eps: f32[1] = eps"
+    assert all(line.startswith("%") for line in calls.splitlines())
+    assert [line.split(" = ")[1] for line in outputs.splitlines()] == [
+        "loss", "losses", "projected_gradients", "adapter 'first.widen'", "adapter 'second.widen'",
+    ]  # fmt: skip
+
+
+def test_text_names_nodes_after_their_operators(compiled) -> None:
+    text = str(compiled("llama-qv")[0])
+    assert not re.search(r"_default\b|%base_model|device=|torch\.", text)
+    # Comments stand in one column, or behind a line too long for it: alignment must not ripple through a diff.
+    columns = [len(line.split("  # ")[0].rstrip()) for line in text.splitlines() if "  # " in line]
+    starts = [line.index("  # ") for line in text.splitlines() if "  # " in line]
+    assert starts == [max(width, 88) for width in columns]
+
+
+def test_a_hoisted_selection_keeps_its_own_origin(compiled) -> None:
+    """Labels are gathered where the loss is computed, however far up the selection has moved."""
+    graph = compiled("llama-qv")[0].to_networkx()
+    picks = [a for _, a in graph.nodes(data=True) if a["op"] == "mobizo.pick"]
+    assert picks
+    assert {a["origin"] for a in picks} == {"base_model.model"}
 
 
 def test_history_is_the_pipeline(compiled) -> None:
