@@ -45,9 +45,10 @@ def build(options: BuildOptions, tokenizer_name: str) -> Built:
 
     import mobizo_passes as mz
 
-    estimator = getattr(mz, _ESTIMATORS[options.estimator], None)
-    if estimator is None:
+    kind = getattr(mz, _ESTIMATORS[options.estimator], None)
+    if kind is None:
         raise OptionError(f"--estimator {options.estimator}: this release does not have it yet.")
+    estimator = kind(queries=options.queries, normalize=options.normalize)
     loaded = models.load(options)
     ids = label_ids(loaded.tokenizer.backend_tokenizer, list(labels.values()))
     task = TextTask(
@@ -74,7 +75,7 @@ def build(options: BuildOptions, tokenizer_name: str) -> Built:
     program = mz.transform(
         loaded.model,
         inputs,
-        estimator=estimator(queries=options.queries),
+        estimator=estimator,
         noise=options.noise,
         trainable=options.trainable,
         loss=loss,

@@ -57,6 +57,13 @@ EstimatorOption = Annotated[
 NoiseOption = Annotated[
     Literal["gaussian", "rademacher"], typer.Option(help="Distribution of the perturbation.", rich_help_panel=_STEP)
 ]
+NormalizeOption = Annotated[
+    Literal["std"] | None,
+    typer.Option(
+        help="Divide the projected gradients by the standard deviation of the perturbed losses. [default: do not]",
+        rich_help_panel=_STEP,
+    ),
+]
 AdapterIn = Annotated[Path | None, typer.Option("--adapter", help="Start from this PEFT directory.")]
 
 
@@ -80,3 +87,4 @@ class BuildOptions:
     queries: int
     estimator: Literal["two-sided", "one-sided", "forward-gradient"]
     noise: Literal["gaussian", "rademacher"]
+    normalize: Literal["std"] | None

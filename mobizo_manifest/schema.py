@@ -31,12 +31,16 @@ class ModelSpec(_Record):
 
 
 class EstimatorSpec(_Record):
-    """How the projected gradients are formed; ``groups`` is P, the number of perturbed copies in one forward."""
+    """How the projected gradients are formed; ``groups`` is P, the number of perturbed copies in one forward.
+
+    ``normalize``: what the projected gradients that the step returns are already divided by; ``"std"`` is the standard
+    deviation of the perturbed losses.
+    """
 
     kind: EstimatorKind
     queries: Annotated[int, Field(ge=1)]
     groups: Annotated[int, Field(ge=1)]
-    normalize: str | bool | None = None
+    normalize: Literal["std"] | None = None
 
 
 class NoiseSpec(_Record):

@@ -94,12 +94,25 @@ def reduce_loss(values: Tensor, weights: Tensor | None, groups: int, dim: int, o
     return total / weights.sum()
 
 
-def projected_gradients(losses: Tensor, eps: Tensor, estimator: str) -> Tensor:
-    """Projected gradients [q] from losses [P] and eps [1] (paper, eq. 1)."""
+def projected_gradients(losses: Tensor, eps: Tensor, estimator: str, normalize: str | None = None) -> Tensor:
+    """Projected gradients [q] from losses [P] and eps [1] (paper, eq. 1).
+
+    With `normalize` "std" they are divided by the unbiased standard deviation of the perturbed losses (FZOO), and are
+    0 where that is 0: equal losses tell nothing of a direction. A NaN stays a NaN.
+    """
     if estimator == "two_sided":
         queries = losses.shape[0] // 2
-        return (losses[:queries] - losses[queries:]) / (eps * 2.0)
-    return (losses[1:] - losses[:1]) / eps
+        gradients, perturbed = (losses[:queries] - losses[queries:]) / (eps * 2.0), losses
+    else:
+        gradients, perturbed = (losses[1:] - losses[:1]) / eps, losses[1:]
+    if normalize is None:
+        return gradients
+    count = perturbed.shape[0]
+    # From the first loss, not from zero: losses differ in their last digits only, and equal ones must give exactly 0.
+    shifted = perturbed - perturbed[:1]
+    deviations = shifted - shifted.sum(0, keepdim=True) / count
+    std = torch.sqrt((deviations * deviations).sum(0, keepdim=True) / (count - 1))
+    return torch.where(std == 0, torch.zeros_like(gradients), gradients / std)
 
 
 def update(value: Tensor, z: Tensor, projected_gradients: Tensor, lr: Tensor) -> Tensor:
@@ -131,7 +144,10 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "(Tensor values, Tensor? weights, int groups, int dim, int outer, str reduction) -> Tensor",
         reduce_loss,
     ),
-    "projected_gradients": ("(Tensor losses, Tensor eps, str estimator) -> Tensor", projected_gradients),
+    "projected_gradients": (
+        "(Tensor losses, Tensor eps, str estimator, str? normalize=None) -> Tensor",
+        projected_gradients,
+    ),
     "update": ("(Tensor value, Tensor z, Tensor projected_gradients, Tensor lr) -> Tensor", update),
 }
 

@@ -36,7 +36,8 @@ def transform(
     Args:
         model: any `nn.Module` bearing LoRA, in eval mode. It is not changed.
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
-        estimator: `TwoSided(queries=q)` (default, q = 4) or `OneSided(queries=q)`.
+        estimator: `TwoSided(queries=q)` (default, q = 4) or `OneSided(queries=q)`; with ``normalize="std"``
+            the projected gradients are divided by the standard deviation of the perturbed losses (FZOO).
         noise: "gaussian" or "rademacher".
         trainable: "lora_B" (LoRA-FA: lora_A frozen) or "lora_A+lora_B"; these tensors must be float32.
         loss: None for the model's own loss output, else ``fn(outputs, *labels) -> Tensor``; the inputs that the model's

@@ -27,6 +27,7 @@ def inspect(
     queries: opt.Queries = 4,
     estimator: opt.EstimatorOption = "two-sided",
     noise: opt.NoiseOption = "gaussian",
+    normalize: opt.NormalizeOption = None,
 ) -> None:
     """Show what the compiler does to a model, or, for a .pte, what is in its manifest."""
     if Path(model).suffix == ".pte":
@@ -51,6 +52,7 @@ def inspect(
         queries=queries,
         estimator=estimator,
         noise=noise,
+        normalize=normalize,
     )
     _show_program(build(settings, "").program)
 
@@ -89,6 +91,7 @@ def _show_manifest(path: Path) -> None:
             ("target", manifest.target + ("" if manifest.quantize is None else f", {manifest.quantize}")),
             ("program id", manifest.program_id),
             ("estimator", f"{estimator.kind}, {estimator.queries} queries, {estimator.groups} groups"),
+            ("normalised by", estimator.normalize or "nothing"),
             ("noise", f"{manifest.noise.kind}, version {manifest.noise.version}"),
             ("trained", f"{manifest.trainable}: {len(manifest.trainable_adapter)} tensors, {values:,} values"),
             ("batch", f"{batch.size} examples of {', '.join(batch.inputs)}"),

@@ -31,6 +31,7 @@ def lower(
     queries: opt.Queries = 4,
     estimator: opt.EstimatorOption = "two-sided",
     noise: opt.NoiseOption = "gaussian",
+    normalize: opt.NormalizeOption = None,
     target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
     quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
 ) -> None:
@@ -64,6 +65,7 @@ def lower(
         queries=queries,
         estimator=estimator,
         noise=noise,
+        normalize=normalize,
     )
     built = build(settings, f"{output.stem}.tokenizer")
     lowered = lowering.lower(built.program, target=target, quantize=quantize, application=built.task.application())

@@ -19,6 +19,9 @@ mobizo = torch.ops.mobizo
 class FinishStep(Pass):
     """Turn losses per group into projected gradients and a new adapter (paper, eq. 1 and 2).
 
+    The projected gradients that the step returns are normalised already if the estimator asks for it: the update, and
+    the replay of a journal, take them as they are.
+
     BEFORE  return (%losses: f32[8],)
     AFTER   %g: f32[4] = mobizo.projected_gradients(%losses, %eps, 'two_sided')
             %n: f32[576, 16] = mobizo.update(%b, %z, %g, %lr)
@@ -48,7 +51,8 @@ class FinishStep(Pass):
                 loss = ir.call(torch.ops.aten.mean.default, losses)
                 if self.estimator.kind == "one_sided":
                     loss = ir.call(torch.ops.aten.select.int, losses, 0, 0)
-                gradients = ir.call(mobizo.projected_gradients.default, losses, eps, self.estimator.kind)
+                scheme = [self.estimator.kind, *([self.estimator.normalize] if self.estimator.normalize else [])]
+                gradients = ir.call(mobizo.projected_gradients.default, losses, eps, *scheme)
                 outputs += [
                     (Output("loss", "loss"), loss),
                     (Output("losses", "losses"), losses),

@@ -163,13 +163,21 @@ def test_inspect_a_program(world: World, cli: Cli):
     done = cli("inspect", world.pte)
     assert done.code == 0
     assert done.err == ""
-    for word in ("LlamaForCausalLM", "two_sided, 2 queries", "int64[4, 12]", "adapter: 4 tensors", "{text} It was"):
+    for word in (
+        "LlamaForCausalLM",
+        "two_sided, 2 queries",
+        "normalised by",
+        "int64[4, 12]",
+        "adapter: 4 tensors",
+        "{text} It was",
+    ):
         assert word in done.out
 
 
 def test_inspect_a_model(world: World, cli: Cli):
-    done = cli("inspect", world.model, *TASK, "--layers", "1", "--rank", 4)
+    done = cli("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--normalize", "std")
     assert done.code == 0, done.err
+    assert "TwoSided(queries=4, normalize='std')" in done.out
     assert "layers.1.self_attn.q_proj" in done.out
     assert "layers.0.self_attn.q_proj" not in done.out
     assert "expand-perturbations" in done.out
@@ -237,6 +245,10 @@ def test_every_command_has_help(cli: Cli, command: str):
         (["lower", "model", "-o", "x.pte", *TASK, "--labels", "0"], ["--labels", "VALUE=WORD"]),
         (["lower", "model", "-o", "x.pte", *TASK, "--template", "It was"], ["--template", "names no column"]),
         (["lower", "model", "-o", "x.pte", *TASK, "--layers", "a-b"], ["--layers"]),
+        (
+            ["lower", "model", "-o", "x.pte", *TASK, "--normalize=std", "--estimator=one-sided", "--queries=1"],
+            ["at least 2 perturbed losses", "take more queries"],
+        ),
         (["lower", "no/such/model", "-o", "x.pte", *TASK], ["cannot load the model no/such/model"]),
         (["inspect", "no.pte"], ["no.pte: no such file"]),
         (["eval", "no.pte", "--data", "x.csv"], ["no.pte: no such file"]),

@@ -14,6 +14,7 @@ import lowering
 import mobizo_passes as mz
 import runtime_driver
 from tests import strategies
+from tests.tolerance import gradient_bound
 
 # Kernels of other runtimes sum in another order and approximate exp and tanh within a few units in the last place.
 LOSS_TOLERANCE = 1e-5
@@ -46,8 +47,7 @@ def test_eager_portable_and_xnnpack_agree(
     lr, eps = float(torch.tensor(1e-3)), float(torch.tensor(eps))
     want = program.step(program.initial_adapter(), inputs, seed=seed, lr=lr, eps=eps)
     loss_bound = LOSS_TOLERANCE * max(1.0, float(want.losses.abs().max()))
-    # A projected gradient is a difference of two losses over 2ε (over ε, one-sided).
-    gradient_bound = 2 * loss_bound / eps
+    bound = gradient_bound(estimator, want.losses, want.projected_gradients, eps, loss_bound)
     for target in ("portable", "xnnpack"):
         lowered = lowering.lower(program, target=target)
         assert target == "portable" or lowered.report.methods["step"].partitions >= 1
@@ -55,11 +55,13 @@ def test_eager_portable_and_xnnpack_agree(
             session = runtime_driver.Session(lowered.save(Path(folder) / "model.pte"))
             got = session.step(batch, seed=seed, lr=lr, eps=eps, update=False)
             assert torch.tensor(got.losses) == pytest.approx(want.losses, abs=loss_bound)
-            assert torch.tensor(got.projected_gradients) == pytest.approx(want.projected_gradients, abs=gradient_bound)
+            gradients = torch.tensor(got.projected_gradients)
+            torch.testing.assert_close(gradients, want.projected_gradients, rtol=0, atol=bound)
+            own = mz.reference.projected_gradients(torch.tensor(got.losses), eps, estimator)
+            torch.testing.assert_close(gradients, own, rtol=0, atol=1e-5 * float(own.abs().max()))
             for fqn, value in want.adapter.items():
                 # |z| stays below 4.5, so a gradient's error reaches the adapter at most 4.5 lr times.
-                bound = 4.5 * lr * gradient_bound + 1e-6
-                torch.testing.assert_close(got.adapter[fqn], value, rtol=0, atol=bound)
+                torch.testing.assert_close(got.adapter[fqn], value, rtol=0, atol=4.5 * lr * bound + 1e-6)
             # The update is bit for bit that of `apply`: this is what a replayed journal rests on.
             session.apply(seed, lr, got.projected_gradients)
             assert all(torch.equal(session.adapter[fqn], value) for fqn, value in got.adapter.items())

@@ -90,6 +90,15 @@ class TestTransform:
         with pytest.raises(mz.InputError, match="queries must be a positive int"):
             kind(queries=queries)
 
+    @pytest.mark.parametrize("kind", [mz.TwoSided, mz.OneSided])
+    def test_normalize(self, kind: Any) -> None:
+        with pytest.raises(mz.InputError, match="normalize must be None or 'std', found 'var'"):
+            kind(normalize="var")
+
+    def test_a_deviation_of_one_loss(self) -> None:
+        with pytest.raises(mz.InputError, match=r"at least 2 perturbed losses, OneSided\(queries=1\) has 1; take more"):
+            mz.OneSided(queries=1, normalize="std")
+
     def test_fewer_labels_than_the_examples_carry(self) -> None:
         inputs = {"tokens": integers(11, BATCH, 5), "labels": own_labels()}
         refuse("max_labels is 1, but an example input carries 2", seeded(OwnLoss()), inputs, loss=None, max_labels=1)

@@ -1,8 +1,9 @@
 """The compiled step against the sequential reference on the untransformed model, and against two independent oracles.
 
 Tolerances. A fused forward sums in another order than a single one, so float32 losses agree to `mz.verify`'s relative
-2e-5. A projected gradient divides a difference of losses by ε and inherits that error over ε. The adapter follows from
-the gradients by exact formulas: |z| < 4.5 times lr times that.
+2e-5. A projected gradient inherits that error over ε (`tests.tolerance`); but for rounding it is what the reference
+makes of the program's own losses. The adapter follows from the gradients by exact formulas: |z| < 4.5 times lr times
+that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mobizo_passes.capture import forward_with_loss
 from mobizo_passes.inputs import bind_inputs, name_inputs
 from tests import strategies
 from tests.models import BATCH, CASES, Case, case, seeded
+from tests.tolerance import gradient_bound
 
 LOSS = 2e-5
 LR = 1e-2
@@ -39,8 +41,10 @@ def close(program: mz.TrainingProgram, model: nn.Module, inputs: Any, seed: int,
     scale = LOSS * max(1.0, float(want.losses.abs().max()))
     torch.testing.assert_close(got.losses, want.losses, rtol=0, atol=scale)
     torch.testing.assert_close(got.loss, want.loss, rtol=0, atol=scale)
-    bound = 2 * scale / eps
+    bound = gradient_bound(program.estimator, want.losses, want.projected_gradients, eps, scale)
     torch.testing.assert_close(got.projected_gradients, want.projected_gradients, rtol=0, atol=bound)
+    own = mz.reference.projected_gradients(got.losses, eps, program.estimator)
+    torch.testing.assert_close(got.projected_gradients, own, rtol=0, atol=1e-5 * float(own.abs().max()))
     assert list(got.adapter) == list(adapter)
     for fqn, value in want.adapter.items():
         torch.testing.assert_close(got.adapter[fqn], value, rtol=1e-6, atol=4.5 * LR * bound)
@@ -182,13 +186,38 @@ def test_projected_gradients_are_directional_derivatives(compiled, name: str) ->
     torch.testing.assert_close(got, total, rtol=0, atol=0.02 * float(total.abs().max()) + 5e-3)
 
 
-@pytest.mark.parametrize("estimator", [mz.TwoSided(1), mz.TwoSided(3), mz.OneSided(1), mz.OneSided(4)], ids=str)
+ESTIMATORS = [
+    mz.TwoSided(1),
+    mz.TwoSided(3),
+    mz.OneSided(1),
+    mz.OneSided(4),
+    mz.TwoSided(1, normalize="std"),
+    mz.TwoSided(3, normalize="std"),
+    mz.OneSided(2, normalize="std"),
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
-def test_estimators_and_noises(compiled, estimator: Any, noise: str) -> None:
-    program, model, inputs = compiled("block", estimator=estimator, noise=noise)
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+def test_estimators_noises_and_trainables(compiled, estimator: Any, noise: str, trainable: str) -> None:
+    program, model, inputs = compiled("block", estimator=estimator, noise=noise, trainable=trainable)
     got = close(program, model, inputs, seed=-4, eps=1e-2)
     assert got.losses.shape == (estimator.groups,)
     assert got.projected_gradients.shape == (estimator.queries,)
+    again = program.apply(program.initial_adapter(), seed=-4, lr=LR, projected_gradients=got.projected_gradients)
+    assert all(torch.equal(again[fqn], value) for fqn, value in got.adapter.items())
+
+
+@given(data=st.data(), estimator=strategies.estimators())
+def test_the_bound_on_gradients_holds(data: st.DataObject, estimator: Any) -> None:
+    """Whatever the losses, moving each by at most d moves no projected gradient by more than the bound that we use."""
+    numbers = st.lists(st.floats(-1, 1), min_size=estimator.groups, max_size=estimator.groups)
+    losses, moves = (torch.tensor(data.draw(numbers), dtype=torch.float64) for _ in range(2))
+    error, eps = data.draw(st.sampled_from([1e-6, 1e-3, 0.1])), data.draw(strategies.radii())
+    before, after = (mz.reference.projected_gradients(x, eps, estimator) for x in (losses, losses + error * moves))
+    bound = gradient_bound(estimator, losses, before, eps, error)
+    assert float((after - before).abs().max()) <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("name", ["mlp", "block", "transposed", "regression"])
