@@ -1,0 +1,152 @@
+"""Hugging Face architectures under PEFT: decoders, encoders, encoder-decoders, vision, classification heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mobizo_passes as mz
+from tests.coverage.peft_rows import QV, VOCABULARY, attach
+from tests.coverage.row import BOTH, ONE_SIDED, SIGNS, Refusal, Row, filled
+from tests.models import BATCH, LENGTH, integers, llama_inputs, random
+
+# Llama's names for sizes, which most decoders share; no two widths are equal.
+LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2,
+         "pad_token_id": 0}  # fmt: skip
+ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+IMAGES = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "image_size": 8, "patch_size": 4, "num_labels": 5}  # fmt: skip
+WHISPER = {"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+           "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20,
+           "num_mel_bins": 6, "max_source_positions": 5, "max_target_positions": 16, "pad_token_id": 0,
+           "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}  # fmt: skip
+
+
+def build(name: str, targets: Any, sizes: dict[str, Any], head: str = "ForCausalLM", **more: Any) -> nn.Module:
+    """`name` is the stem of the model's and its config's classes; `scale` and PEFT's options may be among `more`."""
+    import transformers
+
+    scale = more.pop("scale", 0.3)
+    lora = {key: more.pop(key) for key in ("modules_to_save", "fan_in_fan_out") if key in more}
+    config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
+    model = getattr(transformers, name + head)(config_class(**{**sizes, **more}))
+    return filled(attach(model, targets, **lora), scale=scale)
+
+
+def decoder(name: str, targets: Any = "all-linear", sizes: dict[str, Any] = LLAMA, **more: Any) -> Callable[[], Any]:
+    return lambda: build(name, targets, sizes, **more)
+
+
+def classified() -> dict[str, Tensor]:
+    words = {k: v for k, v in llama_inputs().items() if k != "labels"}
+    return {**words, "labels": integers(2, BATCH)}
+
+
+def tagged() -> dict[str, Tensor]:
+    labels = integers(2, BATCH, LENGTH)
+    labels[:, 0] = -100
+    return {**classified(), "labels": labels}
+
+
+def answered() -> dict[str, Tensor]:
+    words = {k: v for k, v in llama_inputs().items() if k != "labels"}
+    return {**words, "start_positions": integers(3, BATCH), "end_positions": integers(3, BATCH, seed=9) + 2}
+
+
+def translated() -> dict[str, Tensor]:
+    return {**classified(), "labels": integers(VOCABULARY, BATCH, 4, seed=4)}
+
+
+def spoken() -> dict[str, Tensor]:
+    return {"input_features": random(BATCH, 6, 10), "labels": integers(VOCABULARY, BATCH, 4)}
+
+
+def pictured(size: int = 8) -> Callable[[], dict[str, Tensor]]:
+    return lambda: {"pixel_values": random(BATCH, 3, size, size), "labels": integers(5, BATCH)}
+
+
+def padded() -> dict[str, Tensor]:
+    """Right-padded text with labels, as a classification head on a decoder wants it."""
+    tokens = integers(VOCABULARY - 1, BATCH, LENGTH) + 1
+    tokens[0, 3:] = 0
+    return {"input_ids": tokens, "attention_mask": (tokens != 0).long(), "labels": integers(2, BATCH)}
+
+
+def causal(name: str, variant: str, options: dict[str, Any] | None = None, **config: Any) -> Row:
+    return Row(name, variant, decoder(config.pop("cls", name), **config), llama_inputs, options or {})
+
+
+
+
+
+
+HEADS = {"head_dim": 6}
+WINDOW = {"sliding_window": 3}
+GROUPED = Refusal(mz.BatchCoupled, r"sorts examples of the batch.*aten.sort")
+
+ROWS: tuple[Row, ...] = (
+    causal("Llama", "all-linear, labels=", ONE_SIDED, scale=0.25),
+    causal("Mistral", "all-linear, sliding window", **WINDOW),
+    causal("Qwen 2", "all-linear", SIGNS, cls="Qwen2"),
+    causal("Qwen 3", "all-linear", cls="Qwen3", **HEADS),
+    causal("Gemma 2", "all-linear, sliding window", BOTH, cls="Gemma2", **HEADS, **WINDOW),
+    causal("Gemma 3", "all-linear, sliding window", cls="Gemma3", **HEADS, **WINDOW),
+    causal("Phi-3", "fused qkv_proj, gate_up_proj", BOTH, cls="Phi3", targets=["qkv_proj", "gate_up_proj"]),
+    causal("OLMo 2", "all-linear", cls="Olmo2"),
+    causal("StableLM", "all-linear", SIGNS, cls="StableLm"),
+    causal("GPT-2", "Conv1D, all", ONE_SIDED, cls="GPT2", head="LMHeadModel",
+           targets=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True,
+           sizes={"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16,
+                  "bos_token_id": 1, "eos_token_id": 2}),
+    causal("GPT-NeoX", "fused query_key_value, all-linear", cls="GPTNeoX", sizes=ENCODER),
+    causal("BLOOM", "fused query_key_value, all-linear", BOTH, cls="Bloom",
+           sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 4}),
+    causal("OPT", "all-linear", SIGNS, cls="OPT",
+           sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 20, "num_hidden_layers": 2,
+                  "num_attention_heads": 4, "word_embed_proj_dim": 16, "max_position_embeddings": 32}),
+    causal("Mamba", "in_proj, x_proj", cls="Mamba", targets=["in_proj", "x_proj"],
+           sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
+    Row("Mixtral", "q, v; grouped experts (default)", decoder("Mixtral", QV, num_local_experts=4), llama_inputs,
+        refused=GROUPED),
+    Row("Mixtral", "q, v; batched_mm experts",
+        decoder("Mixtral", QV, num_local_experts=4, experts_implementation="batched_mm"), llama_inputs,
+        missing=Refusal(mz.UnsupportedOp, "perturbed")),
+    Row("Llama", "sequence classification", decoder("Llama", head="ForSequenceClassification"), padded, BOTH),
+    Row("GPT-2", "sequence classification, score saved",
+        decoder("GPT2", ["c_attn"], {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4,
+                                     "n_positions": 16, "pad_token_id": 0},
+                head="ForSequenceClassification", fan_in_fan_out=True, modules_to_save=["score"]), padded),
+    Row("BERT", "sequence classification", decoder("Bert", ["query", "value"], ENCODER,
+        head="ForSequenceClassification"), classified),
+    Row("BERT", "token classification", decoder("Bert", ["query", "value"], ENCODER, head="ForTokenClassification"),
+        tagged, SIGNS),
+    Row("BERT", "question answering", decoder("Bert", ["query", "value"], ENCODER, head="ForQuestionAnswering"),
+        answered, ONE_SIDED),
+    Row("RoBERTa", "sequence classification", decoder("Roberta", ["query", "value"], {**ENCODER, "pad_token_id": 0},
+        head="ForSequenceClassification", max_position_embeddings=32), classified, BOTH),
+    Row("DistilBERT", "sequence classification", decoder("DistilBert", ["q_lin", "v_lin", "lin1"],
+        {"vocab_size": VOCABULARY, "dim": 16, "hidden_dim": 20, "n_layers": 2, "n_heads": 4},
+        head="ForSequenceClassification"), classified),
+    Row("T5", "q, v; encoder and decoder", decoder("T5", ["q", "v"],
+        {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 6, "d_ff": 20, "num_layers": 1, "num_heads": 2,
+         "decoder_start_token_id": 0}, head="ForConditionalGeneration"), translated, ONE_SIDED),
+    Row("Whisper", "q, v; encoder and decoder", decoder("Whisper", QV, WHISPER, head="ForConditionalGeneration"),
+        spoken, SIGNS),
+    Row("ViT", "query, value", decoder("ViT", ["q_proj", "v_proj", "query", "value"], IMAGES,
+        head="ForImageClassification"), pictured()),
+    Row("ResNet", "classifier; BatchNorm in eval mode", decoder("ResNet", ["classifier.1"],
+        {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic", "num_labels": 5},
+        head="ForImageClassification"), pictured(16), BOTH),
+    Row("ResNet", "convolutions", decoder("ResNet", ["convolution"],
+        {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic", "num_labels": 5},
+        head="ForImageClassification"), pictured(16),
+        missing=Refusal(mz.NoLoRASites, "not a plain product of two stored 2-D matrices")),
+    Row("ConvNeXt", "pointwise layers", decoder("ConvNext", ["pwconv1", "pwconv2"],
+        {"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2, "num_labels": 5}, head="ForImageClassification"),
+        pictured(16), ONE_SIDED),
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""One row of the coverage table: a model, its inputs, the options of `transform`, and what is expected of it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import mobizo_passes as mz
+from mobizo_passes.verify import LOSS_TOLERANCE
+from tests.models import seeded
+
+QUERIES = 2
+
+# Options that rows share; every row that has one says so in the table.
+BOTH: dict[str, Any] = {"trainable": "lora_A+lora_B"}
+SIGNS: dict[str, Any] = {"noise": "rademacher"}
+ONE_SIDED: dict[str, Any] = {"estimator": mz.OneSided(queries=QUERIES)}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error type and a regular expression that its message matches."""
+
+    error: type[mz.MobizoError]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """`build` gives a fresh model with non-zero LoRA-B in eval mode; `inputs` its example inputs, batch of two or more.
+
+    `left_out`: why candidates are rightly not taken; no other reason is accepted. `refused`: refused on purpose. `missing`: refused today, though it could be supported.
+    """
+
+    architecture: str
+    variant: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    left_out: str = ""
+    refused: Refusal | None = None
+    missing: Refusal | None = None
+
+    def __str__(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.architecture} {self.variant}".lower()).strip("-")
+
+    @property
+    def shown_options(self) -> str:
+        """The options that matter to a reader: not the loss, which is part of the variant."""
+        words = [str(v) for k, v in self.options.items() if k in ("noise", "trainable")]
+        words += ["one-sided"] if "estimator" in self.options else []
+        words += [f"batch_dim={self.options['batch_dim']}"] if "batch_dim" in self.options else []
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row: the number of sites and the spread of the losses, or the error."""
+
+    sites: int = 0
+    spread: float = 0.0
+    tolerance: float = 0.0
+    error: mz.MobizoError | None = None
+
+    def text(self, row: Row) -> str:
+        """The last cell of the row: `agrees`, or why not, on one line and without the advice."""
+        if self.error is None:
+            return "agrees"
+        if isinstance(self.error, mz.VerificationFailed):
+            return f"WRONG: {self.error}"
+        label = "refused" if row.missing is None else "not yet"
+        return f"{label}: {type(self.error).__name__}: {_reason(str(self.error))}"
+
+
+def _reason(message: str) -> str:
+    """The first line of a message and where it points to, without the library's line number, which moves."""
+    lines = message.splitlines()
+    place = next((line.strip() for line in lines[1:] if line.strip().startswith("at %")), "")
+    text = f"{lines[0]} {place}".strip()
+    misses = lines[lines.index("nearest misses:") + 1 :] if "nearest misses:" in lines else []
+    if misses:
+        text = f"found no LoRA site: {misses[0].partition(': ')[2]}"
+    return re.sub(r", line \d+, in \w+", "", text).replace("|", "\\|")
+
+
+@functools.cache
+def outcome(row: Row) -> Outcome:
+    """Transform and verify a row, once per process."""
+    options = {"estimator": mz.TwoSided(queries=QUERIES), **row.options}
+    model, inputs = row.build(), row.inputs()
+    try:
+        program = mz.transform(model, inputs, **options)
+        _check_all_taken(row, model, program)
+        result = mz.verify(program, model, inputs, seed=5)
+    except mz.MobizoError as error:
+        return Outcome(error=error.with_traceback(None))
+    losses = result.losses
+    tolerance = LOSS_TOLERANCE * max(1.0, float(losses.abs().max()))
+    return Outcome(len(program.sites), float(losses.max() - losses.min()), tolerance)
+
+
+def _check_all_taken(row: Row, model: nn.Module, program: mz.TrainingProgram) -> None:
+    """A row that trains less than it asks for is not covered: raise for a candidate that was passed over."""
+    reasons = {candidate.name: candidate.reason for candidate in program.sites.rejected}
+    taken = {factor for site in program.sites for factor in (site.lora_A, site.lora_B)}
+    for name, _ in model.named_parameters():
+        if re.search(r"lora_(embedding_)?[AB]\b(?!.*bias)", name) and name not in taken and not row.left_out:
+            reasons.setdefault(name, "not among the sites, and not among the rejected")
+    for name, reason in reasons.items():
+        if not row.left_out or not re.search(row.left_out, reason):
+            raise mz.NoLoRASites(f"nearest misses:\n  {name}: {reason}")
+
+
+def filled(model: nn.Module, scale: float = 0.3) -> nn.Module:
+    """Fixed random values in every parameter, LoRA-B included; eval mode."""
+    torch.manual_seed(0)
+    return seeded(model, scale=scale)
