@@ -38,7 +38,13 @@ def table() -> str:
         counts.append(f"{later} could be supported and are not yet")
     lines = [INTRODUCTION, f"{', '.join(counts)}."]
     for title, rows in SECTIONS:
-        lines += ["", f"## {title}", "", "| architecture | variant | options | sites | result |", "|---|---|---|--:|---|"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| architecture | variant | options | sites | result |",
+            "|---|---|---|--:|---|",
+        ]
         for row in rows:
             got = outcome(row)
             sites = str(got.sites) if got.error is None else "–"

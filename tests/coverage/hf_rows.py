@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import mobizo_passes as mz
@@ -77,39 +76,35 @@ def padded() -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": (tokens != 0).long(), "labels": integers(2, BATCH)}
 
 
-def causal(name: str, variant: str, options: dict[str, Any] | None = None, **config: Any) -> Row:
-    return Row(name, variant, decoder(config.pop("cls", name), **config), llama_inputs, options or {})
+def causal(title: str, variant: str, options: dict[str, Any] | None = None, **model: Any) -> Row:
+    """`model`: what `build` takes; the class's name if it is not the title."""
+    return Row(title, variant, decoder(**{"name": title, **model}), llama_inputs, options or {})
 
 
-
-
-
-
-HEADS = {"head_dim": 6}
-WINDOW = {"sliding_window": 3}
+WINDOWED: dict[str, Any] = {"head_dim": 6, "sliding_window": 3}
 GROUPED = Refusal(mz.BatchCoupled, r"sorts examples of the batch.*aten.sort")
 
 ROWS: tuple[Row, ...] = (
     causal("Llama", "all-linear, labels=", ONE_SIDED, scale=0.25),
-    causal("Mistral", "all-linear, sliding window", **WINDOW),
-    causal("Qwen 2", "all-linear", SIGNS, cls="Qwen2"),
-    causal("Qwen 3", "all-linear", cls="Qwen3", **HEADS),
-    causal("Gemma 2", "all-linear, sliding window", BOTH, cls="Gemma2", **HEADS, **WINDOW),
-    causal("Gemma 3", "all-linear, sliding window", cls="Gemma3", **HEADS, **WINDOW),
-    causal("Phi-3", "fused qkv_proj, gate_up_proj", BOTH, cls="Phi3", targets=["qkv_proj", "gate_up_proj"]),
-    causal("OLMo 2", "all-linear", cls="Olmo2"),
-    causal("StableLM", "all-linear", SIGNS, cls="StableLm"),
-    causal("GPT-2", "Conv1D, all", ONE_SIDED, cls="GPT2", head="LMHeadModel",
+    causal("Mistral", "all-linear, sliding window", sliding_window=3),
+    causal("Qwen 2", "all-linear", SIGNS, name="Qwen2"),
+    causal("Qwen 3", "all-linear", name="Qwen3", head_dim=6),
+    causal("Gemma 2", "all-linear, sliding window", BOTH, name="Gemma2", **WINDOWED),
+    causal("Gemma 3", "all-linear, sliding window", name="Gemma3", **WINDOWED),
+    causal("Phi-3", "fused qkv_proj, gate_up_proj", BOTH, name="Phi3", targets=["qkv_proj", "gate_up_proj"]),
+    causal("OLMo 2", "all-linear", name="Olmo2"),
+    causal("StableLM", "all-linear", SIGNS, name="StableLm"),
+    causal("GPT-2", "Conv1D, all", ONE_SIDED, name="GPT2", head="LMHeadModel",
            targets=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True,
            sizes={"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16,
                   "bos_token_id": 1, "eos_token_id": 2}),
-    causal("GPT-NeoX", "fused query_key_value, all-linear", cls="GPTNeoX", sizes=ENCODER),
-    causal("BLOOM", "fused query_key_value, all-linear", BOTH, cls="Bloom",
+    causal("GPT-NeoX", "fused query_key_value, all-linear", name="GPTNeoX", sizes=ENCODER),
+    causal("BLOOM", "fused query_key_value, all-linear", BOTH, name="Bloom",
            sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 4}),
-    causal("OPT", "all-linear", SIGNS, cls="OPT",
+    causal("OPT", "all-linear", SIGNS, name="OPT",
            sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 20, "num_hidden_layers": 2,
                   "num_attention_heads": 4, "word_embed_proj_dim": 16, "max_position_embeddings": 32}),
-    causal("Mamba", "in_proj, x_proj", cls="Mamba", targets=["in_proj", "x_proj"],
+    causal("Mamba", "in_proj, x_proj", name="Mamba", targets=["in_proj", "x_proj"],
            sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
     Row("Mixtral", "q, v; grouped experts (default)", decoder("Mixtral", QV, num_local_experts=4), llama_inputs,
         refused=GROUPED),

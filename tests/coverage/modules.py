@@ -15,6 +15,8 @@ from tests.models import Attention, Lora, Mlp
 class Spelled(nn.Module):
     """One LoRA layer whose product is spelled by `spell(module, x)`, between a base layer and a head."""
 
+    scale: Tensor
+
     def __init__(self, spell: Callable[[Spelled, Tensor], Tensor], down: tuple[int, ...], up: tuple[int, ...]) -> None:
         super().__init__()
         self.base, self.head = nn.Linear(6, 9), nn.Linear(9, 4)
@@ -115,7 +117,7 @@ class Diffusers(nn.Module):
             super().__init__(fan_in, fan_out)
             self.lora = Diffusers.LoRALinearLayer(fan_in, fan_out, rank)
 
-        def forward(self, input: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Linear's own name
             return super().forward(input) + 0.8 * self.lora(input)
 
     def __init__(self) -> None:

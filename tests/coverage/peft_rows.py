@@ -31,7 +31,7 @@ def attach(model: nn.Module, targets: Any = QV, *, rank: int = 3, name: str = "d
     import peft
 
     config = peft.LoraConfig(r=rank, lora_alpha=5, target_modules=targets, **lora)
-    return peft.get_peft_model(model, config, adapter_name=name)  # type: ignore[arg-type]
+    return peft.get_peft_model(model, config, adapter_name=name)
 
 
 def llama(targets: Any = QV, config: dict[str, Any] | None = None, **lora: Any) -> Callable[[], nn.Module]:

@@ -35,7 +35,8 @@ class Refusal:
 class Row:
     """`build` gives a fresh model with non-zero LoRA-B in eval mode; `inputs` its example inputs, batch of two or more.
 
-    `left_out`: why candidates are rightly not taken; no other reason is accepted. `refused`: refused on purpose. `missing`: refused today, though it could be supported.
+    `left_out`: why candidates are rightly not taken; no other reason is accepted. `refused`: refused on purpose.
+    `missing`: refused today, though it could be supported.
     """
 
     architecture: str
@@ -82,7 +83,8 @@ def _reason(message: str) -> str:
     """The first line of a message and where it points to, without the library's line number, which moves."""
     lines = message.splitlines()
     place = next((line.strip() for line in lines[1:] if line.strip().startswith("at %")), "")
-    text = f"{lines[0]} {place}".strip()
+    # NoLoRASites explains at length what a site is; the first clause is the reason.
+    text = f"{lines[0].partition(': no two matrices')[0]} {place}".strip()
     misses = lines[lines.index("nearest misses:") + 1 :] if "nearest misses:" in lines else []
     if misses:
         text = f"found no LoRA site: {misses[0].partition(': ')[2]}"
