@@ -13,9 +13,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, describe
+from .inline import inline
 from .inputs import Inputs, LossFn
 from .ir import Input, Ir, Output, identifier
-from .passes.decompose import inline
 from .rules import RULES
 
 aten = torch.ops.aten

@@ -66,6 +66,56 @@ def mp_lora(x: Tensor, weight: Tensor, dim: int, outer: int, transposed: bool) -
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+def mp_conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    channel_groups: int,
+) -> Tensor:
+    """Apply one convolution per group as one grouped convolution.
+
+    x is fused [P * B, in, *spatial]; weight is [P, out, in / channel_groups, *kernel]; returns [P * B, out, *spatial'].
+    """
+    groups, out = weight.shape[:2]
+    batch = x.shape[0] // groups
+    # [P * B, C, ...] -> [B, P * C, ...]: the groups become channels.
+    side = x.reshape(groups, batch, -1).transpose(0, 1).reshape(batch, groups * x.shape[1], *x.shape[2:])
+    kernels = weight.reshape(groups * out, *weight.shape[2:])
+    spatial = x.dim() - 2
+    y = torch.ops.aten.convolution.default(
+        side, kernels, None, stride, padding, dilation, False, [0] * spatial, groups * channel_groups
+    )
+    shape = y.shape[2:]
+    return y.reshape(batch, groups, -1).transpose(0, 1).reshape(groups * batch, out, *shape)
+
+
+def ungroup(x: Tensor, groups: int, dim: int, outer: int) -> Tensor:
+    """Take the groups of a fused tensor out of dimension `dim`: returns [P, *shape]."""
+    shape = list(x.shape)
+    shape[dim] //= groups
+    if outer == 1 and math.prod(shape[:dim]) == 1:
+        return x.reshape(groups, *shape)
+    before, inner = math.prod(shape[:dim]) * outer, shape[dim] // outer
+    split = x.reshape(before, groups, inner * math.prod(shape[dim + 1 :]))
+    return split.transpose(0, 1).reshape(groups, *shape)
+
+
+def regroup(x: Tensor, dim: int, outer: int, size: int) -> Tensor:
+    """Fuse the groups of x [P, *shape] into dimension `dim`, `size` for each group; a 1 there broadcasts."""
+    groups, *shape = x.shape
+    if shape[dim] != size:
+        shape[dim] = size
+        at = dim + 1
+        x = x.expand(*x.shape[:at], size, *x.shape[at + 1 :])
+    fused = [*shape[:dim], groups * size, *shape[dim + 1 :]]
+    before = math.prod(shape[:dim]) * outer
+    if before == 1:
+        return x.reshape(fused)
+    return x.reshape(groups, before, -1).transpose(0, 1).reshape(fused)
+
+
 def pick(x: Tensor, index: Tensor) -> Tensor:
     """Pick positions of each example: x [B, T, D] and index int64 [B, K] give [B, K, D].
 
@@ -139,6 +189,12 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "perturb": ("(Tensor value, Tensor z, Tensor eps, str estimator) -> Tensor", perturb),
     "expand": ("(Tensor x, int groups, int dim, int outer) -> Tensor", expand),
     "mp_lora": ("(Tensor x, Tensor weight, int dim, int outer, bool transposed) -> Tensor", mp_lora),
+    "mp_conv": (
+        "(Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int channel_groups) -> Tensor",
+        mp_conv,
+    ),
+    "ungroup": ("(Tensor x, int groups, int dim, int outer) -> Tensor", ungroup),
+    "regroup": ("(Tensor x, int dim, int outer, int size) -> Tensor", regroup),
     "pick": ("(Tensor x, Tensor index) -> Tensor", pick),
     "reduce_loss": (
         "(Tensor values, Tensor? weights, int groups, int dim, int outer, str reduction) -> Tensor",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .estimators import Estimator
 from .passes import (
     Canonicalize,
+    CanonicalProducts,
     Decompose,
     ExpandPerturbations,
     FinishStep,
@@ -18,13 +19,14 @@ from .passes import (
     LiftAdapter,
     Pass,
     RegroupLoss,
+    SimplifyLayouts,
     StackNoise,
 )
 
 
 def clean() -> tuple[Pass, ...]:
     """Captured graph -> the graph in which sites are sought."""
-    return (Canonicalize(), FoldConstants())
+    return (Canonicalize(), FoldConstants(), SimplifyLayouts(), CanonicalProducts())
 
 
 def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:

@@ -1,6 +1,7 @@
 """Graph passes: one file, one class, one rewrite each. `mobizo_passes.pipelines` lists them in order."""
 
 from .base import Pass
+from .canonical_products import CanonicalProducts
 from .canonicalize import Canonicalize
 from .decompose import Decompose
 from .expand_perturbations import ExpandPerturbations
@@ -12,9 +13,11 @@ from .insert_mp_lora import InsertMpLora
 from .insert_noise import InsertNoise
 from .lift_adapter import LiftAdapter
 from .regroup_loss import RegroupLoss
+from .simplify_layouts import SimplifyLayouts
 from .stack_noise import StackNoise
 
 __all__ = [
+    "CanonicalProducts",
     "Canonicalize",
     "Decompose",
     "ExpandPerturbations",
@@ -27,5 +30,6 @@ __all__ = [
     "LiftAdapter",
     "Pass",
     "RegroupLoss",
+    "SimplifyLayouts",
     "StackNoise",
 ]

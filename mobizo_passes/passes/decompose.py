@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .. import noise
+from ..inline import inline
 from ..ir import Ir
 from ..ops import DECOMPOSITIONS
 from .base import Pass
@@ -95,52 +95,3 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
             return token_loss, args[:5]
         return aten.cross_entropy_loss.default.decompose, args
     return None, []
-
-
-def inline(
-    ir: Ir, fn: Callable[..., Any], operands: list[Any], like: fx.Node, traced: dict[Any, fx.Graph] | None = None
-) -> fx.Node:
-    """Trace `fn` over the operands' shapes and insert its nodes at the current insertion point.
-
-    `traced` remembers traces: the sites of a model need only a few different ones.
-    """
-    nodes = [a for a in operands if isinstance(a, fx.Node)]
-    key = (like.target, *(_key(a) for a in like.args))
-    graph = (traced or {}).get(key)
-    if graph is None:
-        graph = _trace(ir, fn, operands, nodes)
-        if traced is not None:
-            traced[key] = graph
-    feed = iter(nodes)
-    mapping: dict[fx.Node, fx.Node] = {}
-    for inner in graph.nodes:
-        if inner.op == "placeholder":
-            mapping[inner] = next(feed)
-        elif inner.op == "output":
-            return mapping[inner.args[0]]
-        elif inner.op == "call_function":
-            args, kwargs = fx.map_arg((inner.args, inner.kwargs), mapping.__getitem__)
-            mapping[inner] = ir.call(inner.target, *args, like=like, **kwargs)
-            if "expanded" in like.meta:
-                mapping[inner].meta["expanded"] = True
-        else:
-            raise RuntimeError(f"decomposing {like.target} met an unexpected {inner.op} node")
-    raise RuntimeError(f"decomposing {like.target} gave no output")
-
-
-def _trace(ir: Ir, fn: Callable[..., Any], operands: list[Any], nodes: list[fx.Node]) -> fx.Graph:
-    def over_nodes(*values: Tensor) -> Any:
-        given = iter(values)
-        return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
-
-    with ir.fake:
-        module = make_fx(over_nodes)(*(n.meta["val"] for n in nodes))
-    module.graph.eliminate_dead_code()
-    return module.graph
-
-
-def _key(arg: Any) -> Any:
-    if isinstance(arg, fx.Node):
-        value = arg.meta["val"]
-        return value.dtype, tuple(value.shape), value.stride()
-    return tuple(arg) if isinstance(arg, list) else arg

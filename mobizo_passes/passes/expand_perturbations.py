@@ -10,7 +10,8 @@ from torch import fx
 
 from ..estimators import Estimator
 from ..ir import Ir
-from ..rules import Layout, Lifter
+from ..rules import PER_GROUP, Lifter
+from ..rules.lifter import Layouts
 from .base import Pass
 from .insert_noise import noise_nodes
 
@@ -35,7 +36,7 @@ class ExpandPerturbations(Pass):
     """
 
     name: ClassVar[str] = "expand-perturbations"
-    requires: ClassVar[str] = "mp_lora sites with one group, a loss per group, noise nodes"
+    requires: ClassVar[str] = "mp_lora sites with one group, tracked batch dimensions, a loss per group, noise nodes"
     ensures: ClassVar[str] = "the losses output holds P values; every operator in between has a proven rule"
 
     estimator: Estimator
@@ -45,19 +46,27 @@ class ExpandPerturbations(Pass):
             return 0
         eps = ir.add_input("eps", "eps", torch.zeros(1))
         lift = Lifter(ir, self.estimator.groups)
-        seeds: dict[fx.Node, Layout] = {}
+        seeds: dict[fx.Node, Layouts] = {}
         noise = noise_nodes(ir)
         for adapter in ir.placeholders("adapter"):
             z = noise[adapter.meta["input"].name]
-            for user in [u for u in adapter.users if u.target is aten.unsqueeze.default]:
-                # The noise nodes stand first in the body, so a weight just after the last of them follows them all.
-                with ir.graph.inserting_before(user):
-                    weight = ir.call(torch.ops.mobizo.perturb.default, adapter, z, eps, self.estimator.kind, like=user)
-                weight.meta["expanded"] = True
-                user.replace_all_uses_with(weight)
-                ir.graph.erase_node(user)
-                seeds[weight] = Layout(0)
-        # The weights' leading dimension is the group axis itself: 1 plain, P lifted.
-        for weight in seeds:
-            lift.plain[weight] = weight.meta["val"][:1]
+            if not adapter.users:  # the loss does not read it
+                continue
+            # The noise nodes stand first in the body, so the first reader stands after all of them.
+            first = min(adapter.users)
+            with ir.graph.inserting_before(first):
+                weight = ir.call(torch.ops.mobizo.perturb.default, adapter, z, eps, self.estimator.kind, like=first)
+            weight.meta["expanded"] = True
+            lift.plain[weight] = adapter.meta["val"]
+            for user in [u for u in adapter.users if u is not weight]:
+                if user.target is aten.unsqueeze.default and _is_weight(user):
+                    user.replace_all_uses_with(weight)
+                    ir.graph.erase_node(user)
+                else:
+                    user.replace_input_with(adapter, weight)
+            seeds[weight] = PER_GROUP
         return lift.run(seeds)
+
+
+def _is_weight(node: fx.Node) -> bool:
+    return all(u.target is torch.ops.mobizo.mp_lora.default and u.args[1] is node for u in node.users)

@@ -53,7 +53,8 @@ class RegroupLoss(Pass):
         count = 0
         widened: set[fx.Node] = set()
         for node in [n for n in ir.graph.nodes if n in reached and n.op == "call_function"]:
-            if _dims(node) != 0:
+            # A scalar that holds no batch, such as a penalty on the weights, is one value per group already.
+            if _dims(node) != 0 or "batch" not in node.meta:
                 continue
             if all(_dims(a) == 0 or a in widened for a in node.all_input_nodes if a in reached):
                 continue

@@ -7,6 +7,7 @@ without a rule is refused by name, never guessed.
 from __future__ import annotations
 
 from . import compute, indexing, shapes
-from .lifter import RULES, Layout, Lifter
+from .batch import track_batch
+from .lifter import PER_GROUP, RULES, Layout, Lifter
 
-__all__ = ["RULES", "Layout", "Lifter", "compute", "indexing", "shapes"]
+__all__ = ["PER_GROUP", "RULES", "Layout", "Lifter", "compute", "indexing", "shapes", "track_batch"]

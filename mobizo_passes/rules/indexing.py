@@ -80,7 +80,7 @@ def index_select(lift: Lifter, node: fx.Node) -> Layout:
         return layout
     if layout.outer != 1:
         raise lift.unsupported(node, "it picks rows of a batch that is not outermost in its dimension")
-    node.args = (x, dim, _rows(lift, index, Layout(0), shape[layout.dim]))  # type: ignore[arg-type]
+    node.args = (x, dim, offset_rows(lift, index, Layout(0), shape[layout.dim]))  # type: ignore[arg-type]
     return layout
 
 
@@ -117,7 +117,7 @@ def index(lift: Lifter, node: fx.Node) -> Layout:
                 raise lift.unsupported(node, "its row index broadcasts against another index")
             indices[d] = lift.fuse(indices[d], Layout(len(size) + back))
     rows = _from_the_front(lift, rows, shape[layout.dim])
-    indices[layout.dim] = _rows(lift, rows, Layout(len(row_shape) + back), shape[layout.dim])
+    indices[layout.dim] = offset_rows(lift, rows, Layout(len(row_shape) + back), shape[layout.dim])
     node.args = (x, indices)
     return Layout(front + rank + back)
 
@@ -131,7 +131,7 @@ def _from_the_front(lift: Lifter, rows: fx.Node, count: int) -> fx.Node:
     return lift.ir.call(aten.remainder.Scalar, rows, count, like=rows)
 
 
-def _rows(lift: Lifter, rows: fx.Node, layout: Layout, count: int) -> fx.Node:
+def offset_rows(lift: Lifter, rows: fx.Node, layout: Layout, count: int) -> fx.Node:
     """Row numbers within one group -> row numbers within the fused batch: group g adds ``g * count``."""
     fused = lift.fuse(rows, layout)
     value = fused.meta["val"]

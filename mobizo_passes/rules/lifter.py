@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -23,7 +24,15 @@ class Layout:
     outer: int = 1
 
 
-Layouts = Layout | None | tuple[Layout | None, ...]
+class PerGroup(Enum):
+    """Layout of a value that holds no batch: its groups are stacked in a leading dimension, ``[P, *shape]``."""
+
+    LEADING = "leading"
+
+
+PER_GROUP = PerGroup.LEADING
+
+Layouts = Layout | PerGroup | None | tuple[Layout | PerGroup | None, ...]
 Rule = Callable[["Lifter", fx.Node], Layouts]
 
 RULES: dict[Any, Rule] = {}
@@ -53,9 +62,24 @@ class Lifter:
     # What rules ask ----------------------------------------------------------------------------------------------
 
     def layout(self, arg: Any) -> Layout | None:
-        """Return where the groups lie in an argument; None for shared values and non-nodes."""
+        """Return where the groups lie in an argument; None for shared values, per-group values and non-nodes."""
         found = self.layouts.get(arg) if isinstance(arg, fx.Node) else None
         return found if isinstance(found, Layout) else None
+
+    def per_group(self, arg: Any) -> bool:
+        """Return whether an argument holds no batch and is stacked per group."""
+        return isinstance(arg, fx.Node) and self.layouts.get(arg) is PER_GROUP
+
+    def batched(self, arg: Any) -> bool:
+        """Return whether an argument holds the batch, fused with groups or not."""
+        return isinstance(arg, fx.Node) and (self.layout(arg) is not None or "batch" in arg.meta)
+
+    def place(self, arg: fx.Node) -> Layout:
+        """Return where the groups lie in a value that holds the batch, or where they go when it is expanded.
+
+        Where tracking lost the batch, dimension 0 serves: groups may lie in any dimension that nothing mixes.
+        """
+        return self.layout(arg) or arg.meta.get("batch") or Layout(0)
 
     def shape(self, arg: fx.Node) -> tuple[int, ...]:
         """Return a value's shape in the unexpanded program."""
@@ -125,34 +149,50 @@ class Lifter:
 
     # The walk ----------------------------------------------------------------------------------------------------
 
-    def run(self, seeds: dict[fx.Node, Layout]) -> int:
-        """Lift everything downstream of `seeds` (already fused nodes); returns the number of lifted nodes."""
+    def run(self, seeds: Mapping[fx.Node, Layouts]) -> int:
+        """Lift everything downstream of `seeds`, which are lifted already; returns the number of lifted nodes."""
         self.layouts.update(seeds)
         count = 0
         for node in list(self.ir.graph.nodes):
-            if node.op != "call_function" or node in self.layouts:
-                continue
-            if not any(arg in self.layouts for arg in node.all_input_nodes):
-                continue
-            self.plain[node] = node.meta["val"]
-            with self.ir.graph.inserting_before(node):
-                layouts = self._apply(node)
-            try:
-                self.ir.refresh(node)
-            except (RuntimeError, ValueError, IndexError) as error:
-                reason = str(error).strip().splitlines()
-                raise self.unsupported(node, f"it does not run on {self.groups} groups: {reason[0]}") from error
-            self._check(node, layouts)
-            if layouts is not None:
-                self.layouts[node] = layouts
-                node.meta["expanded"] = True
-                count += 1
+            if not node._erased and node.op == "call_function" and node not in self.layouts:
+                count += self.lift_node(node)
         return count
+
+    def lift_node(self, node: fx.Node) -> int:
+        """Lift one node if an argument of it is lifted; returns how many it lifted, 0 or 1."""
+        if not any(arg in self.layouts for arg in node.all_input_nodes):
+            return 0
+        self.plain[node] = node.meta["val"]
+        with self.ir.graph.inserting_before(node):
+            layouts = self._apply(node)
+        if node._erased:
+            return 1
+        try:
+            self.ir.refresh(node)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).strip().splitlines()
+            raise self.unsupported(node, f"it does not run on {self.groups} groups: {reason[0]}") from error
+        self._check(node, layouts)
+        if layouts is None:
+            return 0
+        self.layouts[node] = layouts
+        node.meta["expanded"] = True
+        return 1
 
     def _apply(self, node: fx.Node) -> Layouts:
         if node.target is operator.getitem:
             layouts = self.layouts[node.args[0]]  # type: ignore[index]
             return layouts[node.args[1]] if isinstance(layouts, tuple) else layouts  # type: ignore[index]
+        own_weight = node.target is torch.ops.mobizo.mp_lora.default
+        if not own_weight and any(self.per_group(arg) for arg in node.all_input_nodes):
+            # Imported here: its rules are written in terms of this class.
+            from .per_group import per_group
+
+            return per_group(self, node)
+        return self.ordinary(node)
+
+    def ordinary(self, node: fx.Node) -> Layouts:
+        """Apply the rule for a node none of whose arguments is per group."""
         if node.target in RULES:
             return RULES[node.target](self, node)
         tags = getattr(node.target, "tags", ())
@@ -162,6 +202,23 @@ class Lifter:
             return pointwise(self, node)
         raise self.unsupported(node, f"{node.target} is not in the rule table")
 
+    def replace(self, node: fx.Node, new: Sequence[fx.Node], layouts: Sequence[Layout | PerGroup]) -> None:
+        """Let `new` nodes, one per result, stand for a node, which is erased."""
+        plain = self.plain.pop(node)
+        several = isinstance(plain, tuple | list)
+        users = [u for u in node.users if u.target is operator.getitem] if several else [node]
+        for user in users:
+            at: Any = user.args[1] if several else 0
+            result = new[at]
+            user.replace_all_uses_with(result)
+            self.plain[result] = plain[at] if several else plain
+            self.layouts[result] = layouts[at]
+            result.meta["expanded"] = True
+            self._check(result, layouts[at])
+            if several:
+                self.ir.graph.erase_node(user)
+        self.ir.graph.erase_node(node)
+
     def _check(self, node: fx.Node, layouts: Layouts) -> None:
         """Each result must be its plain shape with exactly `groups` times the size at the layout's dimension."""
         pairs: list[tuple[Any, Any, Any]] = [(node.meta["val"], self.plain[node], layouts)]
@@ -169,8 +226,10 @@ class Lifter:
             pairs = list(zip(node.meta["val"], self.plain[node], layouts, strict=True))
         for value, plain, layout in pairs:
             expected = list(plain.shape)
-            if layout is not None:
+            if isinstance(layout, Layout):
                 expected[layout.dim] *= self.groups
+            elif layout is PER_GROUP:
+                expected = [self.groups, *expected]
             if list(value.shape) != expected:
                 raise self.unsupported(node, f"its rule gave shape {list(value.shape)} where {expected} was due")
 

@@ -109,18 +109,6 @@ class TestTransform:
             error=mz.UnsupportedOp,
         )  # fmt: skip
 
-    def test_an_adapter_that_is_used_otherwise(self) -> None:
-        class Decayed(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.body = Mlp()
-
-            def forward(self, x: Tensor) -> Tensor:
-                return self.body(x) + self.body.first.widen.square().sum()
-
-        message = r"trainable tensor 'body.first.widen' is used by something else than a matrix product.*aten.square"
-        refuse(message, seeded(Decayed()), mlp_inputs(), error=mz.UnsupportedOp)
-
 
 class TestRun:
     """A compiled program against arguments that do not fit it."""

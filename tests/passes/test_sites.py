@@ -156,10 +156,12 @@ class TestNearMisses:
         found = self.rejected(Named("a", "b", add=False))
         assert found == {"model.b": "a bottleneck of rank 2, but its output is not added to another path"}
 
-    def test_two_wide_layers_are_no_candidate(self) -> None:
-        assert self.rejected(Named("a", "b", rank=8)) == {}
+    def test_two_wide_layers(self) -> None:
+        found = self.rejected(Named("a", "b", rank=8))
+        assert found == {"model.b": "its rank 8 is no less than its 6 inputs or 8 outputs"}
+        assert self.rejected(Named("a", "b", rank=8, add=False)) == {}, "two layers in sequence are no candidate"
 
-    def test_a_bottleneck_with_an_activation_is_no_candidate(self) -> None:
+    def test_a_bottleneck_with_an_activation(self) -> None:
         class Adapter(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -168,7 +170,8 @@ class TestNearMisses:
             def forward(self, x: Tensor) -> Tensor:
                 return self.head(x + self.up(torch.relu(self.down(x))))
 
-        assert self.rejected(Adapter()) == {}
+        reason = "%relu = aten.relu.default stands between its two linear maps"
+        assert self.rejected(Adapter()) == {"model.up.weight": reason}
 
     def test_an_adapter_that_nothing_reads(self) -> None:
         class Unused(nn.Module):
@@ -182,19 +185,17 @@ class TestNearMisses:
         found = self.rejected(Unused())
         assert found["model.layer.lora_B.weight"].startswith("the adapter is not active")
 
-    def test_a_convolutional_adapter(self) -> None:
-        class Conv(nn.Module):
+    def test_factors_that_are_not_in_sequence(self) -> None:
+        class Apart(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.base = nn.Conv1d(1, 3, 3)
-                self.lora_A, self.lora_B = nn.Conv1d(1, 2, 3, bias=False), nn.Conv1d(2, 3, 1, bias=False)
+                self.linear, self.lora_A, self.lora_B = nn.Linear(6, 4), nn.Linear(6, 2), nn.Linear(6, 4)
 
             def forward(self, x: Tensor) -> Tensor:
-                x = x.unsqueeze(1)
-                return (self.base(x) + self.lora_B(self.lora_A(x))).mean(1)
+                return self.linear(x) + self.lora_B(x) + self.lora_A(x).sum(1, keepdim=True)
 
-        (reason,) = (v for k, v in self.rejected(Conv()).items() if "lora_B" in k)
-        assert "aten.conv1d.default, which is not a plain product of two stored 2-D matrices" in reason
+        reason = "used by %linear_1 = aten.linear.default, which is not one of two linear maps in sequence"
+        assert self.rejected(Apart())["model.lora_B.weight"].startswith(reason)
 
 
 def test_no_lora_at_all() -> None:

@@ -1,0 +1,207 @@
+"""Every spelling of LoRA is found, with its scaling; a near miss of each is not taken, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mobizo_passes as mz
+from tests.models import BATCH, LENGTH, integers, random, seeded
+
+Forward = Callable[[Any, Tensor], Tensor]
+FAN_IN, RANK, FAN_OUT = 6, 3, 9
+
+
+class Spelled(nn.Module):
+    """Weights of a base layer and of two low-rank factors under neutral names, used as `forward` says."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.spelled = forward
+        self.base, self.bias = nn.Linear(FAN_IN, FAN_OUT), nn.Parameter(torch.empty(FAN_OUT))
+        self.down, self.up = nn.Parameter(torch.empty(RANK, FAN_IN)), nn.Parameter(torch.empty(FAN_OUT, RANK))
+        self.down_t, self.up_t = nn.Parameter(torch.empty(FAN_IN, RANK)), nn.Parameter(torch.empty(RANK, FAN_OUT))
+        self.gain = nn.Parameter(torch.empty(RANK))
+        self.square = nn.Parameter(torch.empty(FAN_IN, FAN_IN))
+        self.register_buffer("scale", torch.tensor(1.5))
+        self.dropout = nn.Dropout(0.3)
+        self.table = nn.Embedding(11, FAN_OUT)
+        self.table_down = nn.Parameter(torch.empty(RANK, 11))
+        self.conv = nn.Conv2d(2, 5, 3)
+        self.conv_down, self.conv_up = nn.Conv2d(2, 1, 3, bias=False), nn.Conv2d(1, 5, 1, bias=False)
+        self.head = nn.Linear(FAN_OUT, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.spelled(self, x)
+        if y.dim() == 4:
+            return y.mean((2, 3))[:, :4]
+        return self.head(y.mean(1) if y.dim() == 3 else y)
+
+    def low(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.down), self.up)
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+# name: (forward, lora_A, lora_B, scaling, kind)
+FOUND: dict[str, tuple[Forward, str, str, float | None, str]] = {
+    "F.linear": (lambda m, x: m.base(x) + m.low(x) * 2, "down", "up", 2.0, "linear"),
+    "scale first": (lambda m, x: m.base(x) + 2 * m.low(x), "down", "up", 2.0, "linear"),
+    "scale between": (
+        lambda m, x: m.base(x) + F.linear(F.linear(x, m.down) * 2, m.up), "down", "up", 2.0, "linear",
+    ),
+    "scale before": (lambda m, x: m.base(x) + m.low(x * 0.5), "down", "up", 0.5, "linear"),
+    "scale of both inputs": (lambda m, x: m.base(x * 0.5) + m.low(x * 0.5), "down", "up", 1.0, "linear"),
+    "scale by division": (lambda m, x: m.base(x) + m.low(x) / 4, "down", "up", 0.25, "linear"),
+    "scale as a buffer": (lambda m, x: m.base(x) + m.low(x) * m.scale, "down", "up", 1.5, "linear"),
+    "scale as a tensor": (lambda m, x: m.base(x) + torch.tensor(3.0) * m.low(x), "down", "up", 3.0, "linear"),
+    "scale per rank": (
+        lambda m, x: m.base(x) + F.linear(F.linear(x, m.down) * m.gain, m.up), "down", "up", None, "linear",
+    ),
+    "difference": (lambda m, x: m.base(x) - m.low(x), "down", "up", -1.0, "linear"),
+    "alpha of a sum": (lambda m, x: torch.add(m.base(x), m.low(x), alpha=3), "down", "up", 3.0, "linear"),
+    "dropout between": (
+        lambda m, x: m.base(x) + F.linear(m.dropout(F.linear(m.dropout(x), m.down)), m.up), "down", "up", 1.0, "linear",
+    ),
+    "bias on both": (
+        lambda m, x: m.base(x) + F.linear(F.linear(x, m.down, m.gain), m.up, m.bias), "down", "up", 1.0, "linear",
+    ),
+    "x @ A @ B": (lambda m, x: m.base(x) + x @ m.down_t @ m.up_t, "down_t", "up_t", 1.0, "linear"),
+    "x @ A.T @ B.T": (lambda m, x: m.base(x) + x @ m.down.T @ m.up.mT, "down", "up", 1.0, "linear"),
+    "einsum in two": (
+        lambda m, x: m.base(x) + torch.einsum("btr,or->bto", torch.einsum("bti,ri->btr", x, m.down), m.up),
+        "down", "up", 1.0, "linear",
+    ),
+    "einsum in one": (
+        lambda m, x: m.base(x) + torch.einsum("bti,ir,ro->bto", x, m.down_t, m.up_t), "down_t", "up_t", 1.0, "linear",
+    ),
+    "tensordot": (
+        lambda m, x: m.base(x) + torch.tensordot(torch.tensordot(x, m.down_t, 1), m.up_t, 1),
+        "down_t", "up_t", 1.0, "linear",
+    ),
+    "Conv1D of GPT-2": (
+        lambda m, x: m.base(x) + torch.addmm(m.bias, torch.addmm(m.gain, rows(x), m.down_t), m.up_t).view(
+            *x.shape[:-1], FAN_OUT
+        ),
+        "down_t", "up_t", 1.0, "linear",
+    ),
+    "sum inside addmm": (
+        lambda m, x: torch.addmm(rows(m.base(x)), rows(x) @ m.down_t, m.up_t, alpha=2).view(*x.shape[:-1], FAN_OUT),
+        "down_t", "up_t", 2.0, "linear",
+    ),
+    "from the left": (
+        lambda m, x: m.base(x) + (m.up @ (m.down @ x.transpose(1, 2))).transpose(1, 2), "down", "up", 1.0, "linear",
+    ),
+    "base in parts": (
+        lambda m, x: torch.cat([m.base(x)[..., :4], m.base(x)[..., 4:] + m.low(x)[..., 4:]], -1) + m.low(x),
+        "down", "up", 1.0, "linear",
+    ),
+    "convolution with kernels of one": (
+        lambda m, x: m.base(x)
+        + F.conv1d(F.conv1d(x.transpose(1, 2), m.down[:, :, None]), m.up[:, :, None]).transpose(1, 2),
+        "down", "up", 1.0, "conv1d",
+    ),
+    "merged, then transposed": (
+        lambda m, x: x @ (m.base.weight + m.up @ m.down * 0.5).T, "down", "up", 0.5, "merged",
+    ),
+    "merged as stored": (
+        lambda m, x: F.linear(x, m.base.weight + (m.down_t @ m.up_t).T), "down_t", "up_t", 1.0, "merged",
+    ),
+}  # fmt: skip
+
+# name: (forward, lora_B of the candidate, reason)
+MISSED: dict[str, tuple[Forward, str, str]] = {
+    "not added": (
+        lambda m, x: torch.tanh(m.low(x)), "up", "a bottleneck of rank 3, but its output is not added to another path",
+    ),
+    "added to its own input": (
+        lambda m, x: m.base(x + F.linear(F.linear(x, m.down), m.square[:, :RANK].contiguous()))
+        + F.linear(F.linear(x, m.down), m.up).tanh(),
+        "up", "its output is not added to another path",
+    ),
+    "residual adapter": (
+        lambda m, x: m.base(x) + (x @ m.square) @ m.down_t @ m.up_t, "up_t",
+        r"its output is added to %linear, which is no linear map of the same input %matmul",
+    ),
+    "of another input": (
+        lambda m, x: m.base(torch.tanh(x)) + m.low(x), "up",
+        r"its output is added to %linear, which is no linear map of the same input %x",
+    ),
+    "gating": (lambda m, x: m.base(x) * m.low(x), "up", "its output is not added to another path"),
+    "scaled by the batch": (
+        lambda m, x: m.base(x) + m.low(x) * x.mean(-1, keepdim=True), "up", "its output is not added to another path",
+    ),
+    "activation": (
+        lambda m, x: m.base(x) + F.linear(F.silu(F.linear(x, m.down)), m.up), "up",
+        r"%silu = aten.silu.default stands between its two linear maps",
+    ),
+    "wide": (
+        lambda m, x: m.base(x) + x @ m.square @ m.base.weight.T, "base.weight",
+        "its rank 6 is no less than its 6 inputs or 9 outputs",
+    ),
+    "merged and wide": (
+        lambda m, x: x @ (m.base.weight.T + m.square @ m.base.weight.T),
+        "base.weight", "its rank 6 is no less than its 6 inputs or 9 outputs",
+    ),
+}  # fmt: skip
+
+
+def compiled(forward: Forward, x: Tensor, **options: Any) -> mz.TrainingProgram:
+    model, labels = seeded(Spelled(forward)), integers(4, BATCH)
+    program = mz.transform(model, (x, labels), loss=F.cross_entropy, estimator=mz.TwoSided(2), **options)
+    result = mz.verify(program, model, (x, labels))
+    assert float(result.losses.std()) > 1e-4, "the perturbations change nothing"
+    return program
+
+
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+@pytest.mark.parametrize("name", FOUND)
+def test_spellings_are_found(name: str, trainable: str) -> None:
+    forward, lora_a, lora_b, scaling, kind = FOUND[name]
+    (site,) = compiled(forward, random(BATCH, LENGTH, FAN_IN), trainable=trainable).sites
+    assert (site.lora_A, site.lora_B, site.kind) == (lora_a, lora_b, kind)
+    assert (site.rank, site.in_features, site.out_features) == (RANK, FAN_IN, FAN_OUT)
+    assert site.scaling == (None if scaling is None else pytest.approx(scaling))
+
+
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+def test_embedding(trainable: str) -> None:
+    def forward(m: Any, ids: Tensor) -> Tensor:
+        return m.table(ids) + F.embedding(ids, m.table_down.T) @ m.up.T * 2
+
+    (site,) = compiled(forward, integers(11, BATCH, LENGTH), trainable=trainable).sites
+    assert (site.lora_A, site.lora_B, site.scaling, site.kind) == ("table_down", "up", 2.0, "embedding")
+    assert (site.rank, site.in_features, site.out_features) == (RANK, 11, FAN_OUT)
+
+
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+def test_convolution(trainable: str) -> None:
+    def forward(m: Any, image: Tensor) -> Tensor:
+        return torch.relu(m.conv(image) + m.conv_up(m.conv_down(image)) * 0.5)
+
+    (site,) = compiled(forward, random(BATCH, 2, 6, 6), trainable=trainable).sites
+    assert (site.lora_A, site.lora_B, site.scaling, site.kind) == ("conv_down.weight", "conv_up.weight", 0.5, "conv2d")
+    assert (site.rank, site.in_features, site.out_features) == (1, 2, 5)
+
+
+@pytest.mark.parametrize("name", MISSED)
+def test_near_misses_are_not_taken(name: str) -> None:
+    forward, lora_b, reason = MISSED[name]
+    model, inputs = seeded(Spelled(forward)), (random(BATCH, LENGTH, FAN_IN), integers(4, BATCH))
+    with pytest.raises(mz.NoLoRASites, match=rf"nearest misses:(.*\n)*  {lora_b}: .*{reason}"):
+        mz.transform(model, inputs, loss=F.cross_entropy)
+
+
+@pytest.mark.parametrize("name", [n for n in MISSED if n != "added to its own input"])
+def test_a_near_miss_is_taken_where_the_user_lists_it(name: str) -> None:
+    forward, lora_b, _ = MISSED[name]
+    program = compiled(forward, random(BATCH, LENGTH, FAN_IN), sites=[lora_b])
+    assert [s.lora_B for s in program.sites] == [lora_b]
+    assert lora_b not in {r.name for r in program.sites.rejected}
