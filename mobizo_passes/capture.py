@@ -128,6 +128,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
                 f"torch.export could not capture {type(model).__name__}: {first[0] if first else type(error).__name__}"
             ) from error
     ir = _to_ir(exported)
+    _trace_to_loss(ir, loss)
     _take_apart(ir)
     return ir, exported.verifier
 
@@ -176,6 +177,18 @@ def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
     if fake is None:
         raise CaptureError("the exported graph carries no shapes")
     return Ir(graph, state, outputs, fake)
+
+
+def _trace_to_loss(ir: Ir, loss: LossFn | None) -> None:
+    """Let nodes of the user's loss function name that function as their source: export records modules only."""
+    code: Any = getattr(loss, "__code__", None)
+    for node in ir.graph.nodes:
+        trace = node.meta.get("stack_trace", "").strip().splitlines()
+        last = [line for line in trace if line.strip().startswith("File ")][-1:]
+        if last and __file__ in last[0]:
+            node.meta.pop("stack_trace")
+            if code is not None:
+                node.meta["stack_trace"] = f'File "{code.co_filename}", line {code.co_firstlineno}, in {code.co_name}'
 
 
 def _take_apart(ir: Ir) -> None:

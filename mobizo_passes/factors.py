@@ -105,16 +105,17 @@ def as_product(node: fx.Node) -> Factor | None:
 
 def as_factor(node: fx.Node) -> Factor | None:
     """Read a node as a product, an embedding or a convolution with a stored weight; None if it is none."""
-    if node.target is aten.embedding.default:
-        found = stored(node.args[0])
+    args: list[Any] = list(node.args)
+    target: Any = node.target
+    if target is aten.embedding.default:
+        found = stored(args[0])
         # A table is [rows, features], that is [in, out].
-        return Factor(node, node.args[1], found[0], not found[1], at=1, kind="embedding") if found else None  # type: ignore[arg-type]
-    if node.target in CONVOLUTIONS:
-        found = stored(node.args[1], None)
-        if found is None or not isinstance(node.args[0], fx.Node):
+        return Factor(node, args[1], found[0], not found[1], at=1, kind="embedding") if found else None
+    if target in CONVOLUTIONS:
+        found = stored(args[1], None)
+        if found is None or not isinstance(args[0], fx.Node):
             return None
-        bias: Any = node.args[2] if len(node.args) > 2 else None
-        return Factor(node, node.args[0], found[0], False, bias, kind=CONVOLUTIONS[node.target])
+        return Factor(node, args[0], found[0], False, args[2] if len(args) > 2 else None, kind=CONVOLUTIONS[target])
     return as_product(node)
 
 

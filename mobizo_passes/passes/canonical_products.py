@@ -79,7 +79,7 @@ def _left(ir: Ir, node: fx.Node) -> fx.Node | None:
     swapped = list(range(ndim))
     swapped[-1], swapped[-2] = swapped[-2], swapped[-1]
     order: Any = x.args[1] if x.target is aten.permute.default else swapped
-    swap = {d % ndim for d in x.args[1:]} if x.target is aten.transpose.int else {ndim - 1, ndim - 2}  # type: ignore[operator]
+    swap = {d % ndim for d in x.args[1:]} if x.target is aten.transpose.int else {ndim - 1, ndim - 2}
     if swap != {ndim - 1, ndim - 2} or [d % ndim for d in order] != swapped:
         return None
     y = ir.call(aten.matmul.default, x.args[0], ir.call(aten.permute.default, w, [1, 0], like=node), like=node)

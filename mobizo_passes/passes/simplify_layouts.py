@@ -94,7 +94,7 @@ def _shortest(source: fx.Node, chain: Sequence[fx.Node]) -> list[tuple[Any, list
             if order is None:
                 order = list(range(len(dims)))
                 a, b = node.args[1:] if node.target is aten.transpose.int else (0, -1)
-                order[a], order[b] = order[b], order[a]  # type: ignore[index]
+                order[a], order[b] = order[b], order[a]
             dims = [dims[d] for d in order]
     final = list(chain[-1].meta["val"].shape)
     start, end = _leaves(origin), _leaves(dims)

@@ -72,13 +72,15 @@ def _run_each(lift: Lifter, node: fx.Node) -> None:
     layouts = list(found) if isinstance(found, tuple) else [found]
     plain = lift.plain[node]
     shapes = [v.shape for v in plain] if isinstance(plain, tuple | list) else [plain.shape]
-    if not all(isinstance(layout, Layout) for layout in layouts):
-        raise lift.unsupported(node, "a weight or statistic of it is perturbed")
-    woven = [
-        lift.ir.call(mobizo.regroup.default, value, at.dim, at.outer, shape[at.dim], like=node)
-        for value, at, shape in zip(results, layouts, shapes, strict=True)
-    ]
-    lift.replace(node, woven, layouts)
+    woven, places = [], []
+    for value, at, shape in zip(results, layouts, shapes, strict=True):
+        # A statistic beside the result is left as it is, one per group.
+        fits = isinstance(at, Layout)
+        woven.append(
+            lift.ir.call(mobizo.regroup.default, value, at.dim, at.outer, shape[at.dim], like=node) if fits else value
+        )
+        places.append(at if fits else PER_GROUP)
+    lift.replace(node, woven, places)
 
 
 def _vmapped(lift: Lifter, node: fx.Node, ungrouped: dict[fx.Node, fx.Node]) -> list[fx.Node]:
@@ -177,28 +179,16 @@ def _addmm(lift: Lifter, node: fx.Node) -> Layouts:
 
 def _convolution(lift: Lifter, node: fx.Node) -> Layouts:
     """The groups become channel groups of one convolution."""
-    x, weight, bias, *rest = (*node.args, *(None, *_conv_defaults(node))[max(len(node.args) - 2, 0) :])
-    if not lift.batched(x) or not lift.per_group(weight) or bias is not None or lift.place(x).dim != 0:  # type: ignore[arg-type]
+    given: list[Any] = list(node.args)
+    spatial = len(lift.shape(given[0])) - 2
+    defaults: list[Any] = [None, [1] * spatial, [0] * spatial, [1] * spatial, 1]
+    x, weight, bias, *options = (*given, *defaults[len(given) - 2 :])
+    if not lift.batched(x) or not lift.per_group(weight) or bias is not None or lift.place(x).dim != 0:
         return None
-    stride, padding, dilation, groups = rest
-    layout = lift.place(x)  # type: ignore[arg-type]
-    new = lift.ir.call(
-        mobizo.mp_conv.default,
-        lift.fuse(x, layout),
-        weight,
-        stride,
-        padding,
-        dilation,
-        groups,
-        like=node,  # type: ignore[arg-type]
-    )
+    layout = lift.place(x)
+    new = lift.ir.call(mobizo.mp_conv.default, lift.fuse(x, layout), weight, *options, like=node)
     lift.replace(node, [new], [layout])
     return None
-
-
-def _conv_defaults(node: fx.Node) -> tuple[Any, ...]:
-    spatial = node.args[0].meta["val"].dim() - 2  # type: ignore[union-attr]
-    return [1] * spatial, [0] * spatial, [1] * spatial, 1
 
 
 def _embedding(lift: Lifter, node: fx.Node) -> Layouts:

@@ -70,7 +70,9 @@ FINE: dict[str, Body] = {
     "several results": lambda y, b: y * torch.max(b, 1).values + torch.sort(b[:, 0]).values,
     "folded batch": lambda y, b: (y.reshape(-1, WIDTH) * b[:, 0]).reshape(y.shape),
     "transposed batch": lambda y, b: (y.permute(1, 2, 0) * b[:, :1]).permute(2, 0, 1),
-    "attention over weights": lambda y, b: F.scaled_dot_product_attention(y, *[(b @ b.T).expand(BATCH, 8, 8)] * 2),
+    "attention over weights": lambda y, b: F.scaled_dot_product_attention(
+        y, (b @ b.T).expand(BATCH, 8, 8), (b @ b.T).expand(BATCH, 8, 8)
+    ),
 }  # fmt: skip
 
 
