@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 #: Results. A file or a pipe has no width of its own: wide enough there for the names of modules.
 out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False)
@@ -28,3 +29,17 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in items), default=0)
     for name, value in items:
         out.print(f"{name:<{width}}  {value}", markup=False)
+
+
+_DIFF = {"-": "red", "+": "green", "~": "yellow", "@": "cyan", "…": "dim"}
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None for a file or a pipe, whose lines are not cut."""
+    return out.width if out.is_terminal else None
+
+
+def diff(text: str) -> None:
+    """Print a diff of graphs, coloured where the output is a terminal."""
+    for number, line in enumerate(text.splitlines()):
+        out.print(Text(line, style="bold" if number < 2 else _DIFF.get(line[:1], "")))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import manifest as _manifest
+from .diff import graph_diff
 from .errors import InputError
 from .estimators import Estimator
 from .flops import Flops, count_flops
@@ -21,7 +24,7 @@ from .passes.gather_labels import label_counts
 from .pipelines import core
 from .reference import StepResult
 from .sites import Sites
-from .text import to_text, unified_diff
+from .text import to_text
 
 if TYPE_CHECKING:
     import networkx
@@ -113,11 +116,15 @@ class TrainingProgram:
         """Return one method's readable graph; raises `InputError` for an unknown method."""
         return to_text(self._ir(method))
 
-    def diff(self, pass_name: str) -> str:
-        """Return what a pass changed, as a unified diff; raises `InputError` for an unknown pass."""
+    def diff(self, pass_name: str, *, width: int | None = None, everything: bool = False) -> str:
+        """Return what a pass changed, one line a node: ``-`` before, ``+`` after, ``~`` another type only.
+
+        Layers that changed as the one above did are counted; `everything` writes them out. Lines are cut to `width`
+        characters if given. Raises `InputError` for an unknown pass.
+        """
         for record in self.history:
             if record.name == pass_name:
-                return unified_diff(record.before, record.after, pass_name)
+                return graph_diff(record.before, record.after, pass_name, width=width, everything=everything)
         raise InputError(f"no pass '{pass_name}' ran; these did: {', '.join(r.name for r in self.history)}")
 
     def to_networkx(self) -> networkx.DiGraph:
@@ -125,6 +132,34 @@ class TrainingProgram:
         from .graph import to_networkx
 
         return to_networkx(self._methods["step"])
+
+    def blocks(self, depth: int | None = None) -> networkx.DiGraph:
+        """Return the step program at module level: one graph node per block, `depth` modules deep (None: all).
+
+        Attributes: name, kind, computed ("once", "per group" or "both"), flops, expanded_flops, expanded_share, nodes,
+        members, frontier, sites; see `mobizo_passes.blocks`.
+        """
+        from .blocks import block_graph, block_tree
+
+        return block_graph(block_tree(self._methods["step"]), depth)
+
+    def draw(self, path: str | os.PathLike[str]) -> Path:
+        """Draw the step program at module level and return the file: what is computed once, what once per group.
+
+        `path` ends in .svg, or in .html for a page on which a click on a block lists its nodes; raises `InputError` for
+        another suffix. Repeated layers are drawn once.
+        """
+        from .picture import draw
+
+        draw(
+            self._methods["step"],
+            Path(path),
+            name=self.model["name"],
+            estimator=self.estimator,
+            sites=len(self.sites),
+            share=self.flops.share_computed_once,
+        )
+        return Path(path)
 
     @functools.cached_property
     def exported_program(self) -> torch.export.ExportedProgram:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 from typing import Any
 
@@ -92,11 +91,3 @@ def to_text(ir: Ir) -> str:
         outputs.append(f"return %{node.name}: {type_text(node.meta.get('val'))} = {spec.kind}{name}")
     parts = ([node_text(n) for n in ir.placeholders()], calls, outputs)
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
-
-
-def unified_diff(before: str, after: str, name: str, context: int = 2) -> str:
-    """Return a unified diff of two graph texts; empty if they are equal."""
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), f"before {name}", f"after {name}", lineterm="", n=context
-    )
-    return "\n".join(lines)

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mobizo_cli import options as opt
+from mobizo_cli.errors import OptionError
 
 if TYPE_CHECKING:
     import mobizo_passes as mz
+
+_READING = "Reading"
+Graph = Annotated[
+    Path | None,
+    typer.Option(
+        help="Draw the step at module level in this .svg or .html file: what is computed once, what once per group.",
+        rich_help_panel=_READING,
+    ),
+]
+Diff = Annotated[
+    str | None, typer.Option(metavar="PASS", help="Show what this pass changed, instead.", rich_help_panel=_READING)
+]
+Everything = Annotated[
+    bool,
+    typer.Option("--everything", help="With --diff: every repeated layer too.", rich_help_panel=_READING),
+]
 
 
 def inspect(
@@ -28,11 +47,23 @@ def inspect(
     estimator: opt.EstimatorOption = "two-sided",
     noise: opt.NoiseOption = "gaussian",
     normalize: opt.NormalizeOption = None,
+    graph: Graph = None,
+    diff: Diff = None,
+    everything: Everything = False,
 ) -> None:
     """Show what the compiler does to a model, or, for a .pte, what is in its manifest."""
+    if everything and diff is None:
+        raise OptionError("--everything belongs to --diff PASS.")
     if Path(model).suffix == ".pte":
+        if graph is not None or diff is not None:
+            raise OptionError(f"--graph and --diff need a model: {model} holds lowered graphs only.")
         _show_manifest(Path(model))
         return
+    if graph is not None:
+        from mobizo_passes.picture import check_suffix
+
+        # Before a model is loaded and compiled.
+        check_suffix(graph)
     from mobizo_cli.build import build
 
     settings = opt.BuildOptions(
@@ -54,7 +85,16 @@ def inspect(
         noise=noise,
         normalize=normalize,
     )
-    _show_program(build(settings, "").program)
+    program = build(settings, "").program
+    if diff is not None:
+        from mobizo_cli import console
+
+        console.diff(program.diff(diff, width=console.terminal_width(), everything=everything))
+    else:
+        _show_program(program)
+    if graph is not None:
+        program.draw(graph)
+        typer.echo(f"{graph} written", err=True)
 
 
 def _show_program(program: mz.TrainingProgram) -> None:

@@ -184,6 +184,22 @@ def test_inspect_a_model(world: World, cli: Cli):
     assert "computed once" in done.out
 
 
+def test_inspect_draws_the_graph_and_shows_what_a_pass_changed(world: World, cli: Cli, tmp_path: Path):
+    command = ("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--diff", "expand-perturbations")
+    done = cli(*command, "--graph", "step.html")
+    assert done.code == 0, done.err
+    assert done.out.startswith("--- before expand-perturbations\n+++ after expand-perturbations\n@@ line ")
+    assert "mobizo.expand" in done.out
+    assert "\x1b" not in done.out
+    assert "⇉ expand × 8" in (tmp_path / "step.html").read_text(encoding="utf-8")
+
+
+def test_what_inspect_cannot_show_is_said_before_the_model_is_loaded(world: World, cli: Cli):
+    fails(cli("inspect", "nothing", "--graph", "step.pdf"), "drawn as .svg or .html", "'step.pdf'")
+    fails(cli("inspect", "nothing", "--everything"), "--diff PASS")
+    fails(cli("inspect", world.pte, "--graph", "step.svg"), "need a model", "lowered")
+
+
 def test_targets(cli: Cli):
     done = cli("targets")
     assert done.code == 0
