@@ -181,9 +181,33 @@ def batch_norm(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout | None, ...
     return layout if node.target is aten.batch_norm.default else (layout, None, None)
 
 
+@rule(aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default, aten.native_batch_norm.default)
+def batch_statistics(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout, Layout]:
+    """Normalises each channel over the batch; instance norm folds the batch into the channels, which keeps it whole."""
+    operands: list[Any] = list(node.args)
+    x, layout, _ = source(lift, node)
+    if layout.dim != 1:
+        raise lift.refuse(
+            node, "BatchNorm without running statistics normalises over the batch; use GroupNorm or LayerNorm"
+        )
+    channels = Layout(0, layout.outer)
+    node.args = (x, *(lift.fuse(a, channels) if isinstance(a, fx.Node) else a for a in operands[1:]))
+    return layout, channels, channels
+
+
+@rule(aten.glu.default)
+def glu(lift: Lifter, node: fx.Node) -> Layout:
+    _, layout, shape = source(lift, node)
+    if normalized(node.args[1] if len(node.args) > 1 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
+        raise lift.refuse(node, "it gates one half of the batch by the other")
+    return layout
+
+
 @rule(
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default, aten.group_norm.default,
-    aten.conv1d.padding, aten.conv2d.padding,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+    aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+    aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.pixel_shuffle.default,
 )  # fmt: skip
 def leading(lift: Lifter, node: fx.Node) -> Layout:
     """Operators whose dimension 0 is a batch of independent examples."""

@@ -72,54 +72,106 @@ def embedding(lift: Lifter, node: fx.Node) -> Layout:
 
 @rule(aten.index_select.default)
 def index_select(lift: Lifter, node: fx.Node) -> Layout:
+    operands: list[Any] = list(node.args)
+    x, dim, index = operands
+    at = normalized(dim, len(lift.shape(x)))
+    picked = lift.layout(index)
+    if lift.layout(x) is None and picked is not None:
+        # A table that all groups share, read at perturbed rows.
+        return Layout(at, picked.outer)
     x, layout, shape = source(lift, node)
-    dim, index = node.args[1], node.args[2]
-    if lift.layout(index) is not None:
-        raise lift.unsupported(node, "its index is perturbed")
-    if normalized(dim, len(shape)) != layout.dim:  # type: ignore[arg-type]
+    if picked is not None:
+        raise lift.unsupported(node, "its input and its index are both perturbed")
+    if at != layout.dim:
         return layout
     if layout.outer != 1:
         raise lift.unsupported(node, "it picks rows of a batch that is not outermost in its dimension")
-    node.args = (x, dim, offset_rows(lift, index, Layout(0), shape[layout.dim]))  # type: ignore[arg-type]
+    node.args = (x, dim, offset_rows(lift, index, Layout(0), shape[layout.dim]))
     return layout
 
 
 @rule(aten.index.Tensor)
 def index(lift: Lifter, node: fx.Node) -> Layout:
     """Advanced indexing. An index into the batch dimension counts rows of one group: each group adds its offset."""
-    x, layout, shape = source(lift, node)
-    indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
-    if any(lift.layout(i) is not None for i in indices) or any(
-        i is not None and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in indices
-    ):
-        raise lift.unsupported(node, "a perturbed or boolean index selects a data-dependent set")
+    operands: list[Any] = list(node.args)
+    x, indices = operands[0], list(operands[1])
     used = [d for d, i in enumerate(indices) if i is not None]
+    if any(indices[d].meta["val"].dtype in (torch.bool, torch.uint8) for d in used):
+        raise lift.unsupported(node, "a boolean index selects a data-dependent set")
     rank = max(indices[d].meta["val"].dim() for d in used)
-    adjacent = used == list(range(used[0], used[-1] + 1))
-    front = used[0] if adjacent else 0
-    if layout.dim not in used:
-        kept_before = [d for d in range(layout.dim) if d not in used]
-        passed = rank if not adjacent or front < layout.dim else 0
-        return Layout(len(kept_before) + passed, layout.outer)
-    if layout.outer != 1:
-        raise lift.unsupported(node, "it indexes a batch that is not outermost in its dimension")
-    rows = indices[layout.dim]
-    row_shape = lift.shape(rows)
-    if not row_shape:
-        raise lift.refuse(node, "it takes one example out of the batch dimension")
-    # Put the groups where the row index varies; broadcast dimensions count from the right.
-    back = next((d - len(row_shape) for d, size in enumerate(row_shape) if size > 1), -len(row_shape))
-    extent = row_shape[back]
-    for d in used:
-        size = lift.shape(indices[d])
-        if d != layout.dim and len(size) >= -back and size[back] > 1:
-            if size[back] != extent:
-                raise lift.unsupported(node, "its row index broadcasts against another index")
-            indices[d] = lift.fuse(indices[d], Layout(len(size) + back))
-    rows = _from_the_front(lift, rows, shape[layout.dim])
-    indices[layout.dim] = offset_rows(lift, rows, Layout(len(row_shape) + back), shape[layout.dim])
+    front = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
+    perturbed = any(lift.layout(indices[d]) is not None for d in used)
+    layout, shape = lift.layout(x), lift.shape(x)
+    if perturbed and layout is not None and layout.dim not in used:
+        raise lift.unsupported(node, "its input and its index are both perturbed, and it pairs no rows of the batch")
+    if layout is not None and layout.dim not in used:
+        before = sum(d not in used for d in range(layout.dim))
+        passed = rank if front < layout.dim or (front == 0 and used[0] != 0) else 0
+        return Layout(before + passed, layout.outer)
+    if layout is not None:
+        if layout.outer != 1:
+            raise lift.unsupported(node, "it indexes a batch that is not outermost in its dimension")
+        rows = indices[layout.dim]
+        if not lift.shape(rows):
+            raise lift.refuse(node, "it takes one example out of the batch dimension")
+        if lift.layout(rows) is None:
+            # Put the groups where the row index varies; broadcast dimensions count from the right.
+            shape_of = lift.shape(rows)
+            back = next((d - len(shape_of) for d, size in enumerate(shape_of) if size > 1), -len(shape_of))
+            rows = _from_the_front(lift, rows, shape[layout.dim])
+            rows = lift.fuse(rows, Layout(len(shape_of) + back))
+            lift.layouts[rows], lift.plain[rows] = Layout(len(shape_of) + back), indices[layout.dim].meta["val"]
+        indices[layout.dim] = rows
+    at, fused = lift.align(node, [indices[d] for d in used], rank)
+    for d, operand in zip(used, fused, strict=True):
+        indices[d] = operand
+    if layout is not None:
+        rows = indices[layout.dim]
+        indices[layout.dim] = offset_rows(lift, rows, lift.layout(rows) or at, shape[layout.dim])
     node.args = (x, indices)
-    return Layout(front + rank + back)
+    return Layout(front + at.dim, at.outer)
+
+
+@rule(aten.scatter.value, aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
+def scatter(lift: Lifter, node: fx.Node) -> Layout:
+    """Writes along a dimension that does not hold the batch; every operand is brought to the same layout."""
+    operands: list[Any] = list(node.args)
+    tensors = [a for a in (operands[0], *operands[2:]) if isinstance(a, fx.Node)]
+    layout = _common(lift, node, tensors)
+    if normalized(operands[1], lift.plain[node].dim()) == layout.dim:
+        raise lift.refuse(node, "it writes along the batch dimension")
+    if len({lift.shape(t)[layout.dim] for t in tensors}) != 1:
+        raise lift.unsupported(node, "its index and its input hold different batches")
+    node.args = tuple(lift.fuse(a, layout) if isinstance(a, fx.Node) else a for a in operands)
+    return layout
+
+
+@rule(aten.slice_scatter.default, aten.select_scatter.default)
+def write_part(lift: Lifter, node: fx.Node) -> Layout:
+    """Replaces a part of the first operand, along a dimension that does not hold the batch."""
+    operands: list[Any] = list(node.args)
+    whole, part = operands[:2]
+    ndim = lift.plain[node].dim()
+    dim = normalized(operands[2] if len(operands) > 2 else node.kwargs.get("dim", 0), ndim)
+    lost = node.target is aten.select_scatter.default
+    layout = lift.layout(whole)
+    if layout is None:
+        inside: Any = lift.layout(part)
+        layout = Layout(inside.dim + (lost and dim <= inside.dim), inside.outer)
+    if dim == layout.dim:
+        raise lift.refuse(node, "it replaces a part of the batch dimension")
+    within = Layout(layout.dim - (lost and dim < layout.dim), layout.outer)
+    if lift.layout(part) not in (None, within):
+        raise lift.refuse(node, "its operands hold the batch in different dimensions")
+    node.args = (lift.fuse(whole, layout), lift.fuse(part, within), *operands[2:])
+    return layout
+
+
+def _common(lift: Lifter, node: fx.Node, tensors: list[fx.Node]) -> Layout:
+    layouts = {lay for t in tensors if (lay := lift.layout(t))}
+    if len(layouts) != 1:
+        raise lift.refuse(node, "its operands hold the batch in different dimensions")
+    return layouts.pop()
 
 
 def _from_the_front(lift: Lifter, rows: fx.Node, count: int) -> fx.Node:

@@ -20,6 +20,8 @@ for _target in (
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
+    aten.copy.default,
+    aten._prelu_kernel.default,
     aten.where.Scalar,
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
@@ -153,6 +155,15 @@ def flip(lift: Lifter, node: fx.Node) -> Layout:
     _, layout, shape = _source(lift, node)
     if layout.dim in {normalized(d, len(shape)) for d in node.args[1]}:  # type: ignore[union-attr]
         raise lift.refuse(node, "it reorders the batch dimension")
+    return layout
+
+
+@rule(aten.roll.default)
+def roll(lift: Lifter, node: fx.Node) -> Layout:
+    _, layout, shape = _source(lift, node)
+    dims: list[int] = list(node.args[2]) if len(node.args) > 2 else []  # type: ignore[arg-type]
+    if not dims or layout.dim in {normalized(d, len(shape)) for d in dims}:
+        raise lift.refuse(node, "it shifts the batch dimension")
     return layout
 
 

@@ -57,6 +57,14 @@ fixed, fixed_integers = functools.cache(random), functools.cache(integers)
 M = random(WIDTH, WIDTH, seed=21)
 V = random(WIDTH, seed=22)
 
+
+def written(x: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
+    """Write into a copy of `x` in place; export turns that into a functional operator."""
+    y = x.clone()
+    write(y)
+    return y
+
+
 FINE: dict[str, Body] = {
     # products
     "matmul by a matrix": lambda h: h @ M,
@@ -145,6 +153,34 @@ FINE: dict[str, Body] = {
     "index of rows and positions": lambda h: h[torch.arange(BATCH), torch.tensor([4, 0, 2])] + h[:, 0],
     "index of rows by a column": lambda h: h[torch.arange(BATCH)[:, None], torch.tensor([[0, 1], [2, 2], [4, 0]])],
     "index_select of rows": lambda h: h.tanh().index_select(0, ROWS) * h,
+    "index of a table by perturbed ids": lambda h: fixed(WIDTH, 4)[h.argmax(-1)] + h.sum(-1, keepdim=True),
+    "index of weights by perturbed experts": lambda h: (
+        fixed(3, WIDTH, 4)[h[..., :3].argmax(-1)] * h.unsqueeze(-1)
+    ).sum(2),
+    "index of two dimensions by perturbed ids": lambda h: (
+        fixed(WIDTH, WIDTH, 4)[h.argmax(-1), h.argmin(-1)] + h.sum(-1, keepdim=True)
+    ),
+    "index of a later dimension by perturbed ids": lambda h: (
+        fixed(4, WIDTH)[:, h.argmax(-1)].permute(1, 2, 0) + h[..., :4]
+    ),
+    "index of rows and perturbed positions": lambda h: h[torch.arange(BATCH), h.sum(-1).argmax(1)] + h[:, 0],
+    "index_select by perturbed ids": lambda h: fixed(WIDTH, 4).index_select(0, h.argmax(-1).flatten()).view(
+        BATCH, LENGTH, 4
+    ) + h[..., :4],
+    "one_hot": lambda h: F.one_hot(h.argmax(-1), WIDTH) * h,
+    "scatter": lambda h: torch.zeros_like(h).scatter(-1, h.topk(2, -1).indices, 1.0) * h,
+    "scatter_add": lambda h: h.scatter_add(1, fixed_integers(LENGTH, BATCH, 2, WIDTH), h[:, :2]),
+    "write into a slice": lambda h: written(h, lambda z: z[..., 2:4].add_(1.0)),
+    "write into a column of a shared value": lambda h: written(
+        fixed(BATCH, LENGTH, WIDTH), lambda z: z[:, 1].copy_(h[:, 0])
+    ),
+    "take_along_dim": lambda h: torch.take_along_dim(h, h.argsort(-1), -1),
+    "roll": lambda h: h.roll(1, 1) - h,
+    "glu": lambda h: F.glu(h, -1),
+    "prelu": lambda h: F.prelu(h, torch.tensor(0.2)),
+    "instance norm": lambda h: F.instance_norm(h.transpose(1, 2)).transpose(1, 2),
+    "upsampling": lambda h: F.interpolate(h.transpose(1, 2), scale_factor=2.0).transpose(1, 2),
+    "transposed convolution": lambda h: F.conv_transpose1d(h.transpose(1, 2), fixed(WIDTH, 3, 2)).transpose(1, 2),
     # element-wise
     "masked_fill": lambda h: h.masked_fill(fixed(BATCH, LENGTH, 1) > 0, -2.0),
     "where": lambda h: torch.where(h > 0, h, 0.1 * h),
@@ -276,7 +312,28 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
     "boolean index": (lambda h: h * h[fixed(BATCH, LENGTH, WIDTH) > 9].sum(), mz.MobizoError, "."),
     "a row by number": (lambda h: h + h[torch.tensor(1)], mz.BatchCoupled, "takes one example"),
     "repeat of the batch": (lambda h: h.repeat(2, 1, 1).view(2, BATCH, LENGTH, 8).sum(0), mz.UnsupportedOp, "repeats"),
-    "roll": (lambda h: h.roll(1, 1).cumsum(1), mz.UnsupportedOp, r"aten.roll.default is not in the rule table"),
+    "roll of the batch": (lambda h: h.tanh().roll(1, 0) + h, mz.BatchCoupled, "shifts the batch"),
+    "roll of everything": (lambda h: h.roll(1) + h, mz.BatchCoupled, "shifts the batch"),
+    "scatter along the batch": (
+        lambda h: h.tanh().scatter(0, torch.zeros(1, LENGTH, WIDTH, dtype=torch.int64), 1.0) + h,
+        mz.BatchCoupled,
+        "writes along the batch",
+    ),
+    "write into an example": (
+        lambda h: written(h, lambda z: z[1:].add_(1.0)),
+        mz.BatchCoupled,
+        "a part of the batch dimension",
+    ),
+    "perturbed rows of perturbed values": (
+        lambda h: h[:, h.sum((1, 2)).long() % LENGTH].mean(1),
+        mz.UnsupportedOp,
+        "both perturbed",
+    ),
+    "statistics of the batch": (
+        nn.BatchNorm1d(LENGTH, track_running_stats=False).train(),
+        mz.BatchCoupled,
+        "BatchNorm without running statist",
+    ),
     "lu": (lambda h: h + torch.linalg.det(h @ h.mT)[:, None, None], mz.UnsupportedOp, "is not in the rule table"),
 }
 
@@ -294,7 +351,7 @@ def test_refusals(name: str) -> None:
         # The node, its operator, its module and its source line.
         assert "%" in str(caught.value)
         assert "aten." in str(caught.value)
-        assert re.search(r"in module '.*', (test_rules|models)\.py, line \d+", str(caught.value))
+        assert re.search(r"in module '.*', (test_rules|models|batchnorm)\.py, line \d+", str(caught.value))
 
 
 def test_a_refusal_names_the_module() -> None:
