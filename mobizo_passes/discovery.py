@@ -164,7 +164,7 @@ class Candidates:
         (fan_in, rank), (_, fan_out) = down.sizes, up.sizes
         named = any(low.search(down.fqn) and high.search(up.fqn) for low, high in _CONVENTIONS)
         narrow = rank < min(fan_in, fan_out)
-        scalings, miss = self._added(up, down)
+        scalings, miss = self._added(up.node, down.x, up.bias)
         kind = down.kind if down.kind != "linear" else up.kind
         site = LoRASite(
             _module_name(down.fqn, up.fqn), down.fqn, up.fqn, rank,
@@ -182,13 +182,13 @@ class Candidates:
             return Candidate(site, f"its rank {rank} is no less than its {fan_in} inputs or {fan_out} outputs")
         return Candidate(site, "")
 
-    def _added(self, up: Factor, down: Factor) -> tuple[list[float | None], str]:
+    def _added(self, output: fx.Node, x: fx.Node, bias: fx.Node | None) -> tuple[list[float | None], str]:
         """Follow the output to a sum with another map of the same input: the scalings passed, and what is missing."""
-        source, before = self._source(down.x)
-        if up.bias is not None and up.bias in self._batched and self._maps(up.bias, source) is not None:
+        source, before = self._source(x)
+        if bias is not None and bias in self._batched and self._maps(bias, source) is not None:
             return [*before], ""
         miss = "its output is not added to another path"
-        queue: list[tuple[fx.Node, list[float | None]]] = [(up.node, [])]
+        queue: list[tuple[fx.Node, list[float | None]]] = [(output, [])]
         seen: set[fx.Node] = set()
         while queue and len(seen) < _REACH:
             node, scalings = queue.pop(0)
@@ -219,7 +219,7 @@ class Candidates:
                     if self._source(base_x)[0] is source:
                         return [*scalings, *before], ""
         # Without a sum, the scalings up to the next operator that is none are still the site's own.
-        return self._trailing(up.node), miss
+        return self._trailing(output), miss
 
     def _trailing(self, node: fx.Node) -> list[float | None]:
         scalings: list[float | None] = []
@@ -266,18 +266,17 @@ class Candidates:
         return None
 
     def _merged(self, product: Factor) -> Candidate | None:
-        """Read the product of two stored matrices as the delta of a stored weight."""
+        """Read the product of two stored matrices as a weight: the delta of a stored one, or one beside it."""
         left = stored(product.x)
         if left is None or left[0] is product.weight:
             return None
         inner = left[0].meta["val"].shape[0 if left[1] else 1]
         rows, columns = product.node.meta["val"].shape
-        node, scalings, swapped, weight = product.node, [], False, None
-        while weight is None or node not in self._batched:
-            users = [u for u in node.users if not (weight is None and u in self._batched)]
-            if len(users) != 1:
+        node, scalings, swapped, weight, miss = product.node, [], False, None, ""
+        while node not in self._batched:
+            if len(node.users) != 1:
                 return None
-            user = users[0]
+            user = next(iter(node.users))
             passed = self._scaled(user)
             if user.target in _SUMS and weight is None and isinstance(user.args[1], fx.Node):
                 first = user.args[0] is node
@@ -290,8 +289,12 @@ class Candidates:
                 scalings += passed[1]
             elif user.target in TRANSPOSES:
                 swapped = not swapped
-            elif user.target in MAPS and weight is not None and user in self._batched:
+            elif user.target in MAPS and user in self._batched:
                 swapped ^= user.target is not aten.linear.default
+                if weight is None:
+                    x: Any = user.args[MAPS[user.target]]
+                    more, miss = self._added(user, x, None)
+                    scalings += more
             else:
                 return None
             node = user
@@ -302,7 +305,7 @@ class Candidates:
         site = LoRASite(_module_name(a, b), a, b, inner, _product(scalings), fan_in, fan_out, "merged")
         if inner >= min(rows, columns):
             return Candidate(site, f"its rank {inner} is no less than its {fan_in} inputs or {fan_out} outputs")
-        return Candidate(site, "")
+        return Candidate(site, f"a bottleneck of rank {inner}, but {miss}" if miss else "")
 
 
 def _weight_in_sum(node: fx.Node, first: bool) -> float:

@@ -20,7 +20,7 @@ class CanonicalProducts(Pass):
     """Bring products with a stored matrix to the form `matmul(x, w)`, whichever way `einsum` or the user wrote them.
 
     A batched product with a batch of one, a product of folded rows that are unfolded at once, a product from the left
-    of transposed values, and a sum fused into a scaled product.
+    of transposed values, a sum of element-wise products, and a sum fused into a scaled product.
 
     BEFORE  %r: f32[1, 10, 6] = aten.reshape(%x, [1, 10, 6]);  %v: f32[1, 6, 3] = aten.reshape(%a, [1, 6, 3])
             %m: f32[1, 10, 3] = aten.bmm(%r, %v);  %y: f32[2, 5, 3] = aten.reshape(%m, [2, 5, 3])
@@ -34,7 +34,7 @@ class CanonicalProducts(Pass):
     def rewrite(self, ir: Ir) -> int:
         count = 0
         for node in list(ir.graph.nodes):
-            for rule in (_single, _left, _scaled_sum, _unfolded):
+            for rule in (_single, _left, _scaled_sum, _unfolded, _summed):
                 with ir.graph.inserting_before(node):
                     new = None if node.op != "call_function" else rule(ir, node)
                 if new is not None:
@@ -97,6 +97,25 @@ def _scaled_sum(ir: Ir, node: fx.Node) -> fx.Node | None:
     if (beta := node.kwargs.get("beta", 1)) != 1:
         c = ir.call(aten.mul.Tensor, c, beta, like=node)
     return ir.call(aten.add.Tensor, c, y, like=node)
+
+
+def _summed(ir: Ir, node: fx.Node) -> fx.Node | None:
+    """sum(x[..., None, :] * w, -1) -> linear(x, w)."""
+    if node.target is not aten.sum.dim_IntList or len(node.args) > 2:
+        return None
+    operands: list[Any] = list(node.args)
+    product, dims = operands
+    if product.target is not aten.mul.Tensor or len(product.users) != 1:
+        return None
+    ndim = product.meta["val"].dim()
+    for rows, w in (product.args, reversed(product.args)):
+        if stored(w) is None or not isinstance(rows, fx.Node) or rows.target is not aten.unsqueeze.default:
+            continue
+        x, at = rows.args
+        last = [d % ndim for d in dims] == [ndim - 1]
+        if last and at % ndim == ndim - 2 and rows.meta["val"].dim() == ndim:  # type: ignore[operator]
+            return ir.call(aten.linear.default, x, w, like=node)
+    return None
 
 
 def _unfolded(ir: Ir, node: fx.Node) -> fx.Node | None:

@@ -138,7 +138,7 @@ def scatter(lift: Lifter, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     tensors = [a for a in (operands[0], *operands[2:]) if isinstance(a, fx.Node)]
     layout = _common(lift, node, tensors)
-    if normalized(operands[1], lift.plain[node].dim()) == layout.dim:
+    if normalized(operands[1], len(lift.shape(operands[2]))) == layout.dim:
         raise lift.refuse(node, "it writes along the batch dimension")
     if len({lift.shape(t)[layout.dim] for t in tensors}) != 1:
         raise lift.unsupported(node, "its index and its input hold different batches")
@@ -152,7 +152,8 @@ def write_part(lift: Lifter, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     whole, part = operands[:2]
     ndim = lift.plain[node].dim()
-    dim = normalized(operands[2] if len(operands) > 2 else node.kwargs.get("dim", 0), ndim)
+    given: Any = operands[2] if len(operands) > 2 else node.kwargs.get("dim", 0)
+    dim = normalized(given, ndim)
     lost = node.target is aten.select_scatter.default
     layout = lift.layout(whole)
     if layout is None:

@@ -114,6 +114,12 @@ FOUND: dict[str, tuple[Forward, str, str, float | None, str]] = {
     "merged as stored": (
         lambda m, x: F.linear(x, m.base.weight + (m.down_t @ m.up_t).T), "down_t", "up_t", 1.0, "merged",
     ),
+    "weight built first": (
+        lambda m, x: m.base(x) + F.linear(x, m.up @ m.down * 0.5), "down", "up", 0.5, "merged",
+    ),
+    "sum of element-wise products": (
+        lambda m, x: m.base(x) + F.linear((x.unsqueeze(-2) * m.down).sum(-1), m.up), "down", "up", 1.0, "linear",
+    ),
 }  # fmt: skip
 
 # name: (forward, lora_B of the candidate, reason)
@@ -145,6 +151,9 @@ MISSED: dict[str, tuple[Forward, str, str]] = {
     "wide": (
         lambda m, x: m.base(x) + x @ m.square @ m.base.weight.T, "base.weight",
         "its rank 6 is no less than its 6 inputs or 9 outputs",
+    ),
+    "weight built first, not added": (
+        lambda m, x: torch.tanh(F.linear(x, m.up @ m.down)), "up", "its output is not added to another path",
     ),
     "merged and wide": (
         lambda m, x: x @ (m.base.weight.T + m.square @ m.base.weight.T),
