@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lowering.errors import LoweringError
 from lowering.report import Report
 
 if TYPE_CHECKING:
+    import networkx
+
     from mobizo_manifest import Manifest
 
 
@@ -22,6 +25,18 @@ class Lowered:
     manifest: Manifest
     report: Report
     executorch: Any = field(repr=False)
+    graphs: Mapping[str, networkx.DiGraph] = field(repr=False)
+
+    def to_networkx(self, method: str = "step") -> networkx.DiGraph:
+        """One method as a graph: attributes op, shape, dtype, origin, flops, delegate (number of the call, or None)
+        and reason (why no delegate took the node, or None); nodes inside of delegate calls are there one by one.
+
+        Raises:
+            LoweringError: no such method.
+        """
+        if method not in self.graphs:
+            raise LoweringError(f"no method '{method}'; this program has {', '.join(self.graphs)}")
+        return self.graphs[method].copy()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the program to `path` and the manifest beside it (`model.pte` -> `model.json`); the program's path.

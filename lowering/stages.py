@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from lowering.checks import check_inputs_alive, check_methods, check_program
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
+from lowering.graph import method_graph
 from lowering.identity import program_id
 from lowering.lowered import Lowered
 from lowering.passes.base import PassRecord, run_passes
@@ -71,15 +72,17 @@ def lower_to(program: Program, target: Target, quantize: str | None, application
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
     edge = _to_edge(legal, partitioners, constants)
-    reports = {}
+    reports, graphs = {}, {}
     for name, each in methods.items():
         lowered = edge.exported_program(name)
         check_inputs_alive(name, each.core, lowered, manifest.methods[name])
-        reports[name] = method_report(name, lowered, target.reasons(partitioners[name]), each.passes)
+        reasons = target.reasons(partitioners[name])
+        reports[name] = method_report(name, lowered, reasons, each.passes)
+        graphs[name] = method_graph(lowered, reasons)
     finished = _to_executorch(edge)
     check_methods({plan.name: plan for plan in finished.executorch_program.execution_plan}, manifest)
     report = Report(target.name, reports, _weight_bytes(cores), _size(finished))
-    return Lowered(manifest, report, finished)
+    return Lowered(manifest, report, finished, graphs)
 
 
 def _legalise(program: Program, method: str, target: Target) -> Legal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import networkx
@@ -37,12 +37,14 @@ class Block:
     Blocks of kind operations are those of a module's own nodes that are computed alike, all once or all per group;
     blocks of kind expand hold the nodes that repeat a value for every group. `name` is the module's FQN, or the kind.
     `edges` are the data flow between `children`, by their indices; it has no cycle. Every input and call of the graph
-    is in `nodes` of exactly one child on each level; weights stand with their first reader.
+    is in `nodes` of exactly one child on each level; weights stand with their first reader. `computed` is "once",
+    "per group" or "both"; repeating a value is no computation, nor is what weights alone decide (``1 + weight``).
     """
 
     name: str
     kind: str
     nodes: tuple[fx.Node, ...] = field(repr=False)
+    computed: str
     children: tuple[Block, ...] = ()
     edges: tuple[tuple[int, int], ...] = ()
 
@@ -61,23 +63,15 @@ class Block:
         return sum(node_flops(n) for n in self.nodes if n.meta.get("expanded"))
 
     @property
-    def computed(self) -> str:
-        """ "once", "per group", or "both". Repeating a value is no computation."""
-        marks = {bool(n.meta.get("expanded")) for n in self.calls if n.target is not mobizo.expand.default}
-        if not marks:
-            return "once"
-        return "both" if len(marks) == 2 else "per group" if marks.pop() else "once"
-
-    @property
     def frontier(self) -> tuple[tuple[str, str], ...]:
         """Type before and after of every value that is repeated for all groups here."""
         found = (n for n in self.nodes if n.target is mobizo.expand.default and n.meta["val"].numel())
         return tuple((type_text(n.all_input_nodes[0].meta["val"]), type_text(n.meta["val"])) for n in found)
 
     @property
-    def sites(self) -> int:
-        """How many products with perturbed factors stand here."""
-        return sum(n.target is mobizo.mp_lora.default for n in self.nodes)
+    def perturbed(self) -> tuple[fx.Node, ...]:
+        """The calls that read a perturbed tensor itself: at a LoRA site, the products with its perturbed factors."""
+        return tuple(n for n in self.calls if any(s.target is mobizo.perturb.default for s in n.all_input_nodes))
 
     def walk(self) -> Iterator[Block]:
         """This block and all below it."""
@@ -97,14 +91,15 @@ def block_tree(ir: Ir) -> Block:
     modules = [owner.path for owner in owners.values() if owner.role == "module"]
     wrapper = _common(modules)
     children, edges = _split(nodes, owners, wrapper, top=True)
-    return Block(".".join(wrapper), "step", tuple(nodes), children, edges)
+    return Block(".".join(wrapper), "step", tuple(nodes), _computed(nodes, owners), children, edges)
 
 
 def block_graph(root: Block, depth: int | None = None) -> networkx.DiGraph:
     """Return the blocks `depth` levels below the root (None: the lowest) as an acyclic graph.
 
     Node attributes: `name`, `kind`, `computed`, `flops` and `expanded_flops` (int), `expanded_share` (0 to 1, of its
-    FLOPs), `nodes` (how many), `members` (list of node names), `frontier` (list of type pairs), `sites` (int).
+    FLOPs), `nodes` (how many), `members` (list of node names), `frontier` (list of type pairs), `perturbed` (how many
+    of them read a perturbed tensor).
     """
     cut = list(_cut(root, depth))
     graph = networkx.DiGraph()
@@ -114,7 +109,7 @@ def block_graph(root: Block, depth: int | None = None) -> networkx.DiGraph:
         graph.add_node(
             number, name=block.name, kind=block.kind, computed=block.computed, flops=flops, expanded_flops=expanded,
             expanded_share=expanded / flops if flops else 0.0, nodes=len(block.nodes),
-            members=[n.name for n in block.nodes], frontier=list(block.frontier), sites=block.sites,
+            members=[n.name for n in block.nodes], frontier=list(block.frontier), perturbed=len(block.perturbed),
         )  # fmt: skip
         place.update(dict.fromkeys(block.nodes, number))
     for node, number in place.items():
@@ -170,6 +165,8 @@ _Groups = list[tuple[tuple[str, str], list[fx.Node]]]
 class _Owner:
     role: str
     path: tuple[str, ...]
+    # Whether weights alone decide the value.
+    fixed: bool = False
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -208,6 +205,10 @@ def _owners(ir: Ir) -> dict[fx.Node, _Owner]:
         else:
             role = _TARGETS.get(node.target) or _CREATORS.get(node.meta.get("pass", ""), "module")
             owners[node] = _Owner(role, _parts(module_of(node)) if role == "module" else ())
+    for node in ir.graph.nodes:
+        sources = _sources(node)
+        if node.op == "call_function" and all(owners[s].fixed for s in sources):
+            owners[node] = replace(owners[node], fixed=True)
     return owners
 
 
@@ -235,7 +236,12 @@ def _split(
             return "module", owner.path[depth]
         if node.target is mobizo.expand.default:
             return "expand", ""
-        return "operations", "expanded" if node.meta.get("expanded") else ""
+        if owner.fixed:
+            # With what it is for, so that no block looks shared on its account.
+            expanded = any(user.meta.get("expanded") for user in node.users)
+        else:
+            expanded = bool(node.meta.get("expanded"))
+        return "operations", "expanded" if expanded else ""
 
     calls = [n for n in nodes if not _is_state(n)]
     groups, edges = _in_order(*_acyclic(calls, key))
@@ -259,14 +265,20 @@ def _split(
 
 def _block(fqn: str, kind: str, members: list[fx.Node], owners: dict[fx.Node, _Owner], path: tuple[str, ...]) -> Block:
     if kind != "module":
-        return Block(fqn, kind, tuple(members))
+        return Block(fqn, kind, tuple(members), _computed(members, owners))
     children, edges = _split(members, owners, path)
     if len(children) == 1:
         # A chain of modules with one child each is one block, under the outermost name.
         (only,) = children
         kind = "expand" if only.kind == "expand" else kind
         children, edges = only.children, only.edges
-    return Block(fqn, kind, tuple(members), children, edges)
+    return Block(fqn, kind, tuple(members), _computed(members, owners), children, edges)
+
+
+def _computed(nodes: Sequence[fx.Node], owners: dict[fx.Node, _Owner]) -> str:
+    calls = [n for n in nodes if n.op == "call_function" and n.target is not mobizo.expand.default]
+    marks = {bool(n.meta.get("expanded")) for n in calls if not owners[n].fixed}
+    return "both" if len(marks) == 2 else "per group" if True in marks else "once"
 
 
 def _is_state(node: fx.Node) -> bool:

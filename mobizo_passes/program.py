@@ -137,7 +137,7 @@ class TrainingProgram:
         """Return the step program at module level: one graph node per block, `depth` modules deep (None: all).
 
         Attributes: name, kind, computed ("once", "per group" or "both"), flops, expanded_flops, expanded_share, nodes,
-        members, frontier, sites; see `mobizo_passes.blocks`.
+        members, frontier, perturbed; see `mobizo_passes.blocks`.
         """
         from .blocks import block_graph, block_tree
 

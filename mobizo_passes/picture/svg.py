@@ -173,7 +173,7 @@ class Picture:
 
     def _bus(self, main: Box, x: float, y: float) -> None:
         """From the perturbed factors to every box that holds a product with them."""
-        reached = [child for child in main.children if any(block.sites for block in child.view.run)]
+        reached = [child for child in main.children if any(block.perturbed for block in child.view.run)]
         ends = [child.y + min(child.h / 2, 36) for child in reached]
         bus = x - 26
         for child, end in zip(reached, ends, strict=True):

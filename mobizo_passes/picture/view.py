@@ -92,7 +92,7 @@ def _view(run: tuple[Block, ...], above: str, shown: Counter[str]) -> View:
         return View(run, "box" if block.flops else "glue", label)
     if _is_site(block):
         return View(run, "site", label, chips=_chips(block))
-    if block.children and (block.sites or block.computed == "both"):
+    if block.children and (block.perturbed or block.computed == "both"):
         kind = pattern(block.name)
         if kind == block.name or shown[kind] < _UNFOLDED:
             shown[kind] += kind != block.name
@@ -114,7 +114,7 @@ def _is_site(block: Block) -> bool:
     inner = [grandchild for child in block.children for grandchild in child.children]
     if any(each.kind not in ("operations", "expand") for each in inner):
         return False
-    products = [n for n in block.calls if n.target is mobizo.mp_lora.default]
+    products = block.perturbed
     return bool(products) and set(products) <= _leading_to(block, {products[-1]})
 
 
@@ -148,7 +148,7 @@ def operations(block: Block) -> str:
 
 def _chips(block: Block) -> list[Chip]:
     chips = []
-    low = _leading_to(block, {n for n in block.calls if n.target is mobizo.mp_lora.default})
+    low = _leading_to(block, set(block.perturbed))
     for node in block.calls:
         if not node_flops(node):
             continue

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import networkx
 import pytest
 import torch
 
 import lowering
-from lowering.errors import FrozenInput, InvalidProgram, MethodMismatch, TargetUnavailable
+from lowering.errors import FrozenInput, InvalidProgram, LoweringError, MethodMismatch, TargetUnavailable
 from lowering.lowered import Lowered
 from lowering.targets import TARGETS, Availability
 from mobizo_manifest import Manifest
@@ -125,6 +126,30 @@ def test_the_report_accounts_for_every_node(lowered):
         assert step.delegated_share > 0.9
         embedding = next(node for node in step.portable if node.op == "aten.embedding.default")
         assert "int64" in embedding.reason
+
+
+@pytest.mark.parametrize("method", ["step", "apply"])
+def test_the_graph_tells_the_delegate_of_every_node(lowered, method):
+    graph, report = lowered.to_networkx(method), lowered.report.methods[method]
+    assert networkx.is_directed_acyclic_graph(graph)
+    calls = {name: row for name, row in graph.nodes(data=True) if row["op"] != "placeholder"}
+    inside = [row for row in calls.values() if row["delegate"] is not None]
+    outside = {name: row for name, row in calls.items() if row["delegate"] is None}
+    assert len(inside) == report.delegated_nodes
+    assert {row["delegate"] for row in inside} == set(range(report.partitions))
+    assert sum(row["flops"] for row in inside) == report.delegated_flops
+    assert all(row["reason"] is None for row in inside)
+    assert {name: row["reason"] for name, row in outside.items()} == {n.name: n.reason for n in report.portable}
+    inputs = [name for name, row in graph.nodes(data=True) if row["op"] == "placeholder"]
+    assert len(inputs) == len(lowered.manifest.methods[method].inputs)
+    # The data's way leads through delegate calls: every input reaches something that nothing reads.
+    ends = {name for name in graph if not graph.out_degree(name)}
+    assert all(networkx.descendants(graph, name) & ends for name in inputs)
+
+
+def test_a_graph_of_no_method_names_the_methods(lowered):
+    with pytest.raises(LoweringError, match="no method 'steps'; this program has step, apply"):
+        lowered.to_networkx("steps")
 
 
 def test_weights_are_stored_once(lowered):

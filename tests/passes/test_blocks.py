@@ -7,10 +7,12 @@ from typing import Any
 import networkx
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import mobizo_passes as mz
 from mobizo_passes.blocks import Block, block_tree, fold_runs, signature
-from tests.models import CASES
+from tests.models import CASES, Lora, integers, random, seeded
 from tests.passes.test_diff import deep
 
 NAMES = [case.name for case in CASES]
@@ -65,7 +67,7 @@ def test_flops_add_up_on_every_depth(compiled, name: str, depth: int | None) -> 
     members = [m for row in rows for m in row["members"]]
     assert sorted(members) == sorted(set(program.to_networkx()) - {"output"})
     assert all(row["nodes"] == len(row["members"]) for row in rows)
-    assert sum(row["sites"] for row in rows) >= len(program.sites)
+    assert sum(row["perturbed"] for row in rows) >= len(program.sites)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,7 +94,7 @@ def test_a_branch_without_lora_is_computed_once(compiled) -> None:
 def test_a_module_called_twice_is_two_blocks(compiled) -> None:
     first, second = named(tree(compiled("called-twice")[0]), "layer")
     assert (first.computed, second.computed) == ("both", "per group")
-    assert first.sites == second.sites == 1
+    assert len(first.perturbed) == len(second.perturbed) == 1
 
 
 def test_a_hoisted_selection_stands_with_its_reader(compiled) -> None:
@@ -100,6 +102,31 @@ def test_a_hoisted_selection_stands_with_its_reader(compiled) -> None:
     (attention,) = named(tree(compiled("block")[0]), "attention.0")
     selects = [n for n in attention.nodes if n.target is torch.ops.aten.select.int]
     assert len(selects) == 1
+
+
+def test_what_weights_alone_decide_is_no_shared_computation() -> None:
+    """Gemma's norms multiply by ``1 + weight``: behind a LoRA they are computed per group, not in part once."""
+
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x) * (1 + self.weight)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora, self.norm = Lora(6, 6), Norm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.lora(x))
+
+    program = mz.transform(seeded(Model()), (random(2, 6), integers(6, 2)), loss=F.cross_entropy)
+    (norm,) = named(tree(program), "norm")
+    assert [str(n.target) for n in norm.calls if not n.meta.get("expanded")] == ["aten.add.Tensor"]
+    assert (norm.computed, norm.children) == ("per group", ())
 
 
 def test_roles_stand_beside_the_modules(compiled) -> None:

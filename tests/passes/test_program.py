@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import mobizo_passes as mz
+from mobizo_passes.flops import node_flops
 from tests.models import case, llama, llama_inputs
 
 NAMES = ("mlp", "own-loss", "sequence-first", "llama-qv")
@@ -247,6 +248,17 @@ def test_flops_by_hand(compiled) -> None:
     shared = 2 * 3 * (6 * 8 + 6 * 2)  # first layer's base and lora_A
     expanded = 2 * 24 * (2 * 8 + 8 * 7 + 8 * 1 + 1 * 7 + 7 * 4)
     assert (flops.shared, flops.expanded, flops.groups) == (shared, expanded, 8)
+
+
+def test_flops_of_a_convolution_per_group_by_hand() -> None:
+    """1x2 kernel, 3 -> 4 channels in 1 channel group, 5 positions, 2 examples x 6 groups."""
+    graph = torch.fx.Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    y = graph.call_function(torch.ops.mobizo.mp_conv.default, (x, w, [1], [0], [1], 1))
+    x.meta["val"], w.meta["val"] = torch.empty(12, 3, 6), torch.empty(6, 4, 3, 2)
+    y.meta["val"] = torch.ops.mobizo.mp_conv(x.meta["val"], w.meta["val"], [1], [0], [1], 1)
+    assert y.meta["val"].shape == (12, 4, 5)
+    assert node_flops(y) == 2 * 12 * 4 * 5 * (3 * 2)
 
 
 @pytest.mark.parametrize("library", ["transformers", "peft", "executorch", "pydantic", "safetensors", "hypothesis"])
