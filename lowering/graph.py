@@ -22,12 +22,11 @@ def method_graph(edge: ExportedProgram, reasons: Mapping[str, str]) -> networkx.
     delegate call are named ``<call>.<node>``; weights are left out.
     """
     graph = networkx.DiGraph()
-    user = set(edge.graph_signature.user_inputs)
+    user: set[Any] = set(edge.graph_signature.user_inputs)
     # What stands for a node's value: inside of delegate calls it has another name.
     stands: dict[Node, str | dict[int, str]] = {}
     calls = 0
-    nodes: Any = edge.graph.nodes
-    for node in nodes:
+    for node in edge.graph.nodes:
         if node.op == "placeholder" and node.name in user:
             stands[node] = _add(graph, node.name, node, None, None)
         elif node.op == "call_function" and operation_name(node) == "executorch_call_delegate":
