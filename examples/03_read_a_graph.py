@@ -1,6 +1,11 @@
-"""Read what the compiler did: the rewritten graph, what each pass changed, and what is computed only once."""
+"""Read what the compiler did: the rewritten graph, what each pass changed, and what is computed only once.
+
+With the name of an .svg or .html file as argument it also draws the graph; docs/training_step.svg was made so.
+"""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -36,9 +41,15 @@ def main() -> None:
         print(f"  {entry.name:<28} {entry.rewrites} rewrites")
     print("\nWhere each LoRA site became one product per group:\n")
     print(program.diff("insert-mp-lora"))
+    print("\nThe lowest blocks with the most FLOPs, and how often they are computed:\n")
+    blocks = [data for _, data in program.blocks().nodes(data=True)]
+    for block in sorted(blocks, key=lambda data: -data["flops"])[:5]:
+        print(f"  {block['flops'] / program.flops.total:6.1%}  {block['computed']:<9}  {block['name']}")
     graph = program.to_networkx()
     expanded = sum(bool(data.get("expanded")) for _, data in graph.nodes(data=True))
     print(f"\n{expanded} of {graph.number_of_nodes()} nodes are computed once per perturbation, the others once.")
+    if len(sys.argv) > 1:
+        print(f"Drawn in {program.draw(sys.argv[1])}.")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ SHORTENED = {
     "make install": f"{MAKE} install",
     # A Llama of the same family and with the same tokenizer, but with two narrow layers, and 32 of the sentences.
     "MODEL=$(python -m examples.packaged --data reviews)": "MODEL=$PWD/tiny-llama",
-    'mobizo inspect "$MODEL" --layers 15-29': 'mobizo inspect "$MODEL" --layers 1',
+    'mobizo inspect "$MODEL" --layers 15-29 --graph step.html': (
+        'mobizo inspect "$MODEL" --layers 1 --graph step.html'
+    ),
     'mobizo lower "$MODEL" --layers 15-29 --template "{text} It was" --labels "0= terrible,1= great" -o model.pte': (
         'mobizo lower "$MODEL" --layers 1 --template "{text} It was" --labels "0= terrible,1= great" -o model.pte'
     ),

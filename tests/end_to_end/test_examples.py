@@ -13,9 +13,9 @@ from examples import packaged
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(name: str) -> str:
+def run(name: str, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / name)]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / name), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -31,8 +31,12 @@ def test_a_custom_model_trains_on_portable_kernels():
     assert accuracy_after > accuracy_before + 0.2
 
 
-def test_a_graph_can_be_read():
-    out = run("03_read_a_graph.py")
+def test_a_graph_can_be_read(tmp_path: Path):
+    out = run("03_read_a_graph.py", str(tmp_path / "step.svg"))
+    drawn = (tmp_path / "step.svg").read_text(encoding="utf-8")
+    # The picture in the README: `python examples/03_read_a_graph.py docs/training_step.svg` makes it anew.
+    assert drawn == (ROOT / "docs" / "training_step.svg").read_text(encoding="utf-8")
+    assert re.search(r"\d\.\d% +per group +base_model\.model\.\S+", out)
     assert "mobizo.mp_lora" in out
     assert re.search(r"insert-mp-lora +2 rewrites", out)
     # LoRA on the upper of two layers: more is computed once than per perturbation.
