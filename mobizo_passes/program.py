@@ -185,7 +185,7 @@ class TrainingProgram:
         return {fqn: value.clone() for fqn, value in self._adapter.items()}
 
     def frozen_adapter(self) -> dict[str, Tensor]:
-        """Return the LoRA tensors that are not trained (LoRA-FA: every lora_A), FQN -> tensor."""
+        """Return the adapter's tensors that are not trained (LoRA-FA: every lora_A), FQN -> tensor."""
         return {fqn: value.clone() for fqn, value in self._frozen.items()}
 
     def frozen_state(self) -> dict[str, Tensor]:

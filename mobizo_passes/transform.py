@@ -72,6 +72,8 @@ def transform(
     check_dtypes(captured.state, fqns)
     adapter = {fqn: captured.state[fqn].clone() for fqn in fqns}
     factors = dict.fromkeys(f for s in found for f in (s.lora_A, s.lora_B))
+    # PEFT stores these with the factors: an adapter that lacks them would not load as it was trained.
+    factors |= dict.fromkeys(fqn for fqn in captured.state if manifest.belongs_to_adapter(fqn))
     frozen = {fqn: captured.state[fqn] for fqn in factors if fqn not in adapter}
 
     # Labels are counted per example along dimension 1; elsewhere the loss reads every position.

@@ -113,7 +113,7 @@ def _summed(ir: Ir, node: fx.Node) -> fx.Node | None:
             continue
         x, at = rows.args
         last = [d % ndim for d in dims] == [ndim - 1]
-        if last and at % ndim == ndim - 2 and rows.meta["val"].dim() == ndim:  # type: ignore[operator]
+        if last and at % ndim == ndim - 2 and rows.meta["val"].dim() == ndim:
             return ir.call(aten.linear.default, x, w, like=node)
     return None
 

@@ -105,6 +105,47 @@ def test_manifest_keys_are_those_peft_writes(compiled) -> None:
     assert program.manifest()["peft"]["r"] == 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"lora_bias": True, "target_modules": ["o_proj"]},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["v_proj", "embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_all_that_peft_stores_is_in_the_manifest(options: dict[str, Any]) -> None:
+    import peft
+    import transformers
+
+    from tests.models import llama_inputs
+
+    config = transformers.LlamaConfig(
+        vocab_size=19, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, attention_bias=True,
+    )  # fmt: skip
+    lora = peft.LoraConfig(**{"r": 3, "target_modules": ["q_proj"], **options})
+    model: Any = seeded(peft.get_peft_model(transformers.LlamaForCausalLM(config), lora), scale=0.3)
+    program = mz.transform(model, llama_inputs(), estimator=mz.TwoSided(1))
+    written = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+    assert {entry["peft_key"] for entry in program.manifest()["adapter"]} == written
+
+
+def test_two_active_adapters_keep_their_names_in_the_manifest() -> None:
+    import peft
+
+    from tests.models import llama, llama_inputs
+
+    model: Any = llama(("q_proj",))
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "second"])
+    program = mz.transform(seeded(model), llama_inputs(), estimator=mz.TwoSided(1))
+    keys = [entry["peft_key"] for entry in program.manifest()["adapter"]]
+    assert len(keys) == len(set(keys)) == 8
+    assert {key.split(".")[-2] for key in keys} == {"default", "second"}
+
+
 def test_training_both_factors() -> None:
     program = transform(Mlp(), trainable="lora_A+lora_B")
     assert list(program.initial_adapter()) == ["first.squeeze", "first.widen", "second.squeeze", "second.widen"]
