@@ -13,10 +13,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, describe
-from .inline import inline
+from .inline import WritesInPlace, inline
 from .inputs import Inputs, LossFn
 from .ir import Input, Ir, Output, identifier
-from .rules import RULES
+from .rules import RECURRENT, RULES
 
 aten = torch.ops.aten
 
@@ -207,8 +207,11 @@ def _take_apart(ir: Ir) -> None:
             return target(*args, **kwargs)
 
         with ir.graph.inserting_before(node):
-            # A composite may write in place inside; the trace must not.
-            new = inline(ir, torch.func.functionalize(run), operands, node)
+            try:
+                new = inline(ir, run, operands, node)
+            except WritesInPlace:
+                # Left whole: if a perturbed value reaches it, it is refused by its own name.
+                continue
         node.replace_all_uses_with(new)
         ir.graph.erase_node(node)
 
@@ -220,6 +223,9 @@ def _check_random(node: fx.Node) -> None:
     if node.target is aten.scaled_dot_product_attention.default and not (
         node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
     ):
+        return
+    target: Any = node.target
+    if target in RECURRENT and not all(node.args[5:7]):  # dropout, and whether it is on
         return
     raise CaptureError(
         f"the model draws random numbers, so its perturbed copies would see different dropout: {describe(node)}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -51,15 +52,30 @@ def inline_all(
     raise RuntimeError(f"decomposing {like.target} gave no output")
 
 
+class WritesInPlace(RuntimeError):
+    """A function that was to be inlined changes one of its values in place."""
+
+
 def _trace(ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], nodes: list[fx.Node]) -> fx.Graph:
     def over_nodes(*values: Tensor) -> Any:
         given = iter(values)
         return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
 
     with ir.fake:
-        module = make_fx(over_nodes)(*(n.meta["val"] for n in nodes))
+        values = [n.meta["val"] for n in nodes]
+        module = make_fx(over_nodes)(*values)
+        if _writes(module.graph):
+            # A composite is taken apart below the reach of `functionalize`; its parts are not.
+            module = make_fx(torch.func.functionalize(module))(*values)
     module.graph.eliminate_dead_code()
+    if _writes(module.graph):
+        raise WritesInPlace(", ".join(_writes(module.graph)))
     return module.graph
+
+
+def _writes(graph: fx.Graph) -> list[str]:
+    schemas = {str(n.target): getattr(n.target, "_schema", None) for n in graph.nodes}
+    return [name for name, schema in schemas.items() if schema is not None and schema.is_mutable]
 
 
 def _key(arg: Any) -> Any:

@@ -398,6 +398,33 @@ def test_random_numbers_are_refused(body: Body) -> None:
         mz.transform(model, inputs, loss=cross_entropy)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind: Any) -> None:
+    """Perturbed values can't enter one; before the adapter it runs as it is."""
+
+    class Recurrent(nn.Module):
+        def __init__(self, first: bool) -> None:
+            super().__init__()
+            self.first, self.loop, self.layer = (
+                first,
+                kind(6, 6, batch_first=True, dropout=0.3, num_layers=2),
+                Lora(6, 6),
+            )
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(self.loop(x)[0]) if self.first else self.loop(self.layer(x))[0]
+            return self.head(y[:, -1])
+
+    inputs = (random(BATCH, LENGTH, 6), integers(4, BATCH))
+    model = seeded(Recurrent(True))
+    mz.verify(mz.transform(model, inputs, loss=cross_entropy), model, inputs)
+    with pytest.raises(
+        mz.UnsupportedOp, match=rf"a whole {kind.__name__} is one operator; write its loop over time out"
+    ):
+        mz.transform(seeded(Recurrent(False)), inputs, loss=cross_entropy)
+
+
 def test_data_dependent_control_flow_is_refused() -> None:
     model, inputs = build(lambda h: h if h.sum() > 0 else -h)
     with pytest.raises(mz.CaptureError, match="could not capture Around"):
