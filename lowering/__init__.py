@@ -18,8 +18,10 @@ from lowering.errors import (
     LoweringFailed,
     MethodMismatch,
     QuantizationNotSupported,
+    StateLost,
     TargetNotSupported,
     TargetUnavailable,
+    UnknownAdapterForm,
     UnknownTarget,
 )
 
@@ -34,6 +36,7 @@ def lower(
     target: str = "xnnpack",
     quantize: str | None = None,
     application: dict[str, Any] | None = None,
+    adapter: str = "external",
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
 
@@ -42,22 +45,27 @@ def lower(
         target: `"xnnpack"` (CPU, float32) or `"portable"`; see `available()`.
         quantize: None; other values are refused in this version.
         application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
+        adapter: `"external"`: the step takes the adapter and returns it. `"internal"`: the step holds it, from the
+            initial one on, and writes it at every call (the paper's form; see ADR 6 for what that gives up).
 
     Raises:
         UnknownTarget, TargetNotSupported, TargetUnavailable: the target cannot be used.
         QuantizationNotSupported: `quantize` is not None.
+        UnknownAdapterForm: `adapter` is neither.
         InvalidProgram: the program contradicts its own manifest.
         LoweringFailed: a stage failed; names method and stage.
-        FrozenInput, MethodMismatch: the result is not what the manifest promises, and is withheld.
+        FrozenInput, StateLost, MethodMismatch: the result is not what the manifest promises, and is withheld.
     """
     from lowering.targets import get_target
 
     chosen = get_target(target)
     chosen.require()
     chosen.check_quantize(quantize)
+    if adapter not in ("external", "internal"):
+        raise UnknownAdapterForm(adapter)
     from lowering.stages import lower_to
 
-    return lower_to(program, chosen, quantize, application)
+    return lower_to(program, chosen, quantize, application, adapter)
 
 
 def available() -> dict[str, Availability]:
@@ -74,8 +82,10 @@ __all__ = [
     "LoweringFailed",
     "MethodMismatch",
     "QuantizationNotSupported",
+    "StateLost",
     "TargetNotSupported",
     "TargetUnavailable",
+    "UnknownAdapterForm",
     "UnknownTarget",
     "available",
     "lower",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from executorch.exir.schema import ExecutionPlan, ScalarType, Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.errors import FrozenInput, InvalidProgram, MethodMismatch
+from lowering.errors import FrozenInput, InvalidProgram, MethodMismatch, StateLost
+from lowering.flops import operation_name
 from mobizo_manifest import Manifest, MethodSpec
 
 _DTYPES = {
@@ -26,8 +27,10 @@ _DTYPES = {
 }
 
 
-def check_program(method: str, program: ExportedProgram, spec: MethodSpec) -> None:
-    """The transform's program has as many inputs and outputs as its manifest says, and mutates nothing.
+def check_program(
+    method: str, program: ExportedProgram, spec: MethodSpec, state: Collection[str] = frozenset()
+) -> None:
+    """The transform's program has as many inputs and outputs as its manifest says, and mutates `state` alone.
 
     Raises:
         InvalidProgram: it has not.
@@ -40,11 +43,10 @@ def check_program(method: str, program: ExportedProgram, spec: MethodSpec) -> No
             f"method {method!r}: the manifest lists {expected[0]} inputs and {expected[1]} outputs, the program has "
             f"{counts[0]} and {counts[1]}; transform the model anew with this version of mobizo_passes"
         )
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        written = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
-        raise InvalidProgram(
-            f"method {method!r} writes to {sorted(set(written.values()))} in place; expected a pure function of tensors"
-        )
+    written = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}.values()
+    if set(written) != set(state):
+        expected = f"only {sorted(state)}" if state else "a pure function of tensors"
+        raise InvalidProgram(f"method {method!r} writes to {sorted(set(written))} in place; expected {expected}")
 
 
 def check_inputs_alive(method: str, before: ExportedProgram, after: ExportedProgram, spec: MethodSpec) -> None:
@@ -59,6 +61,49 @@ def check_inputs_alive(method: str, before: ExportedProgram, after: ExportedProg
     for described, was, now in zip(spec.inputs, old, new, strict=True):
         if was.users and not now.users:
             raise FrozenInput(method, described.name, "nothing reads it any more")
+
+
+def check_state(method: str, before: ExportedProgram, partitioned: ExportedProgram, state: Collection[str]) -> None:
+    """After partitioning each tensor of `state` is a buffer outside of all delegates, written, and read as `before`.
+
+    A delegate that took the buffer in would hold its initial value as a constant: the program would run, give a loss,
+    and never learn.
+
+    Raises:
+        StateLost: naming the first that is not.
+    """
+    nodes = {node.name: node for node in partitioned.graph.nodes}
+    written = {fqn: nodes[name] for name, fqn in partitioned.graph_signature.buffers_to_mutate.items()}
+    delegates = [
+        getattr(partitioned.graph_module, node.args[0].target).original_module
+        for node in partitioned.graph.nodes
+        if operation_name(node) == "executorch_call_delegate"
+    ]
+    for fqn in state:
+        if any(fqn in each.graph_signature.inputs_to_buffers.values() for each in delegates):
+            raise StateLost(method, fqn, "was taken into a delegate, as a constant")
+        if fqn not in written or written[fqn].op != "call_function":
+            raise StateLost(method, fqn, "is no longer written")
+        lost = _outputs_of(before, fqn) - _outputs_of(partitioned, fqn)
+        if lost:
+            raise StateLost(method, fqn, f"is no longer read for output {min(lost)}")
+
+
+def check_initial_values(method: str, plan: ExecutionPlan, state: Collection[str]) -> None:
+    """The serialised method has a stored initial value for each tensor of `state`.
+
+    ExecuTorch keeps a mutated buffer's shape alone unless told otherwise; it would start from whatever memory holds.
+
+    Raises:
+        StateLost: there are fewer.
+    """
+    tensors = [value.val for value in plan.values if isinstance(value.val, Tensor)]
+    # Only a buffer that is both written and initialised has a place in memory and one in the file; so have its views.
+    places = (each.allocation_info for each in tensors if each.data_buffer_idx > 0)
+    stored = len({(p.memory_id, p.memory_offset_low, p.memory_offset_high) for p in places if p is not None})
+    if stored != len(state):
+        missing = f"or another of {len(state)} has no stored initial value: {stored} have one"
+        raise StateLost(method, next(iter(state), ""), missing)
 
 
 def check_methods(plans: Mapping[str, ExecutionPlan], manifest: Manifest) -> None:
@@ -76,6 +121,17 @@ def check_methods(plans: Mapping[str, ExecutionPlan], manifest: Manifest) -> Non
             found = [_tensor(plan.values[index].val) for index in indices]
             if expected != found:
                 raise MethodMismatch(name, what, *_first_difference(expected, found))
+
+
+def _outputs_of(program: ExportedProgram, fqn: str) -> set[int]:
+    """Positions of the user outputs that depend on a buffer."""
+    signature = program.graph_signature
+    name = next((name for name, each in signature.inputs_to_buffers.items() if each == fqn), None)
+    reached: set[str] = set()
+    for node in program.graph.nodes:
+        if node.name == name or any(source.name in reached for source in node.all_input_nodes):
+            reached.add(node.name)
+    return {index for index, output in enumerate(signature.user_outputs) if output in reached}
 
 
 def _inputs(program: ExportedProgram) -> list[Node]:

@@ -46,6 +46,7 @@ class ProgramEditor:
         self._specs: dict[str, InputSpec] = {
             new_name[spec.arg.name]: spec for spec in program.graph_signature.input_specs
         }
+        self._mutated = frozenset(program.graph_signature.buffers_to_mutate.values())
         self._constants: dict[str, Any] = dict(program.constants)
         self._new_state: dict[str, torch.Tensor] = {}
         self._anchor: Node | None = None
@@ -58,12 +59,12 @@ class ProgramEditor:
         return [n for n in self.graph.nodes if n.op == "call_function" and n.target in targets]
 
     def is_constant(self, node: Node) -> bool:
-        """Whether `node` is a parameter, buffer or constant placeholder."""
+        """Whether `node` is a parameter, buffer or constant placeholder that the program never writes."""
         spec = self._specs.get(node.name) if node.op == "placeholder" else None
-        return spec is not None and spec.kind in CONSTANT_KINDS
+        return spec is not None and spec.kind in CONSTANT_KINDS and spec.target not in self._mutated
 
     def is_input(self, node: Node) -> bool:
-        """Whether `node` is a placeholder that the caller supplies."""
+        """Whether `node` is a placeholder whose value differs between calls: supplied by the caller, or written."""
         return node.op == "placeholder" and not self.is_constant(node)
 
     def constant_value(self, node: Node) -> torch.Tensor:

@@ -79,6 +79,28 @@ class FrozenInput(LoweringError):
         )
 
 
+class UnknownAdapterForm(LoweringError):
+    """`adapter` is neither "external" nor "internal"."""
+
+    def __init__(self, form: object) -> None:
+        self.form = form
+        super().__init__(
+            f"adapter={form!r} is unknown: expected 'external' (passed in and returned) or 'internal' (held inside)"
+        )
+
+
+class StateLost(LoweringError):
+    """An adapter tensor inside the program did not survive lowering as a buffer: initialised, read and written."""
+
+    def __init__(self, method: str, name: str, detail: str) -> None:
+        self.method = method
+        self.name = name
+        super().__init__(
+            f"method {method!r}: the adapter tensor {name!r} inside the program {detail}; a program lowered so would "
+            "not train: lower with adapter='external', or for the portable target, and report the model"
+        )
+
+
 class MethodMismatch(LoweringError):
     """A lowered method's inputs or outputs differ from what the manifest promises."""
 

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lowering.checks import check_inputs_alive, check_methods, check_program
+from lowering.checks import check_initial_values, check_inputs_alive, check_methods, check_program, check_state
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.graph import method_graph
 from lowering.identity import program_id
@@ -33,10 +34,10 @@ ADAPTER_METHOD = "initial_adapter"
 class Program(Protocol):
     """What lowering asks of a `mobizo_passes.TrainingProgram`."""
 
-    def core(self, method: str) -> ExportedProgram: ...
+    def core(self, method: str, adapter: str = "external") -> ExportedProgram: ...
     def initial_adapter(self) -> dict[str, Tensor]: ...
     def frozen_adapter(self) -> dict[str, Tensor]: ...
-    def manifest(self) -> dict[str, Any]: ...
+    def manifest(self, adapter: str = "external") -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class Legal:
     passes: tuple[PassRecord, ...]
 
 
-def lower_to(program: Program, target: Target, quantize: str | None, application: dict[str, Any] | None) -> Lowered:
+def lower_to(
+    program: Program, target: Target, quantize: str | None, application: dict[str, Any] | None, adapter: str
+) -> Lowered:
     """`lower`, its arguments checked."""
-    described = program.manifest()
-    methods = {name: _legalise(program, name, target) for name in described["methods"]}
+    described = program.manifest(adapter)
+    methods = {name: _legalise(program, name, target, adapter) for name in described["methods"]}
     cores = {name: each.core for name, each in methods.items()}
     manifest = Manifest.model_validate(
         {
@@ -64,8 +67,10 @@ def lower_to(program: Program, target: Target, quantize: str | None, application
             "application": application or {},
         }
     )
+    inside = [each.fqn for each in manifest.trainable_adapter] if adapter == "internal" else []
+    state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
-        check_program(name, each.core, manifest.methods[name])
+        check_program(name, each.core, manifest.methods[name], state[name])
     outside = weights_kept_outside({name: each.program for name, each in methods.items()})
     split = SplitSharedWeights(outside)
     legal = {name: run_passes(each.program, (split,))[0] for name, each in methods.items()}
@@ -76,17 +81,21 @@ def lower_to(program: Program, target: Target, quantize: str | None, application
     for name, each in methods.items():
         lowered = edge.exported_program(name)
         check_inputs_alive(name, each.core, lowered, manifest.methods[name])
+        check_state(name, each.core, lowered, state[name])
         reasons = target.reasons(partitioners[name])
         reports[name] = method_report(name, lowered, reasons, each.passes)
         graphs[name] = method_graph(lowered, reasons)
     finished = _to_executorch(edge)
-    check_methods({plan.name: plan for plan in finished.executorch_program.execution_plan}, manifest)
+    plans = {plan.name: plan for plan in finished.executorch_program.execution_plan}
+    check_methods(plans, manifest)
+    for name in methods:
+        check_initial_values(name, plans[name], state[name])
     report = Report(target.name, reports, _weight_bytes(cores), _size(finished))
     return Lowered(manifest, report, finished, graphs)
 
 
-def _legalise(program: Program, method: str, target: Target) -> Legal:
-    core = program.core(method)
+def _legalise(program: Program, method: str, target: Target, adapter: str) -> Legal:
+    core = program.core(method, adapter)
     try:
         legal, records = run_passes(core, target.passes)
     except LoweringError:
@@ -116,9 +125,17 @@ def _to_edge(
 
 
 def _to_executorch(edge: Any) -> Any:
+    written = {
+        name
+        for method in edge.methods
+        for name, fqn in edge.exported_program(method).graph_signature.inputs_to_buffers.items()
+        if fqn in edge.exported_program(method).graph_signature.buffers_to_mutate.values()
+    }
+    # The pass takes every placeholder whose name holds one of these; ExecuTorch heeds it on mutated buffers alone.
+    config = ExecutorchBackendConfig(passes=[InitializedMutableBufferPass(sorted(written))] if written else [])
     try:
         with torch.no_grad(), without_provenance():
-            return edge.to_executorch(ExecutorchBackendConfig())
+            return edge.to_executorch(config)
     except Exception as error:
         methods = ", ".join(edge.methods)
         raise LoweringFailed(methods, "serialisation", f"{type(error).__name__}: {error}") from error

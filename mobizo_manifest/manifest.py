@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
 from mobizo_manifest.rules import ManifestRuleError, check_adapter, check_batch, check_methods
 from mobizo_manifest.schema import (
+    AdapterState,
     AdapterTensor,
     BatchSpec,
     EstimatorSpec,
@@ -29,6 +30,10 @@ FORMAT_VERSION = 1
 
 class Manifest(BaseModel):
     """Everything about a lowered program that is not the program.
+
+    ``adapter_state`` says where the step's adapter is. ``"external"``: among the inputs and outputs of ``step``.
+    ``"internal"``: inside ``step``, which starts from the initial adapter when it is loaded and goes on from call to
+    call; the adapter is then known only by applying the projected gradients that it returns.
 
     Read one with :meth:`from_json`, :meth:`from_dict` or :meth:`load`, which raise :class:`ManifestError` or
     :class:`ManifestVersionError`. ``model_validate`` works too and raises pydantic's own error.
@@ -48,6 +53,7 @@ class Manifest(BaseModel):
     estimator: EstimatorSpec
     noise: NoiseSpec
     trainable: Trainable
+    adapter_state: AdapterState = "external"
     adapter: tuple[AdapterTensor, ...]
     peft: FreeForm | None = None
     batch: BatchSpec
@@ -58,7 +64,7 @@ class Manifest(BaseModel):
     def _check(self) -> Self:
         check_adapter(self.adapter)
         check_batch(self.batch)
-        check_methods(self.methods, self.adapter, self.batch, self.estimator)
+        check_methods(self.methods, self.adapter, self.batch, self.estimator, self.adapter_state)
         return self
 
     @property

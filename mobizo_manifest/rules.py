@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mobizo_manifest.schema import AdapterTensor, BatchSpec, EstimatorSpec, InputSpec, MethodSpec, OutputSpec
+from mobizo_manifest.schema import (
+    AdapterState,
+    AdapterTensor,
+    BatchSpec,
+    EstimatorSpec,
+    InputSpec,
+    MethodSpec,
+    OutputSpec,
+)
 
 #: The methods of a lowered program whose tensors the manifest describes. Only ``step`` is compulsory.
 KNOWN_METHODS = ("step", "apply", "loss", "logits")
@@ -49,7 +57,11 @@ def check_batch(batch: BatchSpec) -> None:
 
 
 def check_methods(
-    methods: Mapping[str, MethodSpec], adapter: Sequence[AdapterTensor], batch: BatchSpec, estimator: EstimatorSpec
+    methods: Mapping[str, MethodSpec],
+    adapter: Sequence[AdapterTensor],
+    batch: BatchSpec,
+    estimator: EstimatorSpec,
+    state: AdapterState,
 ) -> None:
     """Each method takes and returns the tensors that the driver will bind, by role."""
     if "step" not in methods:
@@ -57,10 +69,15 @@ def check_methods(
     for name, spec in methods.items():
         if name not in KNOWN_METHODS:
             raise ManifestRuleError(f"methods.{name}", f"expected one of {list(KNOWN_METHODS)}")
-        _check_adapter_io(name, spec, adapter)
+        inside = name == "step" and state == "internal"
+        _check_adapter_io(name, spec, () if inside else adapter)
         for item in spec.inputs:
             if item.role == "batch" and item.name not in batch.inputs:
                 raise ManifestRuleError(f"methods.{name}.inputs", f"`{item.name}` is not one of {list(batch.inputs)}")
+    if state == "internal" and "apply" not in methods:
+        raise ManifestRuleError(
+            "methods", "expected a method `apply`: an adapter inside the program is known only through it"
+        )
     step = methods["step"]
     _need(step.inputs, "methods.step.inputs", ("seed", "lr"))
     _need(step.outputs, "methods.step.outputs", ("loss", "projected_gradients"))

@@ -11,6 +11,8 @@ OutputRole = Literal["loss", "losses", "projected_gradients", "adapter", "logits
 EstimatorKind = Literal["two_sided", "one_sided", "forward_gradient"]
 NoiseKind = Literal["gaussian", "rademacher"]
 Trainable = Literal["lora_B", "lora_A+lora_B"]
+#: Where the step's adapter is: passed in and returned, or held and written inside the step method.
+AdapterState = Literal["external", "internal"]
 
 #: dtype names as torch prints them without the ``torch.`` prefix.
 DType = Literal["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]

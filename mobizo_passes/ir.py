@@ -25,13 +25,18 @@ from torch.fx.graph import CodeGen
 
 from .errors import InputError
 
-_STATE_KINDS = {"parameter": InputKind.PARAMETER, "buffer": InputKind.BUFFER, "constant": InputKind.CONSTANT_TENSOR}
+_STATE_KINDS = {
+    "parameter": InputKind.PARAMETER,
+    "buffer": InputKind.BUFFER,
+    "state": InputKind.BUFFER,
+    "constant": InputKind.CONSTANT_TENSOR,
+}
 
 
 @dataclass(frozen=True)
 class Input:
-    """A placeholder's role: `kind` is parameter, buffer or constant (state), or adapter, batch, seed, lr, eps or
-    projected_gradients (inputs)."""
+    """A placeholder's role: `kind` is parameter, buffer or constant (held by the program), state (held, and written
+    anew at every run), or adapter, batch, seed, lr, eps or projected_gradients (inputs)."""
 
     kind: str
     name: str
@@ -39,7 +44,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """An output's role: `kind` is loss | losses | projected_gradients | adapter | logits."""
+    """An output's role: `kind` is loss | losses | projected_gradients | adapter | logits | state (the new value of the
+    state of that name)."""
 
     kind: str
     name: str
@@ -175,6 +181,7 @@ class Ir:
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Evaluate eagerly. `inputs` maps input names to tensors; returns output names to tensors.
 
+        New values of state are among the results, and are what the next run starts from.
         Raises `InputError` if an input is missing or has another dtype or shape than the program was built for.
         """
         args = []
@@ -188,12 +195,17 @@ class Ir:
             args.append(_checked(spec, inputs[spec.name], node.meta["val"]))
         with torch.no_grad():
             results = self._callable()(*args)
+        # The tensors themselves stay as they are: clones share them.
+        self.state.update({s.name: v for s, v in zip(self.outputs, results, strict=True) if s.kind == "state"})
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
 
     # Leaving -----------------------------------------------------------------------------------------------------
 
     def to_exported_program(self, verifier: Any) -> torch.export.ExportedProgram:
-        """Return a valid `ExportedProgram`: state first, then user inputs in placeholder order."""
+        """Return a valid `ExportedProgram`: what it holds first, then user inputs in placeholder order.
+
+        State is a mutated buffer of a copy that belongs to this `ExportedProgram` alone.
+        """
         ir = self.clone()
         order = [n for kind in _STATE_KINDS for n in ir.placeholders(kind)]
         order += [n for n in ir.placeholders() if n not in set(order)]
@@ -205,10 +217,13 @@ class Ir:
         specs = [_input_spec(node) for node in order]
         ir.graph._codegen = CodeGen()
         nodes: Any = ir.graph.output_node().args[0]
-        outputs = [
-            OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
-            for spec, node in zip(ir.outputs, nodes, strict=True)
-        ]
+        # torch.export wants mutations in front.
+        returned = sorted(zip(ir.outputs, nodes, strict=True), key=lambda pair: pair[0].kind != "state")
+        ir.set_outputs(returned)
+        outputs = [_output_spec(spec, node) for spec, node in returned]
+        for spec in ir.outputs:
+            if spec.kind == "state":
+                ir.state[spec.name] = ir.state[spec.name].clone()
         ir.seal()
         ir._callable()
         user = [n for n in order if n.meta["input"].kind not in _STATE_KINDS]
@@ -223,7 +238,7 @@ def _exported(
 
     examples = tuple(torch.zeros(tuple(n.meta["val"].shape), dtype=n.meta["val"].dtype) for n in user)
     in_spec = pytree.tree_structure((examples, {}))
-    out_spec = pytree.tree_structure(tuple(ir.outputs))
+    out_spec = pytree.tree_structure(tuple(o for o in ir.outputs if o.kind != "state"))
     # Like torch.export, leave the root's argument names out: later passes rename nodes.
     call = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)
     in_state = [s for s in signature.input_specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
@@ -246,6 +261,12 @@ def _input_spec(node: fx.Node) -> InputSpec:
     kind = _STATE_KINDS.get(spec.kind, InputKind.USER_INPUT)
     target = spec.name if spec.kind in _STATE_KINDS else None
     return InputSpec(kind, TensorArgument(node.name), target, True if kind == InputKind.BUFFER else None)
+
+
+def _output_spec(spec: Output, node: fx.Node) -> OutputSpec:
+    if spec.kind == "state":
+        return OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(node.name), spec.name)
+    return OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
 
 
 def _checked(spec: Input, value: Any, expected: Tensor) -> Tensor:

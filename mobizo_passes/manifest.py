@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from .program import TrainingProgram
 
 MOBIZO_VERSION = "0.1.0"
-_STATE = ("parameter", "buffer", "constant")
+_STATE = ("parameter", "buffer", "state", "constant")
 
 
-def describe(program: TrainingProgram, methods: Mapping[str, Ir]) -> dict[str, Any]:
+def describe(program: TrainingProgram, methods: Mapping[str, Ir], adapter: str) -> dict[str, Any]:
     """Return the manifest's fields that do not depend on a target (see the manifest's schema for their meaning)."""
     keys = peft_keys([*program.initial_adapter(), *program.frozen_adapter()])
     return {
@@ -33,6 +33,7 @@ def describe(program: TrainingProgram, methods: Mapping[str, Ir]) -> dict[str, A
         "estimator": dict(program.estimator.manifest()),
         "noise": {"kind": program.noise, "version": VERSION},
         "trainable": program.trainable,
+        "adapter_state": adapter,
         "adapter": [
             *(_adapter(fqn, value, keys[fqn], True) for fqn, value in program.initial_adapter().items()),
             *(_adapter(fqn, value, keys[fqn], False) for fqn, value in program.frozen_adapter().items()),
@@ -90,7 +91,8 @@ def _dtype(value: Tensor) -> str:
 
 def _method(ir: Ir) -> dict[str, Any]:
     inputs = [(n.meta["input"], n.meta["val"]) for n in ir.placeholders() if n.meta["input"].kind not in _STATE]
-    outputs = zip(ir.outputs, (n.meta["val"] for n in ir.graph.output_node().args[0]), strict=True)  # type: ignore[union-attr]
+    nodes: Any = ir.graph.output_node().args[0]
+    outputs = [(s, n.meta["val"]) for s, n in zip(ir.outputs, nodes, strict=True) if s.kind not in _STATE]
     return {
         "inputs": [_tensor(spec.name, spec.kind, value) for spec, value in inputs],
         "outputs": [_tensor(spec.name, spec.kind, value) for spec, value in outputs],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from .estimators import Estimator
 from .passes import (
@@ -16,6 +18,7 @@ from .passes import (
     HoistSelections,
     InsertMpLora,
     InsertNoise,
+    InternalizeAdapter,
     LiftAdapter,
     Pass,
     RegroupLoss,
@@ -59,3 +62,8 @@ def apply(estimator: Estimator, noise: str) -> tuple[Pass, ...]:
 def core() -> tuple[Pass, ...]:
     """Readable program -> core ATen, for lowering."""
     return (StackNoise(), Decompose(), FoldConstants(), Canonicalize())
+
+
+def internal(initial: Mapping[str, Tensor]) -> tuple[Pass, ...]:
+    """A step, readable or core -> the step with its adapter inside."""
+    return (InternalizeAdapter(initial),)

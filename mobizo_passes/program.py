@@ -21,7 +21,7 @@ from .inputs import Inputs, LossFn, bind_inputs
 from .ir import Ir
 from .passes import Pass
 from .passes.gather_labels import label_counts
-from .pipelines import core
+from .pipelines import core, internal
 from .reference import StepResult
 from .sites import Sites
 from .text import to_text
@@ -166,17 +166,36 @@ class TrainingProgram:
         """The readable step program (with `mobizo::` operators) as a valid `ExportedProgram`."""
         return self._methods["step"].to_exported_program(self._verifier)
 
-    def core(self, method: str) -> torch.export.ExportedProgram:
-        """Return one method in core ATen, for lowering; raises `InputError` for an unknown method."""
-        return self.core_ir(method).to_exported_program(self._verifier)
+    def internalized(self) -> torch.export.ExportedProgram:
+        """The readable step with the adapter inside, as mutated buffers (the paper's form): a fresh one each time.
 
-    def core_ir(self, method: str) -> Ir:
-        """Return one method's `Ir` after the last passes; raises `InputError` for an unknown method."""
-        return run_passes(self._ir(method).clone(), core())
+        ``internalized().module()`` takes batch, seed, lr and eps, returns loss, losses and projected gradients, and
+        starts from the initial adapter; each call goes on from the one before, to the same bits as `step`.
+        """
+        return self._adapter_in(self._methods["step"], "internal").to_exported_program(self._verifier)
 
-    def manifest(self) -> dict[str, Any]:
-        """Return the target-independent part of the manifest, as plain JSON values."""
-        return _manifest.describe(self, self._methods)
+    def core(self, method: str, adapter: str = "external") -> torch.export.ExportedProgram:
+        """Return one method in core ATen, for lowering.
+
+        With `adapter` "internal" the step holds its adapter inside, as mutated buffers; the other methods are the same.
+        Raises `InputError` for an unknown method or form.
+        """
+        return self.core_ir(method, adapter).to_exported_program(self._verifier)
+
+    def core_ir(self, method: str, adapter: str = "external") -> Ir:
+        """Return one method's `Ir` after the last passes; see `core`."""
+        ir = run_passes(self._ir(method).clone(), core())
+        return self._adapter_in(ir, adapter) if method == "step" else ir
+
+    def manifest(self, adapter: str = "external") -> dict[str, Any]:
+        """Return the target-independent part of the manifest, as plain JSON values; `adapter` as for `core`."""
+        step = self._adapter_in(self._methods["step"], adapter)
+        return _manifest.describe(self, {**self._methods, "step": step}, adapter)
+
+    def _adapter_in(self, step: Ir, form: str) -> Ir:
+        if form not in ("external", "internal"):
+            raise InputError(f"adapter must be 'external' or 'internal', found {form!r}")
+        return run_passes(step.clone(), internal(self._adapter)) if form == "internal" else step
 
     # State -------------------------------------------------------------------------------------------------------
 

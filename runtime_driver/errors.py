@@ -81,6 +81,18 @@ class DataExhaustedError(DriverError):
         )
 
 
+class InternalStateError(DriverError):
+    """A step of a program that holds its adapter inside, where the session has another adapter."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This program holds its adapter inside, where it cannot be set; the session's adapter is neither that one "
+            "nor the initial one, so a step would train another adapter. Go on in the session that made the last step, "
+            "start from the initial adapter, or lower the model with adapter='external', which can resume a journal "
+            "and load adapters."
+        )
+
+
 class AdapterError(DriverError):
     """Adapter tensors that do not fit the program, or an adapter directory that cannot be read or written."""
 

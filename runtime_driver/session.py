@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from runtime_driver import adapter_io, resume
 from runtime_driver.batches import BatchBinder
-from runtime_driver.errors import HyperparameterError, MissingMethodError, NonFiniteLossError
+from runtime_driver.errors import HyperparameterError, InternalStateError, MissingMethodError, NonFiniteLossError
 from runtime_driver.evaluation import evaluate
 from runtime_driver.journal import FsyncPolicy, read_journal
 from runtime_driver.program import LoadedProgram
@@ -50,6 +50,8 @@ class Session:
         self._initial = {spec.fqn: stored[spec.fqn] for spec in self.manifest.trainable_adapter}
         self._frozen = {spec.fqn: stored[spec.fqn] for spec in self.manifest.frozen_adapter}
         self._adapter = dict(self._initial)
+        # The adapter that a loaded `step` holds, if it holds one; None while it is not known.
+        self._inside: dict[str, Tensor] | None = self._initial
 
     # The adapter
 
@@ -140,6 +142,8 @@ class Session:
             HyperparameterError, BatchError, LabelError, DataExhaustedError: before the step in question runs.
             JournalMismatchError, JournalCorruptError, JournalLockedError, JournalError: the journal cannot be used.
             NonFiniteLossError: NaN or infinity; journal and adapter stay at the last good step.
+            InternalStateError: the program holds its adapter inside, and it is not the one that the run would go on
+                from: a resumed journal's, or a loaded one.
         """
         observers = list(callbacks)
         if progress or (progress is None and sys.stderr.isatty()):
@@ -168,6 +172,7 @@ class Session:
 
         Raises:
             HyperparameterError, BatchError, LabelError, NonFiniteLossError.
+            InternalStateError: the program holds another adapter inside than the session's.
         """
         inputs, _ = self.binder.bind("step", batch)
         lr, eps = checked("lr", lr, positive=False), checked("eps", eps, positive=True)
@@ -252,7 +257,10 @@ class Session:
         return logits[:rows] if rows < self.manifest.batch.size else logits
 
     def release(self, *methods: str) -> None:
-        """Free the memory of these methods, or of all; they are loaded again when needed."""
+        """Free the memory of these methods, or of all; they are loaded again when needed.
+
+        A ``step`` that holds its adapter inside starts from the initial one when it is loaded again.
+        """
         for method in methods or self.program.resident_methods():
             self.program.release(method)
 
@@ -262,17 +270,45 @@ class Session:
         """Take an adapter that a method of this program returned, unchecked."""
         self._adapter = adapter
 
+    def check_state(self) -> None:
+        """Check that a step would train the session's adapter, which a program may hold inside.
+
+        The initial adapter can always be had again, by loading ``step`` anew.
+
+        Raises:
+            InternalStateError: the program holds another adapter.
+        """
+        if self.manifest.adapter_state == "external":
+            return
+        inside = self._inside if "step" in self.program.resident_methods() else self._initial
+        if _equal(inside, self._adapter):
+            return
+        if not _equal(self._initial, self._adapter):
+            raise InternalStateError
+        self.release("step")
+
     def run_step(
         self, inputs: Mapping[str, Tensor], seed: int, lr: float, eps: float, number: int | None = None
     ) -> StepOutput:
-        """Run ``step`` on bound inputs; the session's adapter stays. Raises :class:`NonFiniteLossError`."""
+        """Run ``step`` on bound inputs; the session's adapter stays.
+
+        Raises:
+            NonFiniteLossError, InternalStateError.
+        """
+        self.check_state()
+        self._inside = None
         out = self._run("step", self._adapter, inputs, {"seed": seed, "lr": lr, "eps": eps})
         loss = float(out["loss"][0])
         gradients = tuple(float(value) for value in out["projected_gradients"][0].tolist())
         losses = tuple(float(value) for tensor in out.get("losses", ()) for value in tensor.tolist())
         if not all(math.isfinite(value) for value in (loss, *gradients, *losses)):
             raise NonFiniteLossError(number, loss, list(gradients))
-        return StepOutput(loss, losses, gradients, self._named(out["adapter"]))
+        if self.manifest.adapter_state == "external":
+            adapter = self._named(out["adapter"])
+        else:
+            # The same update on the same bits as inside the step.
+            adapter = self._inside = self._apply(self._adapter, seed, lr, list(gradients))
+        return StepOutput(loss, losses, gradients, adapter)
 
     def apply_record(self, adapter: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
         """The adapter after a journal record's step."""
@@ -314,6 +350,12 @@ class Session:
         for item, tensor in zip(spec.outputs, self.program.execute(method, tensors), strict=True):
             outputs.setdefault(item.role, []).append(tensor)
         return outputs
+
+
+def _equal(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> bool:
+    import torch
+
+    return left is right or (left is not None and all(torch.equal(left[fqn], right[fqn]) for fqn in right))
 
 
 def _checked_seed(seed: int) -> int:

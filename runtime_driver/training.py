@@ -87,6 +87,8 @@ class TrainingRun:
     def _run(self, journal: JournalWriter | None, first: int, started: float) -> FitResult:
         options = self._options
         self._check_eval_batches()
+        if first < options.steps:
+            self._session.check_state()
         reader = BatchReader(self._batches, first, options.steps)
         resumed = None if journal is None else journal.contents
         header = self._header() if resumed is None else resumed.header

@@ -134,6 +134,7 @@ def _show_manifest(path: Path) -> None:
             ("normalised by", estimator.normalize or "nothing"),
             ("noise", f"{manifest.noise.kind}, version {manifest.noise.version}"),
             ("trained", f"{manifest.trainable}: {len(manifest.trainable_adapter)} tensors, {values:,} values"),
+            ("adapter in step", manifest.adapter_state),
             ("batch", f"{batch.size} examples of {', '.join(batch.inputs)}"),
             ("labels", "any number" if batch.max_labels is None else f"at most {batch.max_labels} for each example"),
             ("written by", ", ".join([f"mobizo {manifest.mobizo_version}", *_versions(manifest.tool_versions)])),

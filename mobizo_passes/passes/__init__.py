@@ -11,6 +11,7 @@ from .gather_labels import GatherLabels
 from .hoist_selections import HoistSelections
 from .insert_mp_lora import InsertMpLora
 from .insert_noise import InsertNoise
+from .internalize_adapter import InternalizeAdapter
 from .lift_adapter import LiftAdapter
 from .regroup_loss import RegroupLoss
 from .simplify_layouts import SimplifyLayouts
@@ -27,6 +28,7 @@ __all__ = [
     "HoistSelections",
     "InsertMpLora",
     "InsertNoise",
+    "InternalizeAdapter",
     "LiftAdapter",
     "Pass",
     "RegroupLoss",

@@ -22,6 +22,41 @@ def test_round_trip():
     assert [tensor.fqn for tensor in manifest.frozen_adapter] == [tiny.FQN_A]
 
 
+def inside() -> dict:
+    """The manifest of a program that holds its adapter inside."""
+    data = json.loads(json.dumps(tiny.manifest_dict(adapter_state="internal")))
+    for side in ("inputs", "outputs"):
+        items = data["methods"]["step"][side]
+        data["methods"]["step"][side] = [item for item in items if item["role"] != "adapter"]
+    return data
+
+
+def test_a_manifest_without_the_field_has_its_adapter_outside():
+    assert "adapter_state" not in tiny.manifest_dict()
+    assert Manifest.from_dict(tiny.manifest_dict()).adapter_state == "external"
+
+
+def test_an_adapter_inside():
+    manifest = Manifest.from_dict(inside())
+    assert manifest.adapter_state == "internal"
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_an_adapter_inside_is_not_passed_to_the_step_too():
+    with pytest.raises(ManifestError, match=r"expected 0, found 1") as caught:
+        Manifest.from_dict(tiny.manifest_dict(adapter_state="internal"))
+    assert caught.value.field == "methods.step.inputs"
+    with pytest.raises(ManifestError, match=r"expected 1, found 0"):
+        Manifest.from_dict({**inside(), "adapter_state": "external"})
+
+
+def test_an_adapter_inside_needs_apply():
+    data = inside()
+    del data["methods"]["apply"]
+    with pytest.raises(ManifestError, match="expected a method `apply`: an adapter inside"):
+        Manifest.from_dict(data)
+
+
 def edit(path: str, value: object) -> dict:
     # Through JSON, so that equal parts are not one shared object.
     data = json.loads(json.dumps(tiny.manifest_dict()))
@@ -50,6 +85,8 @@ DELETED = object()
         ("batch.inputs", "x", "batch.inputs", "found 'x'"),
         ("batch.label_inputs", ["y"], "batch.label_inputs", "`y` is not one of"),
         ("estimator.kind", "three_sided", "estimator.kind", "found 'three_sided'"),
+        ("estimator.normalize", True, "estimator.normalize", "found True"),
+        ("adapter_state", "inside", "adapter_state", "found 'inside'"),
         ("estimator.queries", 3, "methods.step.outputs", "estimator.queries is 3"),
         ("adapter", [], "adapter", "at least one trainable"),
         ("adapter.1.trainable", True, "methods.step.inputs", "expected 2, found 1"),

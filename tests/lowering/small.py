@@ -131,7 +131,7 @@ class Program:
     def expected(self, method: str) -> tuple[Tensor, ...]:
         return Method(self.model, method)(*self.inputs(method).values())
 
-    def core(self, method: str) -> ExportedProgram:
+    def core(self, method: str, adapter: str = "external") -> ExportedProgram:
         with torch.no_grad():
             module = Method(self.model, method).eval()
             return torch.export.export(module, tuple(self.inputs(method).values())).run_decompositions({})
@@ -143,7 +143,7 @@ class Program:
         state = self.model.state_dict()
         return {f"blocks.{i}.lora_a": state[f"blocks.{i}.lora_a.weight"] for i in range(len(self.adapter))}
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self, adapter: str = "external") -> dict[str, Any]:
         tensors = {**self.initial_adapter(), **self.frozen_adapter()}
         return {
             "format": "mobizo",

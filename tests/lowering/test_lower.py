@@ -199,8 +199,8 @@ class Lying(Program):
         super().__init__(1)
         self.change = change
 
-    def manifest(self):
-        described = super().manifest()
+    def manifest(self, adapter="external"):
+        described = super().manifest(adapter)
         self.change(described["methods"])
         return described
 

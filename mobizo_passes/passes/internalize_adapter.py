@@ -1,0 +1,66 @@
+"""Put the adapter inside the step program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..ir import Input, Ir, Output
+from ..text import type_text
+from .base import Pass
+
+
+@dataclass(frozen=True)
+class InternalizeAdapter(Pass):
+    """Turn adapter inputs and outputs into state that every run writes anew (the paper's own form).
+
+    BEFORE  %b: f32[576, 16] = adapter 'q_proj.lora_B.weight'
+            return %n: f32[576, 16] = adapter 'q_proj.lora_B.weight'
+    AFTER   %b: f32[576, 16] = state 'q_proj.lora_B.weight'      (a buffer, at first `initial`)
+            return %n: f32[576, 16] = state 'q_proj.lora_B.weight'      (a mutation of that buffer)
+
+    Raises `InputError` for a program that reads an adapter tensor and returns no new value for it: inside, it would be
+    a constant. Likewise where an initial value is missing or does not fit.
+    """
+
+    name: ClassVar[str] = "internalize-adapter"
+    requires: ClassVar[str] = "a new adapter output for each adapter input, and an initial value that fits it"
+    ensures: ClassVar[str] = "no adapter inputs and outputs; state in their place"
+
+    initial: Mapping[str, Tensor] = field(repr=False)
+
+    def rewrite(self, ir: Ir) -> int:
+        adapters = {node.meta["input"].name: node for node in ir.placeholders("adapter")}
+        nodes: Any = ir.graph.output_node().args[0]
+        returned = {spec.name: node for spec, node in zip(ir.outputs, nodes, strict=True) if spec.kind == "adapter"}
+        for fqn, node in adapters.items():
+            wanted = type_text(node.meta["val"])
+            if fqn not in returned:
+                raise InputError(
+                    f"adapter tensor '{fqn}' is read, but the program returns no new value for it; only a training "
+                    "step can hold its adapter inside"
+                )
+            if returned[fqn].op == "placeholder":
+                raise InputError(
+                    f"the new value of adapter tensor '{fqn}' is the input '{returned[fqn].name}' itself; inside, it "
+                    "would never be written"
+                )
+            for what, value in (("new", returned[fqn].meta["val"]), ("initial", self.initial.get(fqn))):
+                found = type_text(value) if isinstance(value, Tensor) else "none"
+                if found != wanted:
+                    raise InputError(f"adapter tensor '{fqn}' is {wanted}, its {what} value {found}")
+        for fqn, node in adapters.items():
+            node.meta["input"] = Input("state", fqn)
+            node.meta["pass"] = self.name
+            ir.state[fqn] = self.initial[fqn].detach().clone()
+        ir.set_outputs(
+            [
+                (Output("state", spec.name) if spec.kind == "adapter" else spec, node)
+                for spec, node in zip(ir.outputs, nodes, strict=True)
+            ]
+        )
+        return len(adapters)

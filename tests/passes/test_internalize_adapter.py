@@ -1,0 +1,138 @@
+"""InternalizeAdapter: the adapter as state of the step, with the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.export.graph_signature import InputKind, OutputKind
+
+import mobizo_passes as mz
+from mobizo_passes import passes
+from mobizo_passes.inputs import bind_inputs
+from mobizo_passes.ir import Output
+from tests.models import case
+from tests.passes.contract import PassContract, Stage, Tiny, before, rows
+
+B = "layer.lora_B.weight"
+STEPS = 4
+
+
+class TestInternalizeAdapter(PassContract):
+    kind = passes.InternalizeAdapter
+
+    def example(self) -> Stage:
+        stage = before(passes.StackNoise, Tiny(), rows())
+        return Stage(stage.ir, passes.InternalizeAdapter({B: stage.values[B]}), stage.values)
+
+    def test_it_fires(self) -> None:
+        stage = self.example()
+        assert stage.count() == 1
+        after = stage.apply()
+        assert not after.placeholders("adapter")
+        assert [n.meta["input"].name for n in after.placeholders("state")] == [B]
+        assert [o.kind for o in after.outputs] == ["loss", "losses", "projected_gradients", "state"]
+
+    def test_a_second_run_goes_on_from_the_first(self) -> None:
+        stage = self.example()
+        after = stage.apply()
+        first, second = stage.run(after), stage.run(after)
+        assert torch.equal(second[B], stage.ir.run({**stage.values, B: first[B]})[B])
+        assert not torch.equal(first["losses"], second["losses"])
+        # A clone made before has its own state, and so has the stage.
+        assert torch.equal(stage.run(stage.apply())["losses"], first["losses"])
+
+    def test_a_program_that_only_reads_its_adapter_is_refused(self) -> None:
+        stage = before(passes.InsertMpLora, Tiny(), rows())
+        with pytest.raises(mz.InputError, match=rf"'{B}' is read, but the program returns no new value for it; only a"):
+            passes.InternalizeAdapter({B: stage.values[B]})(stage.ir)
+
+    def test_an_adapter_that_is_returned_as_it_came_is_refused(self) -> None:
+        stage = self.example()
+        nodes: Any = stage.ir.graph.output_node().args[0]
+        outputs = list(zip(stage.ir.outputs, nodes, strict=True))
+        stage.ir.set_outputs([*outputs[:-1], (Output("adapter", B), stage.ir.input("adapter", B))])
+        with pytest.raises(mz.InputError, match="itself; inside, it would never be written"):
+            stage.apply()
+
+    @pytest.mark.parametrize(
+        ("initial", "found"), [({}, "none"), ({B: torch.zeros(3)}, r"f32\[3\]"), ({B: torch.zeros(4, 1).half()}, "f16")]
+    )
+    def test_an_initial_value_that_does_not_fit_is_refused(self, initial: dict[str, Any], found: str) -> None:
+        with pytest.raises(mz.InputError, match=rf"'{B}' is f32\[4, 1\], its initial value {found}"):
+            passes.InternalizeAdapter(initial)(self.example().ir)
+
+
+@pytest.mark.parametrize("form", ["readable", "core"])
+@pytest.mark.parametrize(
+    ("name", "estimator", "options"),
+    [
+        ("block", mz.TwoSided(2), {}),
+        ("block", mz.OneSided(2, normalize="std"), {"trainable": "lora_A+lora_B", "noise": "rademacher"}),
+        ("sequence-first", mz.TwoSided(1), {}),
+        ("tied", mz.TwoSided(2), {}),
+        ("llama-qv", mz.TwoSided(2), {}),
+    ],
+    ids=str,
+)
+def test_steps_in_a_row_have_the_same_bits(
+    compiled: Any, name: str, estimator: mz.TwoSided, options: dict[str, Any], form: str
+) -> None:
+    program, _, inputs = compiled(name, estimator=estimator, **options)
+    batch = list(bind_inputs(program.inputs, inputs).values())
+    core, initial = program.core_ir("step"), program.initial_adapter()
+
+    def internal() -> Any:
+        exported = program.internalized() if form == "readable" else program.core("step", "internal")
+        return exported.module()
+
+    module, adapter, losses = internal(), program.initial_adapter(), []
+    for step in range(STEPS):
+        lr, eps = torch.tensor([0.05]), torch.tensor([0.01])
+        loss, each, gradients = module(*batch, torch.tensor([step]), lr, eps)
+        given = {**adapter, **bind_inputs(program.inputs, inputs), "seed": torch.tensor([step]), "lr": lr, "eps": eps}
+        want = program._methods["step"].run(given) if form == "readable" else core.run(given)
+        assert torch.equal(loss, want["loss"])
+        assert torch.equal(each, want["losses"])
+        assert torch.equal(gradients, want["projected_gradients"])
+        adapter = {fqn: want[fqn] for fqn in adapter}
+        losses.append(loss)
+    assert len({float(loss) for loss in losses}) == STEPS
+    state = dict(module.named_buffers())
+    assert all(torch.equal(state[fqn], value) for fqn, value in adapter.items())
+    # Another one starts anew: neither the program nor its model was written to.
+    again = internal()(*batch, torch.tensor([0]), torch.tensor([0.05]), torch.tensor([0.01]))
+    assert torch.equal(again[0], losses[0])
+    assert all(torch.equal(initial[fqn], value) for fqn, value in program.initial_adapter().items())
+
+
+def test_the_exported_program_mutates_buffers_and_takes_no_adapter(compiled: Any) -> None:
+    program, _, _ = compiled("block")
+    signature = program.internalized().graph_signature
+    fqns = list(program.initial_adapter())
+    kinds = [spec.kind for spec in signature.output_specs]
+    assert kinds == [OutputKind.BUFFER_MUTATION] * len(fqns) + [OutputKind.USER_OUTPUT] * 3
+    assert list(signature.buffers_to_mutate.values()) == fqns
+    assert [s.target for s in signature.input_specs if s.kind == InputKind.BUFFER and s.target in fqns] == fqns
+    assert len(signature.user_inputs) == len(program.inputs.tensors) + 3
+    for name, value in program.initial_adapter().items():
+        assert torch.equal(program.internalized().state_dict[name], value)
+
+
+def test_the_manifest_says_where_the_adapter_is(compiled: Any) -> None:
+    program, _, _ = compiled("block")
+    outside, inside = program.manifest(), program.manifest("internal")
+    assert (outside["adapter_state"], inside["adapter_state"]) == ("external", "internal")
+    roles = [item["role"] for side in ("inputs", "outputs") for item in inside["methods"]["step"][side]]
+    assert roles == ["batch", "batch", "seed", "lr", "eps", "loss", "losses", "projected_gradients"]
+    assert inside["methods"]["apply"] == outside["methods"]["apply"]
+    assert inside["adapter"] == outside["adapter"]
+
+
+def test_an_unknown_form_is_refused() -> None:
+    one = case("mlp")
+    program = mz.transform(one.build(), one.inputs(), loss=F.cross_entropy)
+    with pytest.raises(mz.InputError, match="adapter must be 'external' or 'internal', found 'inside'"):
+        program.core("step", "inside")
