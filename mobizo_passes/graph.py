@@ -16,7 +16,7 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
     """Return one node per graph node and one edge per use.
 
     Node attributes: `op`, `shape` (list of int or None), `dtype`, `type` (text), `origin` (module FQN),
-    `creator` (pass), `role` (of inputs, else None), `expanded` (bool) and `flops` (int).
+    `pass` (its name), `role` (of inputs, else None), `expanded` (bool) and `flops` (int).
     """
     graph = networkx.DiGraph()
     for node in ir.graph.nodes:
@@ -29,7 +29,7 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
             dtype=str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else None,
             type=type_text(value) if value is not None else "",
             origin=module_of(node),
-            creator=node.meta.get("pass", ""),
+            **{"pass": node.meta.get("pass", "")},
             role=spec.kind if spec is not None else None,
             expanded=bool(node.meta.get("expanded")),
             flops=node_flops(node),

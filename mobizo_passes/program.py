@@ -128,7 +128,7 @@ class TrainingProgram:
         raise InputError(f"no pass '{pass_name}' ran; these did: {', '.join(r.name for r in self.history)}")
 
     def to_networkx(self) -> networkx.DiGraph:
-        """Return the step program as a graph: attributes op, shape, dtype, origin, creator, expanded, flops."""
+        """Return the step program as a graph: attributes op, shape, dtype, origin, pass, expanded, flops."""
         from .graph import to_networkx
 
         return to_networkx(self._methods["step"])

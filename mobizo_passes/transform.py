@@ -43,7 +43,7 @@ def transform(
         loss: None for the model's own loss output, else ``fn(outputs, *labels) -> Tensor``; the inputs that the model's
             forward does not name are its labels.
         sites: None to take every site found, or a predicate on `LoRASite`, or a list of module or parameter FQNs.
-        batch_dim: the dimension of activations that holds the batch.
+        batch_dim: the dimension of the inputs that holds the batch; inside the model it is followed from there.
         max_labels: how many labelled positions one example may carry in a token-level loss; None takes the most that
             the example inputs carry. Logits are computed at that many positions only.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,10 @@ def lower(
     normalize: opt.NormalizeOption = None,
     target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
     quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
+    adapter: Annotated[
+        Literal["external", "internal"],
+        typer.Option(help="The step's adapter: an input and an output, or held inside the program."),
+    ] = "external",
 ) -> None:
     """Compile a model with LoRA into a .pte that trains itself, with its tokenizer in a directory beside it."""
     if output.suffix != ".pte":
@@ -68,7 +72,9 @@ def lower(
         normalize=normalize,
     )
     built = build(settings, f"{output.stem}.tokenizer")
-    lowered = lowering.lower(built.program, target=target, quantize=quantize, application=built.task.application())
+    lowered = lowering.lower(
+        built.program, target=target, quantize=quantize, adapter=adapter, application=built.task.application()
+    )
     _save(output, lowered, built.tokenizer, built.task.tokenizer)
     methods = lowered.report.methods.items()
     table(

@@ -41,6 +41,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Done:
+        capfd.readouterr()  # what fixtures wrote
         with pytest.raises(SystemExit) as caught:
             run([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
@@ -151,8 +152,10 @@ def test_vocabulary_loss(world: World, cli: Cli):
 
 def test_a_trained_adapter_is_a_model_for_lower(world: World, cli: Cli, tmp_path: Path):
     assert cli(*train_command(world, 3, "adapter")).code == 0
-    again = cli("lower", "adapter", "-o", "again.pte", *TASK, "--queries", 2, "--target", "portable")
+    options = ("--queries", 2, "--target", "portable", "--adapter", "internal")
+    again = cli("lower", "adapter", "-o", "again.pte", *TASK, *options)
     assert again.code == 0, again.err
+    assert "internal" in cli("inspect", "again.pte").out
     assert cli("export-adapter", "again.pte", "-o", "exported").code == 0
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("adapter", "exported")]
     assert weights[0] == weights[1]

@@ -97,13 +97,13 @@ def test_networkx(compiled, name: str) -> None:
     program, _, _ = compiled(name)
     graph = program.to_networkx()
     assert networkx.is_directed_acyclic_graph(graph)
-    wanted = {"op", "shape", "dtype", "type", "origin", "creator", "role", "expanded", "flops"}
+    wanted = {"op", "shape", "dtype", "type", "origin", "pass", "role", "expanded", "flops"}
     assert all(set(attributes) == wanted for _, attributes in graph.nodes(data=True))
     adapters = {n for n, a in graph.nodes(data=True) if a["role"] == "adapter"}
     assert len(adapters) == len(program.initial_adapter())
     sites = [a for _, a in graph.nodes(data=True) if a["op"] == "mobizo.mp_lora"]
     assert sites
-    assert all(a["expanded"] and a["creator"] and a["flops"] > 0 for a in sites)
+    assert all(a["expanded"] and a["pass"] and a["flops"] > 0 for a in sites)
     # Every adapter reaches the losses, and nothing that is shared lies below a perturbed value.
     losses = program._methods["step"].output_node("losses").name
     assert all(networkx.has_path(graph, adapter, losses) for adapter in adapters)
