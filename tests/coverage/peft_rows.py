@@ -142,11 +142,7 @@ def tokens() -> tuple[Tensor, Tensor]:
 
 
 CLASSES: dict[str, Any] = {"loss": F.cross_entropy}
-EMBEDDING = Refusal(mz.NoLoRASites, "lora_embedding_A.default: not among the sites|found no LoRA site")
-CONVOLUTION = Refusal(mz.NoLoRASites, "not a plain product of two stored 2-D matrices")
 INACTIVE = "the adapter is not active"
-NORM = Refusal(mz.BatchCoupled, "reduces or normalises.*aten.linalg_vector_norm.*lora_magnitude_vector")
-BIAS = Refusal(mz.NoLoRASites, "found no LoRA site")
 IN_PLACE = Refusal(mz.CaptureError, "torch.export could not capture")
 
 
@@ -166,15 +162,15 @@ ROWS: tuple[Row, ...] = (
         rank_pattern={"layers.1.self_attn.q_proj": 1}, alpha_pattern={"v_proj": 9}), ONE_SIDED),
     _llama("all-linear", llama("all-linear"), {**BOTH, **SIGNS}),
     _llama("lm_head", llama([*QV, "lm_head"])),
-    _llama("embed_tokens", llama([*QV, "embed_tokens"]), missing=EMBEDDING),
-    _llama("embed_tokens, both factors", llama(["embed_tokens"]), BOTH, missing=EMBEDDING),
+    _llama("embed_tokens", llama([*QV, "embed_tokens"])),
+    _llama("embed_tokens, both factors", llama(["embed_tokens"]), BOTH),
     _llama("tied embeddings, q, v", _tied(QV), ONE_SIDED),
     _llama("tied embeddings, lm_head", _tied(["v_proj", "lm_head"])),
-    _llama("tied embeddings, embed_tokens", _tied(["v_proj", "embed_tokens"]), missing=EMBEDDING),
+    _llama("tied embeddings, embed_tokens", _tied(["v_proj", "embed_tokens"])),
     _llama("modules_to_save=lm_head", llama(modules_to_save=["lm_head"]), BOTH),
-    _llama("DoRA", llama(use_dora=True), missing=NORM),
-    _llama("DoRA, all-linear, both factors", llama("all-linear", use_dora=True), BOTH, missing=NORM),
-    _llama("lora_bias", llama(lora_bias=True), missing=BIAS),
+    _llama("DoRA", llama(use_dora=True)),
+    _llama("DoRA, all-linear, both factors", llama("all-linear", use_dora=True), BOTH),
+    _llama("lora_bias", llama(lora_bias=True)),
     _llama("lora_dropout, eval", llama(lora_dropout=0.3), SIGNS),
     _llama("lora_dropout, train", training, refused=Refusal(mz.CaptureError, "draws random numbers.*dropout")),
     _llama("two adapters, one active", lambda: two_adapters("second"), BOTH, left_out=INACTIVE),
@@ -185,22 +181,19 @@ ROWS: tuple[Row, ...] = (
     _llama("layers_to_transform, upper half", llama(layers_to_transform=[1]), ONE_SIDED),
     Row("GPT-2 + PEFT", "Conv1D: c_attn", lambda: gpt2(["c_attn"])(), llama_inputs),
     Row("GPT-2 + PEFT", "Conv1D: all", lambda: gpt2(["c_attn", "c_fc", "c_proj"])(), llama_inputs, {**BOTH, **SIGNS}),
-    Row("convnet + PEFT", "Conv2d", lambda: filled(attach(Pixels(), ["stem", "point"])), labelled(3, 7, 6), CLASSES,
-        missing=CONVOLUTION),
+    Row("convnet + PEFT", "Conv2d", lambda: filled(attach(Pixels(), ["stem", "point"])), labelled(3, 7, 6), CLASSES),
     Row("convnet + PEFT", "Conv2d, both factors", lambda: filled(attach(Pixels(), ["stem"])), labelled(3, 7, 6),
-        {**CLASSES, **BOTH}, missing=CONVOLUTION),
+        {**CLASSES, **BOTH}),
     Row("convnet + PEFT", "grouped Conv2d", lambda: filled(attach(Pixels(), ["grouped"], rank=4)), labelled(3, 7, 6),
-        CLASSES, missing=CONVOLUTION),
+        CLASSES),
     Row("convnet + PEFT", "DoRA on Conv2d", lambda: filled(attach(Pixels(), ["stem"], use_dora=True)),
-        labelled(3, 7, 6), CLASSES, missing=CONVOLUTION),
-    Row("convnet + PEFT", "Conv1d over time", lambda: filled(attach(Signal(), ["conv"])), labelled(5, 6), CLASSES,
-        missing=CONVOLUTION),
+        labelled(3, 7, 6), CLASSES),
+    Row("convnet + PEFT", "Conv1d over time", lambda: filled(attach(Signal(), ["conv"])), labelled(5, 6), CLASSES),
     Row("convnet + PEFT", "linear head only", lambda: filled(attach(Pixels(), ["head"], rank=2)), labelled(3, 7, 6),
         {**CLASSES, **ONE_SIDED}),
-    Row("bag of words + PEFT", "Embedding", lambda: filled(attach(Words(), ["embed"])), tokens, CLASSES,
-        missing=EMBEDDING),
+    Row("bag of words + PEFT", "Embedding", lambda: filled(attach(Words(), ["embed"])), tokens, CLASSES),
     Row("bag of words + PEFT", "DoRA on Embedding", lambda: filled(attach(Words(), ["embed"], use_dora=True)), tokens,
-        CLASSES, missing=EMBEDDING),
+        CLASSES),
     Row("nn.MultiheadAttention + PEFT", "attention", lambda: filled(attach(SelfAttention(), ["attention"])),
         labelled(5, 8), CLASSES, refused=IN_PLACE),
 )  # fmt: skip

@@ -36,7 +36,6 @@ class Row:
     """`build` gives a fresh model with non-zero LoRA-B in eval mode; `inputs` its example inputs, batch of two or more.
 
     `left_out`: why candidates are rightly not taken; no other reason is accepted. `refused`: refused on purpose.
-    `missing`: refused today, though it could be supported.
     """
 
     architecture: str
@@ -46,7 +45,6 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     left_out: str = ""
     refused: Refusal | None = None
-    missing: Refusal | None = None
 
     def __str__(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", f"{self.architecture} {self.variant}".lower()).strip("-")
@@ -69,14 +67,13 @@ class Outcome:
     tolerance: float = 0.0
     error: mz.MobizoError | None = None
 
-    def text(self, row: Row) -> str:
+    def text(self) -> str:
         """The last cell of the row: `agrees`, or why not, on one line and without the advice."""
         if self.error is None:
             return "agrees"
         if isinstance(self.error, mz.VerificationFailed):
             return f"WRONG: {self.error}"
-        label = "refused" if row.missing is None else "not yet"
-        return f"{label}: {type(self.error).__name__}: {_reason(str(self.error))}"
+        return f"refused: {type(self.error).__name__}: {_reason(str(self.error))}"
 
 
 def _reason(message: str) -> str:

@@ -105,21 +105,20 @@ def trained(make: Make) -> Make:
     return lambda: filled(make(), 0.4).train()
 
 
-NO_SITE = Refusal(mz.NoLoRASites, "found no LoRA site")
 CLASSIFY = (rows(6), label_loss)
 
 SPELLINGS: tuple[Row, ...] = (
-    spelled("einsum, two steps", own.einsum, BOTH, missing=NO_SITE),
-    spelled("einsum, three operands", own.einsum_three, missing=NO_SITE),
+    spelled("einsum, two steps", own.einsum, BOTH),
+    spelled("einsum, three operands", own.einsum_three),
     spelled("x @ A @ B, stored [in, r], [r, out]", own.products, BOTH, "ir,ro"),
     spelled("x @ A.T @ B.mT", own.transposes, SIGNS),
-    spelled("Conv1D: addmm with biases", own.conv1d_style, stored="ir,ro", missing=NO_SITE),
+    spelled("Conv1D: addmm with biases", own.conv1d_style, stored="ir,ro"),
     spelled("scale in a buffer", own.buffer_scale, ONE_SIDED),
-    spelled("scale in a parameter", own.learned_scale, missing=NO_SITE),
+    spelled("scale in a parameter", own.learned_scale),
     spelled("scale before, literal", own.scale_before, BOTH),
-    spelled("bias on A and on B", own.biases, missing=NO_SITE),
-    spelled("weight B @ A built first", own.folded_weight, missing=NO_SITE),
-    spelled("A by broadcasting and sum", own.rowwise, missing=NO_SITE),
+    spelled("bias on A and on B", own.biases),
+    spelled("weight B @ A built first", own.folded_weight),
+    spelled("A by broadcasting and sum", own.rowwise),
     row("torchtune names", "lora_a, lora_b", own.Torchtune, *CLASSIFY, BOTH),
     row("diffusers names", "lora.down, lora.up; cross-attention", own.Diffusers,
         lambda: (random(BATCH, 4, 6), random(BATCH, 3, 7), random(BATCH, 4, 5)), squared),
@@ -134,8 +133,7 @@ LAYOUTS: tuple[Row, ...] = (
     row("sequence first", "batch in dimension 1", known.SequenceFirst, sequence_first, label_loss, {"batch_dim": 1}),
     row("sequence first", "inside only", own.TimeMajorInside, rows(LENGTH, 6), label_loss, BOTH),
     row("attention by hand", "4-D, causal", known.Attention, rows(LENGTH, 8, target=(LENGTH, 8)), squared, BOTH),
-    row("attention by hand", "bmm over batch × heads", own.HeadsFolded, rows(LENGTH, 8), label_loss,
-        missing=Refusal(mz.UnsupportedOp, "reduced over the batch by an operator without a rule: %new_zeros")),
+    row("attention by hand", "bmm over batch × heads", own.HeadsFolded, rows(LENGTH, 8), label_loss),
     row("nn.TransformerEncoderLayer", "batch first", lambda: own.Encoder(True), rows(LENGTH, 6), label_loss),
     row("nn.TransformerEncoderLayer", "sequence first", lambda: own.Encoder(False), sequence_first, label_loss,
         {"batch_dim": 1, **SIGNS}),
@@ -159,8 +157,7 @@ LOSSES: tuple[Row, ...] = (
     row("loss", "class weights, label smoothing", known.Mlp, rows(6), weighted),
     row("loss", "multi-label, positive weights", known.Mlp, rows(6, target=(4,)), multi_label, BOTH),
     row("loss", "KL distillation", known.Mlp, rows(6, target=(4,)), distilled, SIGNS),
-    Row("loss", "weight decay on the adapter", lambda: filled(own.Regularised(), 0.4), rows(6),
-        missing=Refusal(mz.UnsupportedOp, "is used by something else than a matrix product")),
+    Row("loss", "weight decay on the adapter", lambda: filled(own.Regularised(), 0.4), rows(6)),
 )  # fmt: skip
 
 COUPLED: tuple[Row, ...] = (
@@ -170,11 +167,11 @@ COUPLED: tuple[Row, ...] = (
     Row("coupled", "BatchNorm in training mode", trained(own.Normed), rows(6), {"loss": label_loss},
         refused=Refusal(mz.CaptureError, r"changes its own state 'norm.*BatchNorm in training mode")),
     row("coupled", "BatchNorm without statistics", lambda: own.Normed(False), *CLASSIFY,
-        refused=Refusal(mz.UnsupportedOp, "aten._native_batch_norm_legit.no_stats in module 'norm'")),
+        refused=Refusal(mz.BatchCoupled, "BatchNorm without running statistics.*in module 'norm'")),
     row("coupled", "mean over the batch", own.Centred, *CLASSIFY,
         refused=Refusal(mz.BatchCoupled, "reduces or normalises over the batch dimension.*aten.mean")),
     row("coupled", "neighbours in the batch", own.Neighbours, *CLASSIFY,
-        refused=Refusal(mz.UnsupportedOp, "aten.roll.default")),
+        refused=Refusal(mz.BatchCoupled, "shifts the batch dimension.*aten.roll")),
     row("coupled", "loss normalised over the batch", known.Mlp, rows(6, target=(4,)), normalised,
         refused=Refusal(mz.UnsupportedOp, "reduced over the batch by an operator without a rule: %std")),
     row("coupled", "pairwise ranking loss", known.Mlp, rows(6, target=(4,)), ranked,

@@ -1,0 +1,133 @@
+"""A random model as source text, with its inputs and loss; and the strategy that draws them."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.graphs.blocks import ALL, BLOCKS
+from tests.graphs.builder import Builder, Choice, Value
+from tests.models import Lora, integers, random, seeded
+from tests.strategies import LOSSES as KNOWN
+
+CLASSES = 3
+VOCABULARY = 7
+FILE = "graph.py"
+
+
+def _binary(outputs: Tensor, wanted: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, wanted.sigmoid())
+
+
+def _smooth(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.reshape(-1, CLASSES), labels.reshape(-1), label_smoothing=0.2)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **KNOWN, "binary": _binary, "huber": F.huber_loss, "smooth": _smooth,
+}  # fmt: skip
+REGRESSION = ("mse", "sum", "binary", "huber")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything a random case is made from; its text is the module, as a failure shows it."""
+
+    source: str
+    batch: int
+    length: int
+    width: int
+    tokens: bool
+    second: int  # width of a second input, 0: none
+    pooled: bool
+    time: int  # time steps of the output
+    loss: str
+    seed: int
+    kinds: tuple[str, ...] = field(default=(), compare=False)
+    coupled: bool = False  # a perturbed value is mixed across the batch on its way to the loss
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(list(x.shape)) for x in self.inputs())
+        return f"\n{self.source}\n# inputs and labels {shapes}; loss {self.loss}; weights of seed {self.seed}\n"
+
+    def build(self) -> nn.Module:
+        space: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "Lora": Lora}
+        # Known to linecache, so that error messages and tracebacks point into this source.
+        linecache.cache[FILE] = (len(self.source), None, self.source.splitlines(keepends=True), FILE)
+        exec(compile(self.source, FILE, "exec"), space)
+        return seeded(space["Model"](), self.seed)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        shape = (self.batch, self.length)
+        first = integers(VOCABULARY, *shape) if self.tokens else random(*shape, self.width, seed=self.seed + 1)
+        more = (random(*shape, self.second, seed=self.seed + 2),) if self.second else ()
+        out = (self.batch,) if self.pooled else (self.batch, self.time)
+        if self.loss in REGRESSION:
+            return first, *more, random(*out, CLASSES, seed=self.seed + 3)
+        labels = integers(CLASSES, *out, seed=self.seed + 3)
+        if self.loss == "masked":
+            dropped = integers(2, *out, seed=self.seed + 4).bool()
+            # At least one label must stay, or the mean is 0/0.
+            dropped.view(-1)[-1] = False
+            labels = labels.masked_fill(dropped, -100)
+        return first, *more, labels
+
+    def loss_fn(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return LOSSES[self.loss]
+
+
+def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
+    return st.builds(
+        Choice, kind=st.sampled_from(kinds), flavour=st.integers(0, 11), back=st.integers(0, 2),
+        other=st.integers(0, 3), width=st.integers(4, 7), rank=st.integers(1, 3), lora=st.booleans(),
+        bias=st.booleans(),
+    )  # fmt: skip
+
+
+@st.composite
+def cases(draw: st.DrawFn, coupling: bool | None = None) -> Case:
+    """Random models that bear LoRA on the way to the loss; `coupling` None mixes the batch in one model of ten."""
+    batch, length, width = draw(st.integers(2, 4)), draw(st.integers(2, 5)), draw(st.integers(4, 7))
+    tokens, second = draw(st.booleans()), draw(st.sampled_from([0, 0, 4, width]))
+    blocks = draw(st.lists(choices(list(BLOCKS)), max_size=6))
+    # One LoRA block at least, in front of most others: what no perturbed value reaches tests little.
+    blocks.insert(draw(st.integers(0, len(blocks) // 2)), draw(choices(["lora"])))
+    coupled = draw(st.integers(0, 9)) == 9 if coupling is None else coupling
+    if coupled:
+        blocks.insert(draw(st.integers(0, len(blocks))), draw(choices(["couple"])))
+    head = draw(choices(["head"]))
+    loss, seed = draw(st.sampled_from(list(LOSSES))), draw(st.integers(0, 1000))
+
+    builder = Builder(batch, [Value("y", "btd", length, second)] if second else [])
+    if tokens:
+        table = builder.define("embed", f"nn.Embedding({VOCABULARY}, {width})")
+        builder.lines.append(f"x = {table}(tokens)")
+    builder.values.append(Value("x", "btd", length, width))
+    builder.add(ALL, blocks)
+    last = builder.values[-1]
+    if last.layout == "rows":
+        last = builder.emit(f"{last.name}.reshape({batch}, {last.time}, {last.width})", last, layout="btd")
+    elif last.layout == "tbd":
+        last = builder.emit(f"{last.name}.transpose(0, 1)", last, layout="btd")
+    with_lora = head.lora or not last.perturbed
+    layer = f"Lora({last.width}, {CLASSES}, 1)" if with_lora else f"nn.Linear({last.width}, {CLASSES})"
+    builder.init.append(f"self.head = {layer}")
+    arguments = ("tokens" if tokens else "x") + (", y" if second else "")
+    source = "\n".join(
+        [
+            "class Model(nn.Module):", "    def __init__(self):", "        super().__init__()",
+            *(f"        {line}" for line in builder.init), "", f"    def forward(self, {arguments}):",
+            *(f"        {line}" for line in builder.lines), f"        return self.head({last.name})",
+        ]
+    )  # fmt: skip
+    return Case(
+        source, batch, length, width, tokens, second, last.layout == "bd", last.time, loss, seed,
+        tuple(builder.kinds), last.coupled,
+    )  # fmt: skip

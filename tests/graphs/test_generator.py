@@ -1,0 +1,62 @@
+"""The generator of random graphs: what it draws, that it is deterministic, and that it finds a broken rule."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.graphs.blocks import ALL
+from tests.graphs.cases import Case, cases
+
+aten = torch.ops.aten
+UNCHECKED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+def drawn(count: int, number: int) -> list[Case]:
+    """Draw cases without compiling anything."""
+    found: list[Case] = []
+
+    @seed(number)
+    @settings(max_examples=count, phases=[Phase.generate], database=None, suppress_health_check=UNCHECKED)
+    @given(case=cases())
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found
+
+
+def test_every_kind_of_block_is_drawn() -> None:
+    samples = [case for number in range(40) for case in drawn(10, number)]
+    counts = Counter(kind for case in samples for kind in case.kinds)
+    assert set(counts) == set(ALL), set(ALL) - set(counts)
+    assert min(counts.values()) >= 3, counts
+    assert sum(case.coupled for case in samples) >= 5
+    assert len({case.source for case in samples}) > len(samples) // 2
+
+
+def test_drawing_and_rendering_are_deterministic() -> None:
+    once, again = drawn(30, 5), drawn(30, 5)
+    assert [repr(case) for case in once] == [repr(case) for case in again]
+    for case in once[:5]:
+        first, second = case.build(), case.build()
+        for (name, a), (other, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+            assert name == other
+            assert torch.equal(a, b)
+
+
+def test_every_drawn_model_runs() -> None:
+    for case in (case for number in range(10) for case in drawn(10, number)):
+        *inputs, labels = case.inputs()
+        loss = case.loss_fn()(case.build()(*inputs), labels)
+        assert torch.isfinite(loss).all(), case
+
+
+def test_a_failing_case_prints_as_a_module() -> None:
+    case = drawn(10, 3)[-1]
+    text = repr(case)
+    assert text.startswith("\nclass Model(nn.Module):\n")
+    assert f"return self.head({case.source.rsplit('(', 1)[1]}" in text
+    assert "# inputs and labels [" in text
