@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from lowering.errors import (
     FrozenInput,
+    InvalidOption,
     InvalidProgram,
     LoweringError,
     LoweringFailed,
     MethodMismatch,
     QuantizationNotSupported,
+    RuleBroken,
     StateLost,
+    TargetNameTaken,
     TargetNotSupported,
     TargetUnavailable,
     UnknownAdapterForm,
+    UnknownOption,
     UnknownTarget,
 )
 
@@ -37,28 +41,32 @@ def lower(
     quantize: str | None = None,
     application: dict[str, Any] | None = None,
     adapter: str = "external",
+    **options: str,
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
 
     Args:
         program: a `mobizo_passes.TrainingProgram` (or anything with its `core`, `manifest` and adapter methods).
-        target: `"xnnpack"` (CPU, float32) or `"portable"`; see `available()`.
+        target: `"xnnpack"` (CPU, float32), `"vulkan"` (GPU) or `"portable"`; see `available()`.
         quantize: None; other values are refused in this version.
         application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
         adapter: `"external"`: the step takes the adapter and returns it. `"internal"`: the step holds it, from the
             initial one on, and writes it at every call (the paper's form; see ADR 6 for what that gives up).
+        options: what the target alone understands, such as `precision="fp16"` for `"vulkan"`; see `Target.options`.
 
     Raises:
         UnknownTarget, TargetNotSupported, TargetUnavailable: the target cannot be used.
+        UnknownOption, InvalidOption: the target has no such option, or not this value of it.
         QuantizationNotSupported: `quantize` is not None.
         UnknownAdapterForm: `adapter` is neither.
         InvalidProgram: the program contradicts its own manifest.
         LoweringFailed: a stage failed; names method and stage.
         FrozenInput, StateLost, MethodMismatch: the result is not what the manifest promises, and is withheld.
+        RuleBroken: it holds something that the target's runtime is known to get wrong, and is withheld.
     """
     from lowering.targets import get_target
 
-    chosen = get_target(target)
+    chosen = get_target(target).configured(options)
     chosen.require()
     chosen.check_quantize(quantize)
     if adapter not in ("external", "internal"):
@@ -69,23 +77,27 @@ def lower(
 
 
 def available() -> dict[str, Availability]:
-    """Each known target: ready, or what is missing and how to get it."""
+    """Each known target: whether it lowers here and runs here; if not, what is missing and how to get it."""
     from lowering.targets import TARGETS
 
-    return {name: target.availability() for name, target in TARGETS.items()}
+    return {name: target.survey() for name, target in TARGETS.items()}
 
 
 __all__ = [
     "FrozenInput",
+    "InvalidOption",
     "InvalidProgram",
     "LoweringError",
     "LoweringFailed",
     "MethodMismatch",
     "QuantizationNotSupported",
+    "RuleBroken",
     "StateLost",
+    "TargetNameTaken",
     "TargetNotSupported",
     "TargetUnavailable",
     "UnknownAdapterForm",
+    "UnknownOption",
     "UnknownTarget",
     "available",
     "lower",

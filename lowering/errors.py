@@ -18,6 +18,38 @@ class UnknownTarget(LoweringError):
         super().__init__(f"unknown target {target!r}: known targets are {', '.join(self.known)}")
 
 
+class TargetNameTaken(LoweringError):
+    """A target is registered under a name that another one has."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        super().__init__(f"a target called {target!r} is registered already: give the new one a name of its own")
+
+
+class UnknownOption(LoweringError):
+    """A keyword of `lower` that the target does not understand."""
+
+    def __init__(self, option: str, target: str, known: Iterable[str]) -> None:
+        self.option = option
+        self.target = target
+        self.known = tuple(sorted(known))
+        has = f"its options are {', '.join(self.known)}" if self.known else "it has none"
+        super().__init__(f"target {target!r} has no option {option!r}: {has}; leave it out or lower for another target")
+
+
+class InvalidOption(LoweringError):
+    """A value that an option of the target does not have."""
+
+    def __init__(self, option: str, value: object, target: str, choices: Iterable[str]) -> None:
+        self.option = option
+        self.value = value
+        self.target = target
+        self.choices = tuple(choices)
+        super().__init__(
+            f"{option}={value!r} is not possible for target {target!r}: expected one of {', '.join(self.choices)}"
+        )
+
+
 class TargetUnavailable(LoweringError):
     """The target is known, but something it needs is not installed here."""
 
@@ -111,4 +143,18 @@ class MethodMismatch(LoweringError):
         self.found = found
         super().__init__(
             f"method {method!r}: {what} differ: the manifest says {expected}, the lowered program has {found}"
+        )
+
+
+class RuleBroken(LoweringError):
+    """A serialised delegate holds something that the target's runtime is known to get wrong."""
+
+    def __init__(self, target: str, method: str, where: str, rule: str) -> None:
+        self.target = target
+        self.method = method
+        self.where = where
+        self.rule = rule
+        super().__init__(
+            f"method {method!r}: {where} breaks a rule of target {target!r}: {rule}; the program is withheld: "
+            "lower for another target and report the model"
         )

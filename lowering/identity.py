@@ -13,14 +13,19 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 
-def program_id(programs: Mapping[str, ExportedProgram], weights_sha256: str, target: str) -> str:
-    """SHA-256 over every method's graph (operators, arguments, shapes, dtypes, constants), the weights and the target.
+def program_id(
+    programs: Mapping[str, ExportedProgram], weights_sha256: str, target: str, options: Mapping[str, str]
+) -> str:
+    """SHA-256 over every method's graph (operators, arguments, shapes, dtypes, constants), the weights, the target and
+    its options.
 
     Node names do not enter, so that renaming changes nothing; buffers and constants enter by their bytes, weights by
     `weights_sha256`.
     """
     digest = hashlib.sha256()
     digest.update(f"target {target}\nweights {weights_sha256}\n".encode())
+    for name in sorted(options):
+        digest.update(f"option {name} {options[name]}\n".encode())
     for name in sorted(programs):
         digest.update(f"method {name}\n".encode())
         for line in _lines(programs[name]):

@@ -12,12 +12,18 @@ from lowering.passes.decompose_norms import DecomposeNorms
 from lowering.passes.expand_to_copies import ExpandToCopies
 from lowering.passes.float_scalars import FloatScalars
 from lowering.passes.fold_constants import FoldConstants
+from lowering.passes.gelu_to_exp import GeluToExp
 from lowering.passes.group_repeated_heads import GroupRepeatedHeads
 from lowering.passes.mean_to_linear import MeanToLinear
+from lowering.passes.merge_axes import MergeAxes
 from lowering.passes.normalise_dims import NormaliseDims
+from lowering.passes.patches_to_linear import PatchesToLinear
 from lowering.passes.products_to_bmm import ProductsToBmm
+from lowering.passes.reduce_last_axis import ReduceLastAxis
 from lowering.passes.remove_noops import RemoveNoops
 from lowering.passes.scale_smaller_factor import ScaleSmallerFactor
+from lowering.passes.split_to_slices import SplitToSlices
+from lowering.passes.weights_to_linear import WeightsToLinear
 
 PORTABLE: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
@@ -51,3 +57,36 @@ XNNPACK: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
     CopyViews(),
 )
+
+
+def _vulkan(mask: float) -> tuple[LegalisationPass, ...]:
+    """`mask`: what is subtracted from scores that do not count; the delegate's floats must hold it."""
+    return (
+        RemoveNoops(),
+        FoldConstants(),
+        CoreForms(),
+        SplitToSlices(),
+        PatchesToLinear(),
+        CanonicalReshapes(),
+        GroupRepeatedHeads(),
+        DecomposeAttention(bias=mask),
+        DecomposeNorms(),
+        DecomposeActivations(),
+        GeluToExp(),
+        WeightsToLinear(),
+        ProductsToBmm(),
+        ScaleSmallerFactor(),
+        ExpandToCopies(multiply_floats=False),
+        NormaliseDims(),
+        ReduceLastAxis(),
+        MergeAxes(),
+        FloatScalars(),
+        FoldConstants(),
+        CanonicalReshapes(),
+        RemoveNoops(),
+        CopyViews(),
+    )
+
+
+VULKAN = _vulkan(mask=1e9)
+VULKAN_FP16 = _vulkan(mask=3e4)

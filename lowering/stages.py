@@ -61,9 +61,9 @@ def lower_to(
             **described,
             "target": target.name,
             "quantize": quantize,
-            "options": {},
+            "options": target.chosen,
             "tool_versions": _tool_versions(),
-            "program_id": program_id(cores, described["model"]["sha256"], target.name),
+            "program_id": program_id(cores, described["model"]["sha256"], target.name, target.chosen),
             "application": application or {},
         }
     )
@@ -71,17 +71,19 @@ def lower_to(
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
         check_program(name, each.core, manifest.methods[name], state[name])
-    outside = weights_kept_outside({name: each.program for name, each in methods.items()})
+    outside = weights_kept_outside({name: each.program for name, each in methods.items()}, target.small_share)
     split = SplitSharedWeights(outside)
     legal = {name: run_passes(each.program, (split,))[0] for name, each in methods.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
-    edge = _to_edge(legal, partitioners, constants)
+    with target.surroundings():
+        edge = _to_edge(legal, partitioners, constants)
     reports, graphs = {}, {}
     for name, each in methods.items():
         lowered = edge.exported_program(name)
         check_inputs_alive(name, each.core, lowered, manifest.methods[name])
         check_state(name, each.core, lowered, state[name])
+        target.check(name, lowered)
         reasons = target.reasons(partitioners[name])
         reports[name] = method_report(name, lowered, reasons, each.passes)
         graphs[name] = method_graph(lowered, reasons)

@@ -12,19 +12,17 @@ from lowering.flops import flops_of
 
 aten = torch.ops.aten
 
-# A product that takes less than this share of the step's FLOPs may run on ExecuTorch's own (slower) kernel.
-SMALL_SHARE = 0.05
 
-
-def weights_kept_outside(programs: Mapping[str, ExportedProgram]) -> frozenset[str]:
+def weights_kept_outside(programs: Mapping[str, ExportedProgram], small_share: float) -> frozenset[str]:
     """FQNs of embedding tables whose `linear` users should not be delegated, in any method.
 
     A delegate keeps weights in its own form, next to the table that the (never delegated) embedding reads: a tied
-    `lm_head` would be in the file twice. When the training step spends little on it, one copy serves both.
+    `lm_head` would be in the file twice. When the training step spends less than `small_share` of its FLOPs on it, one
+    copy serves both.
     """
     tables = {fqn for program in programs.values() for fqn in _read_by(program, aten.embedding.default, 0)}
     training = [program for name, program in programs.items() if name != "logits"]
-    return frozenset(fqn for fqn in tables if all(_share(program, fqn) < SMALL_SHARE for program in training))
+    return frozenset(fqn for fqn in tables if all(_share(program, fqn) < small_share for program in training))
 
 
 def parameter_of(program: ExportedProgram, node: Any) -> str | None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from lowering.errors import UnknownTarget
-from lowering.targets.base import Availability, Target
+from lowering.errors import TargetNameTaken, UnknownTarget
+from lowering.targets.base import Availability, Target, TargetOption
 from lowering.targets.portable import PortableTarget
 from lowering.targets.qnn import QnnTarget
 from lowering.targets.vulkan import VulkanTarget
 from lowering.targets.xnnpack import XnnpackTarget
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (XnnpackTarget(), PortableTarget(), VulkanTarget(), QnnTarget())
-}
+TARGETS: dict[str, Target] = {}
+
+
+def register(target: Target) -> Target:
+    """Make `target` known to `lower`, `available` and the command line, under its name; gives it back.
+
+    Raises:
+        TargetNameTaken: another target has that name.
+    """
+    if TARGETS.setdefault(target.name, target) is not target:
+        raise TargetNameTaken(target.name)
+    return target
+
+
+for _target in (XnnpackTarget(), PortableTarget(), VulkanTarget(), QnnTarget()):
+    register(_target)
 
 
 def get_target(name: str) -> Target:
@@ -25,4 +38,4 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
-__all__ = ["TARGETS", "Availability", "Target", "get_target"]
+__all__ = ["TARGETS", "Availability", "Target", "TargetOption", "get_target", "register"]

@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from lowering.errors import QuantizationNotSupported, TargetUnavailable
+from lowering.errors import InvalidOption, QuantizationNotSupported, TargetUnavailable, UnknownOption
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from lowering.passes.base import LegalisationPass
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a target can be used on this machine; if not, what is missing and how to get it."""
+    """Whether a target can be used on this machine; if not, what is missing and how to get it.
+
+    `ready`: programs can be lowered to it here. `runs`: this machine's ExecuTorch runtime can execute them; where it
+    cannot, `runs_missing` says why and `runs_remedy` what can.
+    """
 
     target: str
     ready: bool
     missing: str = ""
     remedy: str = ""
+    runs: bool = True
+    runs_missing: str = ""
+    runs_remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.target}: ready" if self.ready else f"{self.target}: {self.missing}; {self.remedy}"
+        compiles = "lowers here" if self.ready else f"does not lower here: {self.missing}; {self.remedy}"
+        runs = "runs here" if self.runs else f"does not run here: {self.runs_missing}; {self.runs_remedy}"
+        return f"{self.target}: {compiles}; {runs}"
+
+
+@dataclass(frozen=True)
+class TargetOption:
+    """A keyword of `lower` that one target understands: its values, the default, and what it does."""
+
+    name: str
+    choices: tuple[str, ...]
+    default: str
+    help: str
 
 
 class Target(ABC):
-    """A place where lowered programs run. One subclass a file, one instance in the registry."""
+    """A place where lowered programs run. One subclass a file, one instance in the registry.
 
-    name: str
-    supported: bool = True
+    `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
+    in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
+    table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[tuple[TargetOption, ...]] = ()
+    backend: ClassVar[str | None] = None
+    runtime: ClassVar[str] = 'pip install "mobizo[executorch]"'
+    small_share: ClassVar[float] = 0.05
+    _asked: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def availability(self) -> Availability:
-        """Looks for what the target needs; imports nothing heavy."""
+        """Looks for what lowering needs; imports nothing heavy."""
 
     @property
     @abstractmethod
@@ -48,9 +82,40 @@ class Target(ABC):
         `outside`: FQNs of weights whose products should stay on portable kernels.
         """
 
+    def surroundings(self) -> AbstractContextManager[None]:
+        """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
+        return nullcontext()
+
     def reasons(self, partitioner: Any) -> dict[str, str]:
         """Node name -> why that node was not delegated, as recorded by a used partitioner."""
         return dict(getattr(partitioner, "reasons", {}))
+
+    def check(self, method: str, partitioned: ExportedProgram) -> None:  # noqa: B027
+        """Raise a `LoweringError` when a partitioned method breaks a rule of the runtime; few targets have rules."""
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Every option with its value: what the caller asked for, else the default."""
+        return {option.name: self._asked.get(option.name, option.default) for option in self.options}
+
+    def configured(self, options: Mapping[str, object]) -> Self:
+        """This target with `options` chosen; the one in the registry stays as it is.
+
+        Raises:
+            UnknownOption: the target has no option of that name.
+            InvalidOption: it has, but not this value.
+        """
+        known = {option.name: option for option in self.options}
+        asked: dict[str, str] = {}
+        for name, value in options.items():
+            if name not in known:
+                raise UnknownOption(name, self.name, known)
+            if not isinstance(value, str) or value not in known[name].choices:
+                raise InvalidOption(name, value, self.name, known[name].choices)
+            asked[name] = value
+        target = copy.copy(self)
+        target._asked = MappingProxyType(asked)
+        return target
 
     def check_quantize(self, quantize: str | None) -> None:
         """Raise `QuantizationNotSupported` for a quantisation that this target cannot do."""
@@ -58,10 +123,34 @@ class Target(ABC):
             raise QuantizationNotSupported(quantize, self.name)
 
     def require(self) -> None:
-        """Raise `TargetUnavailable` when the target cannot be used here."""
+        """Raise `TargetUnavailable` when programs cannot be lowered to the target here."""
         state = self.availability()
         if not state.ready:
             raise TargetUnavailable(self.name, state.missing, state.remedy)
+
+    def survey(self) -> Availability:
+        """`availability`, and whether this machine's runtime executes the target's programs (loads that runtime)."""
+        state = self.availability()
+        backends = registered_backends()
+        if backends is None:
+            return replace(state, runs=False, runs_missing=NO_EXECUTORCH, runs_remedy=Target.runtime)
+        if self.backend is None or self.backend in backends:
+            return state
+        missing = f"this ExecuTorch runtime has no {self.backend}, only {', '.join(sorted(backends))}"
+        return replace(state, runs=False, runs_missing=missing, runs_remedy=self.runtime)
+
+
+NO_EXECUTORCH = "the executorch package is not installed"
+
+
+@cache
+def registered_backends() -> frozenset[str] | None:
+    """The delegates of the installed ExecuTorch runtime; None where there is none."""
+    try:
+        from executorch.extension.pybindings.portable_lib import _get_registered_backend_names
+    except ImportError:
+        return None
+    return frozenset(_get_registered_backend_names())
 
 
 def executorch_availability(target: str) -> Availability:
@@ -69,7 +158,5 @@ def executorch_availability(target: str) -> Availability:
     from importlib.util import find_spec
 
     if find_spec("executorch") is None:
-        return Availability(
-            target, False, "the executorch package is not installed", 'pip install "mobizo[executorch]"'
-        )
+        return Availability(target, False, NO_EXECUTORCH, 'pip install "mobizo[executorch]"')
     return Availability(target, True)

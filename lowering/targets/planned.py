@@ -11,13 +11,11 @@ from lowering.targets.base import Availability, Target
 if TYPE_CHECKING:
     from lowering.passes.base import LegalisationPass
 
-SUPPORTED = ("portable", "xnnpack")
+SUPPORTED = ("portable", "vulkan", "xnnpack")
 
 
 class PlannedTarget(Target):
     """Refuses every request with `TargetNotSupported`."""
-
-    supported = False
 
     def availability(self) -> Availability:
         return Availability(

@@ -9,3 +9,4 @@ class QnnTarget(PlannedTarget):
     """Not in this version."""
 
     name = "qnn"
+    backend = "QnnBackend"

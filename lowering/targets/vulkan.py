@@ -1,11 +1,70 @@
-"""Vulkan: GPUs of phones. Planned."""
+"""Vulkan: GPUs of phones and desktops, in float32 or float16."""
 
 from __future__ import annotations
 
-from lowering.targets.planned import PlannedTarget
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lowering.targets.base import Availability, Target, TargetOption, executorch_availability
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from lowering.passes.base import LegalisationPass
 
 
-class VulkanTarget(PlannedTarget):
-    """Not in this version."""
+class VulkanTarget(Target):
+    """ExecuTorch's Vulkan partitioner, kept from what its runtime gets wrong; the result is checked rule by rule.
+
+    With `precision="fp16"` the delegate stores and computes in half precision; inputs and outputs stay float32, and
+    what is outside of the delegate computes in float32.
+    """
 
     name = "vulkan"
+    backend = "VulkanBackend"
+    runtime = (
+        "build ExecuTorch's runtime from source with -DEXECUTORCH_BUILD_VULKAN=ON, for Android or for a desktop with a "
+        "Vulkan driver; no wheel on PyPI has it"
+    )
+    small_share = 0.005
+    options = (
+        TargetOption(
+            "precision", ("fp32", "fp16"), "fp32", "what the delegate stores and computes in; inputs stay float32"
+        ),
+    )
+
+    def availability(self) -> Availability:
+        return executorch_availability(self.name)
+
+    @property
+    def passes(self) -> Sequence[LegalisationPass]:
+        from lowering import pipelines
+
+        return pipelines.VULKAN_FP16 if self.chosen["precision"] == "fp16" else pipelines.VULKAN
+
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
+        with _quiet_import():
+            from lowering.targets.vulkan_partitioner import GuardedPartitioner
+
+        return GuardedPartitioner(force_fp16=self.chosen["precision"] == "fp16", outside=outside)
+
+    def surroundings(self) -> AbstractContextManager[None]:
+        from lowering.targets.vulkan_partitioner import tried_fusions_only
+
+        return tried_fusions_only()
+
+    def check(self, method: str, partitioned: ExportedProgram) -> None:
+        from lowering.checkers.vulkan import check_delegates
+
+        check_delegates(method, partitioned)
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """ExecuTorch's Vulkan modules, when imported, let the root logger report every node."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)

@@ -15,6 +15,7 @@ class XnnpackTarget(Target):
     """ExecuTorch's XNNPACK partitioner, kept from delegating pieces that hold no matrix product."""
 
     name = "xnnpack"
+    backend = "XnnpackBackend"
 
     def availability(self) -> Availability:
         return executorch_availability(self.name)

@@ -16,10 +16,11 @@ from executorch.exir.backend.canonical_partitioners.config_partitioner import fo
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
 from torch.export import ExportedProgram
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.flops import flops_of, operation_name, overload_name
+from lowering.prologue import prologue_of
 from lowering.settled import KEPT_WHOLE
 from lowering.tied import parameter_of
 
@@ -93,7 +94,7 @@ class ProductPartitioner(XnnpackPartitioner):
     def get_matched_nodes_from_configs(self, ep: ExportedProgram) -> list[list[Node]]:
         groups = super().get_matched_nodes_from_configs(ep)
         groups = [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
-        prologue = _prologue(ep.graph, {node for group in groups for node in group})
+        prologue = prologue_of(ep.graph, {node for group in groups for node in group})
         self.reasons.update((node.name, _IN_PROLOGUE) for node in prologue)
         return [group for group in groups if prologue.isdisjoint(group)]
 
@@ -147,29 +148,6 @@ class ProductPartitioner(XnnpackPartitioner):
             return "XNNPACK could take it, but no partition could hold it without a cycle"
         stated = next((explainer.reason for explainer in _EXPLAINERS if explainer.node is node), "")
         return f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
-
-
-def _prologue(graph: Graph, supported: set[Node]) -> set[Node]:
-    """Supported nodes before the first product that lead, through an unsupported node, to a product.
-
-    Delegated, such a node (a float operation in the search for label positions, say) would be upstream of a node
-    outside that is upstream of the body, so it could not share the body's partition: it would cut a piece off it.
-    """
-    products = {node for node in supported if flops_of(node)}
-    after_product: set[Node] = set()
-    for node in graph.nodes:
-        if node in products or any(source in after_product for source in node.all_input_nodes):
-            after_product.add(node)
-    before_product: set[Node] = set()
-    before_unsupported: set[Node] = set()
-    for node in reversed(graph.nodes):
-        users = node.users
-        if any(user in before_product or user in products for user in users):
-            before_product.add(node)
-        blocks = (user in before_product and user not in supported and user.op == "call_function" for user in users)
-        if any(user in before_unsupported for user in users) or any(blocks):
-            before_unsupported.add(node)
-    return {node for node in supported & before_unsupported if node.op == "call_function" and node not in after_product}
 
 
 def _wrong_dtype(node: Node) -> str | None:

@@ -33,6 +33,9 @@ def lower(
     noise: opt.NoiseOption = "gaussian",
     normalize: opt.NormalizeOption = None,
     target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
+    precision: Annotated[
+        str | None, typer.Option(help="What the delegate computes in, for targets that have a choice.")
+    ] = None,
     quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
     adapter: Annotated[
         Literal["external", "internal"],
@@ -48,7 +51,8 @@ def lower(
         import lowering
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
-    _check_target(lowering, target)
+    options = {name: value for name, value in (("precision", precision),) if value is not None}
+    _check_target(target, options)
     from mobizo_cli.build import build
     from mobizo_cli.console import facts, table
 
@@ -73,7 +77,12 @@ def lower(
     )
     built = build(settings, f"{output.stem}.tokenizer")
     lowered = lowering.lower(
-        built.program, target=target, quantize=quantize, adapter=adapter, application=built.task.application()
+        built.program,
+        target=target,
+        quantize=quantize,
+        adapter=adapter,
+        application=built.task.application(),
+        **options,
     )
     _save(output, lowered, built.tokenizer, built.task.tokenizer)
     methods = lowered.report.methods.items()
@@ -88,13 +97,11 @@ def lower(
     facts([("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB"), ("target", target)])
 
 
-def _check_target(lowering: Any, target: str) -> None:
+def _check_target(target: str, options: dict[str, str]) -> None:
     """Before minutes of compiling, not after."""
-    targets = lowering.available()
-    if target not in targets:
-        raise lowering.UnknownTarget(target, targets)
-    if not targets[target].ready:
-        raise lowering.TargetUnavailable(target, targets[target].missing, targets[target].remedy)
+    from lowering.targets import get_target
+
+    get_target(target).configured(options).require()
 
 
 def _save(output: Path, lowered: Any, tokenizer: Any, tokenizer_name: str) -> None:

@@ -14,7 +14,13 @@ def targets() -> None:
     from mobizo_cli.console import table
 
     rows = [
-        (name, "ready" if state.ready else state.missing, state.remedy)
+        (
+            name,
+            "yes" if state.ready else "no",
+            "yes" if state.runs else "no",
+            "\n".join(filter(None, (state.missing, state.runs_missing))),
+            "\n".join(filter(None, (state.remedy, state.runs_remedy))),
+        )
         for name, state in sorted(lowering.available().items())
     ]
-    table("Targets", ("target", "state", "remedy"), rows)
+    table("Targets", ("target", "lowers here", "runs here", "what is missing", "what brings it"), rows)

@@ -208,6 +208,14 @@ def test_targets(cli: Cli):
     assert done.code == 0
     for name in ("portable", "xnnpack", "vulkan", "qnn"):
         assert name in done.out
+    assert "lowers here" in done.out
+    assert "runs here" in done.out
+
+
+def test_options_of_other_targets_are_refused_before_anything_is_loaded(cli: Cli):
+    task = ("--template", "{text} It was", "--labels", "0= bad,1= good", "-o", "x.pte")
+    fails(cli("lower", "nothing", *task, "--precision", "fp16"), "'xnnpack' has no option 'precision'")
+    fails(cli("lower", "nothing", *task, "--target", "vulkan", "--precision", "int8"), "expected one of fp32, fp16")
 
 
 def test_ctrl_c_says_how_to_go_on(world: World, tmp_path: Path):

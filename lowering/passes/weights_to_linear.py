@@ -1,0 +1,43 @@
+"""Products with weights, in the one form that delegates pack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowering.editor import ProgramEditor, is_float, shape_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class WeightsToLinear:
+    """`addmm`, `mm` and `matmul` with a constant matrix on the right become `linear`, the matrix turned here, once.
+
+    BEFORE  y = addmm(b: f32[o], x: f32[n,i], w: f32[i,o])                       w a weight, stored [in, out] as GPT-2's
+    AFTER   y = linear(x, permute(w, [1,0]): f32[o,i], b)                         the permutation is folded later
+
+    `linear` with a weight is what the Vulkan runtime is known to do right. `addmm` with factors is left alone.
+    """
+
+    name: str = "weights-to-linear"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in editor.find(aten.addmm.default, aten.mm.default, aten.matmul.default):
+            operands: Any = node.args
+            bias = operands[0] if node.target is aten.addmm.default else None
+            x, weight = operands[-2], operands[-1]
+            if node.kwargs or not editor.is_constant(weight) or not is_float(x):
+                continue
+            if len(shape_of(weight)) != 2 or len(shape_of(x)) < 2:
+                continue
+            if bias is not None and shape_of(bias) != shape_of(weight)[1:]:
+                continue
+            with editor.before(node):
+                turned = editor.call(aten.permute.default, weight, [1, 0])
+                editor.replace(node, editor.call(aten.linear.default, x, turned, bias))
+            rewrites += 1
+        return rewrites

@@ -1,0 +1,101 @@
+"""The registry: what a target is, how options reach it, what is said of what is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+import lowering
+from lowering.errors import InvalidOption, TargetNameTaken, UnknownOption
+from lowering.identity import program_id
+from lowering.targets import TARGETS, Target, TargetOption, base, get_target, register
+from lowering.targets.base import Availability, executorch_availability
+from tests.lowering.small import Program
+
+
+class DummyTarget(Target):
+    """A fourth target, in one class: portable passes, no delegate, one option of its own."""
+
+    name = "dummy"
+    options = (TargetOption("speed", ("slow", "fast"), "slow", "how fast"),)
+    backend = "DummyBackend"
+    runtime = "buy one"
+
+    def availability(self) -> Availability:
+        return executorch_availability(self.name)
+
+    @property
+    def passes(self):
+        from lowering import pipelines
+
+        return pipelines.PORTABLE
+
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> None:
+        return None
+
+
+@pytest.fixture
+def dummy():
+    yield register(DummyTarget())
+    del TARGETS["dummy"]
+
+
+def test_a_fourth_target_is_one_class(dummy, tmp_path):
+    program = Program(1)
+    lowered = lowering.lower(program, target="dummy", speed="fast")
+    assert lowered.manifest.target == "dummy"
+    assert lowered.manifest.options == {"speed": "fast"}
+    assert lowered.save(tmp_path / "model.pte").exists()
+    state = lowering.available()["dummy"]
+    assert state.ready
+    assert not state.runs
+    assert "no DummyBackend" in state.runs_missing
+    assert state.runs_remedy == "buy one"
+    with pytest.raises(lowering.UnknownTarget, match="dummy, portable, qnn, vulkan, xnnpack"):
+        lowering.lower(program, target="tpu")
+
+
+def test_options_tell_programs_apart():
+    ids = {program_id({}, "weights", "dummy", {"speed": speed}) for speed in ("slow", "fast")}
+    assert len(ids) == 2
+
+
+def test_a_name_is_taken_once(dummy):
+    with pytest.raises(TargetNameTaken, match="'dummy' is registered already"):
+        register(DummyTarget())
+
+
+def test_options_are_checked_by_name_and_value(dummy):
+    with pytest.raises(UnknownOption, match=r"'xnnpack' has no option 'precision': it has none"):
+        lowering.lower(Program(1), target="xnnpack", precision="fp16")
+    with pytest.raises(UnknownOption, match=r"'dummy' has no option 'soc': its options are speed"):
+        lowering.lower(Program(1), target="dummy", soc="SM8650")
+    with pytest.raises(InvalidOption, match=r"speed='warp' .*expected one of slow, fast"):
+        lowering.lower(Program(1), target="dummy", speed="warp")
+
+
+def test_configuring_a_target_leaves_the_registry_alone(dummy):
+    assert get_target("dummy").configured({"speed": "fast"}).chosen == {"speed": "fast"}
+    assert get_target("dummy").chosen == {"speed": "slow"}
+
+
+def test_what_runs_here_is_what_the_runtime_registers(monkeypatch):
+    states = lowering.available()
+    assert states["xnnpack"].runs
+    assert states["portable"].runs
+    vulkan = states["vulkan"]
+    assert vulkan.ready
+    if not vulkan.runs:
+        assert "has no VulkanBackend" in vulkan.runs_missing
+        assert "EXECUTORCH_BUILD_VULKAN" in vulkan.runs_remedy
+        assert "lowers here; does not run here" in str(vulkan)
+    monkeypatch.setattr(base, "registered_backends", lambda: frozenset({"VulkanBackend"}))
+    states = lowering.available()
+    assert states["vulkan"].runs
+    assert not states["xnnpack"].runs
+
+
+def test_without_executorch_nothing_runs(monkeypatch):
+    monkeypatch.setattr(base, "registered_backends", lambda: None)
+    state = get_target("vulkan").survey()
+    assert not state.runs
+    assert "pip install" in state.runs_remedy

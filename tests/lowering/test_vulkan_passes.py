@@ -1,0 +1,184 @@
+"""The passes that Vulkan needs: each fires, leaves near misses alone and keeps the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lowering.passes.canonical_reshapes import CanonicalReshapes
+from lowering.passes.fold_constants import FoldConstants
+from lowering.passes.gelu_to_exp import GeluToExp
+from lowering.passes.merge_axes import MergeAxes
+from lowering.passes.normalise_dims import NormaliseDims
+from lowering.passes.patches_to_linear import PatchesToLinear
+from lowering.passes.reduce_last_axis import ReduceLastAxis
+from lowering.passes.remove_noops import RemoveNoops
+from lowering.passes.split_to_slices import SplitToSlices
+from lowering.passes.weights_to_linear import WeightsToLinear
+from tests.lowering.passkit import Fn, rewrite
+
+X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+
+
+def highest_rank(program: Any) -> int:
+    return max(n.meta["val"].dim() for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor))
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda x: x.split(5, dim=-1)[1:],
+        lambda x: torch.split(x, [1, 3, 12], dim=2),
+        lambda x: x.chunk(3, dim=1),
+        lambda x: x.unbind(1)[::2],
+    ],
+)
+def test_split_to_slices(split):
+    result = rewrite(Fn(lambda _, x: tuple(piece + 1.0 for piece in split(x))), (X,), SplitToSlices())
+    assert result.rewrites["split-to-slices"] == 1
+    assert set(result.ops()) <= {"slice", "reshape", "add"}
+    assert result.error == 0
+
+
+def test_other_nodes_with_several_results_stay():
+    result = rewrite(Fn(lambda _, x: torch.topk(x, 2)[0]), (X,), SplitToSlices())
+    assert result.rewrites["split-to-slices"] == 0
+
+
+def test_gelu_to_exp():
+    x = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor([0.0, -0.0, 1e-20, -1e4, 1e4])])
+    result = rewrite(Fn(lambda _, x: F.gelu(x)), (x,), GeluToExp())
+    assert result.ops()["gelu"] == 0
+    found, exact = result.after.module()(x), F.gelu(x.double())
+    assert float(((found - exact) / x.abs().clamp_min(1.0)).abs().max()) < 3e-7
+
+
+def test_the_tanh_gelu_is_left_to_another_pass():
+    result = rewrite(Fn(lambda _, x: F.gelu(x, approximate="tanh")), (X,), GeluToExp())
+    assert result.rewrites["gelu-to-exp"] == 0
+
+
+class Patches(torch.nn.Module):
+    def __init__(self, kernel: tuple[int, int] = (4, 2), **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 5, kernel, **{"stride": kernel, **options})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_to_linear(bias):
+    result = rewrite(Patches(bias=bias), (torch.randn(2, 3, 8, 6),), PatchesToLinear())
+    assert result.rewrites["patches-to-linear"] == 1
+    assert highest_rank(result.after) == 4
+    assert result.ops()["linear"] == 1
+    assert result.error < 1e-6
+
+
+@pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"dilation": 2}])
+def test_overlapping_or_padded_patches_are_left_alone(options):
+    result = rewrite(Patches((2, 2), **options), (torch.randn(2, 3, 8, 6),), PatchesToLinear())
+    assert result.rewrites["patches-to-linear"] == 0
+
+
+def test_patches_that_leave_a_rest_are_left_alone():
+    result = rewrite(Patches((4, 4)), (torch.randn(2, 3, 9, 8),), PatchesToLinear())
+    assert result.rewrites["patches-to-linear"] == 0
+
+
+@pytest.mark.parametrize(
+    "product", [lambda m, x: torch.addmm(m.b, x[0], m.w), lambda m, x: x[0].mm(m.w), lambda m, x: x @ m.w]
+)
+def test_weights_to_linear(product):
+    result = rewrite(
+        Fn(product, w=torch.randn(16, 5), b=torch.randn(5)),
+        (X,),
+        CanonicalReshapes(),
+        WeightsToLinear(),
+        FoldConstants(),
+    )
+    assert result.rewrites["weights-to-linear"] == 1
+    assert result.ops()["linear"] == 1
+    assert not {"addmm", "mm", "matmul", "permute"} & set(result.ops())
+    assert result.error < 1e-6
+
+
+def test_products_of_inputs_and_scaled_ones_are_left_alone():
+    result = rewrite(Fn(lambda _, x, w: x @ w), (X, torch.randn(16, 5)), WeightsToLinear())
+    assert result.rewrites["weights-to-linear"] == 0
+    scaled = Fn(lambda m, x: torch.addmm(m.b, x[0], m.w, alpha=2.0), w=torch.randn(16, 5), b=torch.randn(5))
+    assert rewrite(scaled, (X,), WeightsToLinear()).rewrites["weights-to-linear"] == 0
+
+
+@pytest.mark.parametrize(
+    "pool", [lambda x: x.mean(1), lambda x: x.sum(0, keepdim=True), lambda x: x.mean((0, 1), keepdim=True)]
+)
+def test_reduce_last_axis(pool):
+    model = Fn(lambda m, x: F.linear(pool(x), m.w), w=torch.randn(3, 16))
+    result = rewrite(model, (X,), ReduceLastAxis())
+    assert result.rewrites["reduce-last-axis"] == 1
+    reductions = [n for n in result.after.graph.nodes if str(n.target) in ("aten.mean.dim", "aten.sum.dim_IntList")]
+    assert [n.args[1] for n in reductions] == [[-1]]
+    assert result.error < 1e-6
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Fn(lambda _, x: x.mean(1)),  # no product follows
+        Fn(lambda m, x: F.linear(x.mean(-1), m.w), w=torch.randn(3, 6)),
+        Fn(lambda m, x: F.linear(m.w * x.sum((0, 1, 2)), m.w), w=torch.randn(3, 3)),
+    ],
+)
+def test_reductions_that_may_stay_do(model):
+    assert rewrite(model, (X,), ReduceLastAxis()).rewrites["reduce-last-axis"] == 0
+
+
+def fused(_, x):
+    y = x.view(2, 3, 2, 2, 4, 2).permute(2, 0, 3, 1, 4, 5)  # [B,T,two,H,d,e] -> [two,B,H,T,d,e]
+    return torch.cat([y[0], y[1] * 2.0], dim=-2).reshape(2, 2, 3, 16)
+
+
+def test_merge_axes():
+    passes = (SplitToSlices(), CanonicalReshapes(), NormaliseDims(), MergeAxes(), CanonicalReshapes())
+    result = rewrite(Fn(fused), (X.reshape(2, 3, 32),), *passes)
+    assert result.rewrites["merge-axes"] >= 3
+    assert highest_rank(result.after) <= 4
+    assert result.error == 0
+
+
+@pytest.mark.parametrize("order", [(4, 3, 2, 1, 0), (2, 0, 3, 1, 4), (1, 0, 2, 3, 4), (0, 1, 4, 3, 2)])
+def test_permutations_of_five_axes(order):
+    x = torch.randn(2, 3, 2, 3, 2)
+    five = Fn(lambda _, x: x.reshape(2, 3, 2, 3, 2).permute(order).reshape(6, 12))
+    result = rewrite(five, (x.reshape(6, 12),), RemoveNoops(), CanonicalReshapes(), MergeAxes(), CanonicalReshapes())
+    assert result.rewrites["merge-axes"] == 1
+    assert highest_rank(result.after) <= 4
+    assert result.error == 0
+
+
+def test_broadcasts_of_five_axes_are_left_alone():
+    result = rewrite(Fn(lambda _, x, y: x + y), (torch.randn(2, 3, 2, 3, 2), torch.randn(3, 1)), MergeAxes())
+    assert result.rewrites["merge-axes"] == 0
+
+
+@pytest.mark.parametrize("rank", [4, 3])
+def test_up_to_four_dimensions_nothing_is_merged(rank):
+    x = torch.randn(2, 3, 2, 3)[(0,) * (4 - rank)]
+    order = tuple(reversed(range(rank)))
+    assert rewrite(Fn(lambda _, x: x.permute(order)), (x,), MergeAxes()).rewrites["merge-axes"] == 0
+
+
+def test_look_ups_along_a_negative_axis_get_a_positive_one():
+    index = torch.zeros(2, 6, 1, dtype=torch.long)
+    model = Fn(lambda _, x, i: torch.gather(x, -1, i) + torch.index_select(x, -3, i[0, 0]).sum())
+    result = rewrite(model, (X, index), NormaliseDims())
+    kinds = (torch.ops.aten.gather.default, torch.ops.aten.index_select.default)
+    axes = [[n.args[1] for n in each.graph.nodes if n.target in kinds] for each in (result.before, result.after)]
+    assert axes == [[-1, -3], [2, 0]]
+    assert result.error == 0
