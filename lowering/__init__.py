@@ -18,11 +18,11 @@ from lowering.errors import (
     LoweringError,
     LoweringFailed,
     MethodMismatch,
+    OperatorNotTaken,
     QuantizationNotSupported,
     RuleBroken,
     StateLost,
     TargetNameTaken,
-    TargetNotSupported,
     TargetUnavailable,
     UnknownAdapterForm,
     UnknownOption,
@@ -47,7 +47,7 @@ def lower(
 
     Args:
         program: a `mobizo_passes.TrainingProgram` (or anything with its `core`, `manifest` and adapter methods).
-        target: `"xnnpack"` (CPU, float32), `"vulkan"` (GPU) or `"portable"`; see `available()`.
+        target: `"xnnpack"` (CPU), `"vulkan"` (GPU), `"qnn"` (Qualcomm NPU) or `"portable"`; see `available()`.
         quantize: None; other values are refused in this version.
         application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
         adapter: `"external"`: the step takes the adapter and returns it. `"internal"`: the step holds it, from the
@@ -55,10 +55,11 @@ def lower(
         options: what the target alone understands, such as `precision="fp16"` for `"vulkan"`; see `Target.options`.
 
     Raises:
-        UnknownTarget, TargetNotSupported, TargetUnavailable: the target cannot be used.
+        UnknownTarget, TargetUnavailable: the target cannot be used.
         UnknownOption, InvalidOption: the target has no such option, or not this value of it.
         QuantizationNotSupported: `quantize` is not None.
         UnknownAdapterForm: `adapter` is neither.
+        OperatorNotTaken: an operator in the midst of the model would cut the target's one delegate call in two.
         InvalidProgram: the program contradicts its own manifest.
         LoweringFailed: a stage failed; names method and stage.
         FrozenInput, StateLost, MethodMismatch: the result is not what the manifest promises, and is withheld.
@@ -90,11 +91,11 @@ __all__ = [
     "LoweringError",
     "LoweringFailed",
     "MethodMismatch",
+    "OperatorNotTaken",
     "QuantizationNotSupported",
     "RuleBroken",
     "StateLost",
     "TargetNameTaken",
-    "TargetNotSupported",
     "TargetUnavailable",
     "UnknownAdapterForm",
     "UnknownOption",

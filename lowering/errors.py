@@ -60,17 +60,6 @@ class TargetUnavailable(LoweringError):
         super().__init__(f"target {target!r} cannot be used here: {missing}; {remedy}")
 
 
-class TargetNotSupported(LoweringError):
-    """The target is planned, but this version cannot lower to it."""
-
-    def __init__(self, target: str, supported: Iterable[str]) -> None:
-        self.target = target
-        self.supported = tuple(sorted(supported))
-        super().__init__(
-            f"target {target!r} is not supported yet in this version of mobizo: use one of {', '.join(self.supported)}"
-        )
-
-
 class QuantizationNotSupported(LoweringError):
     """The requested quantisation cannot be done for this target in this version."""
 
@@ -80,6 +69,22 @@ class QuantizationNotSupported(LoweringError):
         super().__init__(
             f"quantize={quantize!r} is not supported yet for target {target!r} in this version: "
             "pass quantize=None (float32)"
+        )
+
+
+class OperatorNotTaken(LoweringError):
+    """An operator in the midst of the model that the target's delegate does not take: it would cut the model in two."""
+
+    def __init__(self, method: str, node: str, operator: str, gives: str, module: str, line: str, reason: str) -> None:
+        self.method = method
+        self.node = node
+        self.operator = operator
+        where = f" of module {module!r}" if module else ""
+        at = f", {line}" if line else ""
+        super().__init__(
+            f"method {method!r}: {operator} (node {node!r}{where}{at}; gives {gives}) stands between matrix products, "
+            f"and the delegate does not take it: {reason}; write that part of the model with other operators, or "
+            "lower for target 'xnnpack' or 'portable'"
         )
 
 

@@ -9,7 +9,10 @@ from lowering.passes.core_forms import CoreForms
 from lowering.passes.decompose_activations import DecomposeActivations
 from lowering.passes.decompose_attention import DecomposeAttention
 from lowering.passes.decompose_norms import DecomposeNorms
+from lowering.passes.equal_ranks import EqualRanks
 from lowering.passes.expand_to_copies import ExpandToCopies
+from lowering.passes.finite_masks import FiniteMasks
+from lowering.passes.flat_linears import FlatLinears
 from lowering.passes.float_scalars import FloatScalars
 from lowering.passes.fold_constants import FoldConstants
 from lowering.passes.gelu_to_exp import GeluToExp
@@ -21,9 +24,11 @@ from lowering.passes.patches_to_linear import PatchesToLinear
 from lowering.passes.products_to_bmm import ProductsToBmm
 from lowering.passes.reduce_last_axis import ReduceLastAxis
 from lowering.passes.remove_noops import RemoveNoops
+from lowering.passes.scalars_to_constants import ScalarsToConstants
 from lowering.passes.scale_smaller_factor import ScaleSmallerFactor
 from lowering.passes.split_to_slices import SplitToSlices
 from lowering.passes.weights_to_linear import WeightsToLinear
+from lowering.passes.whole_norms import WholeNorms
 
 PORTABLE: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
@@ -90,3 +95,27 @@ def _vulkan(mask: float) -> tuple[LegalisationPass, ...]:
 
 VULKAN = _vulkan(mask=1e9)
 VULKAN_FP16 = _vulkan(mask=3e4)
+# Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank.
+QNN: tuple[LegalisationPass, ...] = (
+    RemoveNoops(),
+    FoldConstants(),
+    CoreForms(),
+    CanonicalReshapes(),
+    GroupRepeatedHeads(),
+    DecomposeAttention(bias=30_000.0),
+    FiniteMasks(),
+    WholeNorms(),
+    DecomposeActivations(),
+    ProductsToBmm(),
+    ScaleSmallerFactor(),
+    ExpandToCopies(),
+    NormaliseDims(),
+    FloatScalars(),
+    FlatLinears(),
+    ScalarsToConstants(),
+    EqualRanks(),
+    FoldConstants(),
+    CanonicalReshapes(),
+    RemoveNoops(),
+    CopyViews(),
+)

@@ -11,16 +11,18 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
-# Delegates take these whole; ExecuTorch has a kernel for each.
+# Delegates take these whole; ExecuTorch has a kernel for each. A target may have more, for which it has none.
 KEPT_WHOLE = (torch.ops.aten.linear.default,)
 
 
 class SettledProgram(ExportedProgram):
-    """An ExportedProgram that decomposes itself only when some node would change, and never its `linear`s.
+    """An ExportedProgram that decomposes itself only when some node would change, and never what is `kept` whole.
 
     `to_edge_transform_and_lower` retraces every program at least twice, seconds for each ten transformer layers. After
     the legalisation passes nearly every graph is functional core ATen already, and a retrace gives it back as it was.
     """
+
+    kept: tuple[Any, ...] = KEPT_WHOLE
 
     def run_decompositions(
         self, decomp_table: dict[Any, Any] | None = None, decompose_custom_triton_ops: bool = False
@@ -28,15 +30,15 @@ class SettledProgram(ExportedProgram):
         options = {"decompose_custom_triton_ops": decompose_custom_triton_ops}
         if decomp_table is None:
             return super().run_decompositions(None, **options)
-        table = {op: rule for op, rule in decomp_table.items() if op not in KEPT_WHOLE}
-        if any(_changes(node, table) for node in self.graph.nodes):
-            return settle(super().run_decompositions(table, **options))
+        table = {op: rule for op, rule in decomp_table.items() if op not in self.kept}
+        if any(_changes(node, table, self.kept) for node in self.graph.nodes):
+            return settle(super().run_decompositions(table, **options), self.kept)
         return self
 
 
-def settle(program: ExportedProgram) -> SettledProgram:
-    """The same program (same graph, same weights) as a SettledProgram."""
-    return SettledProgram(
+def settle(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> SettledProgram:
+    """The same program (same graph, same weights) as a SettledProgram that keeps the operators `kept` whole."""
+    settled = SettledProgram(
         root=program.graph_module,
         graph=program.graph,
         graph_signature=program.graph_signature,
@@ -47,6 +49,8 @@ def settle(program: ExportedProgram) -> SettledProgram:
         constants=program.constants,
         verifiers=program.verifiers,
     )
+    settled.kept = kept
+    return settled
 
 
 @contextmanager
@@ -66,7 +70,7 @@ def without_provenance() -> Iterator[None]:
             NodeSource.__deepcopy__ = had  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _changes(node: torch.fx.Node, table: dict[Any, Any]) -> bool:
+def _changes(node: torch.fx.Node, table: dict[Any, Any], kept: tuple[Any, ...]) -> bool:
     if node.op != "call_function":
         return False
     target = node.target
@@ -74,7 +78,7 @@ def _changes(node: torch.fx.Node, table: dict[Any, Any]) -> bool:
         return False
     if not isinstance(target, torch._ops.OpOverload):
         return True
-    if target in KEPT_WHOLE:
+    if target in kept:
         return False
     return target in table or target._schema.is_mutable or _is_composite(target)
 

@@ -22,7 +22,7 @@ from lowering.lowered import Lowered
 from lowering.passes.base import PassRecord, run_passes
 from lowering.passes.split_shared_weights import SplitSharedWeights
 from lowering.report import Report, method_report
-from lowering.settled import KEPT_WHOLE, settle, without_provenance
+from lowering.settled import settle, without_provenance
 from lowering.targets import Target
 from lowering.tied import weights_kept_outside
 from mobizo_manifest import Manifest
@@ -77,7 +77,7 @@ def lower_to(
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
     with target.surroundings():
-        edge = _to_edge(legal, partitioners, constants)
+        edge = _to_edge(legal, target, partitioners, constants)
     reports, graphs = {}, {}
     for name, each in methods.items():
         lowered = edge.exported_program(name)
@@ -108,11 +108,14 @@ def _legalise(program: Program, method: str, target: Target, adapter: str) -> Le
 
 
 def _to_edge(
-    programs: Mapping[str, ExportedProgram], partitioners: Mapping[str, Any], constants: dict[str, Any]
+    programs: Mapping[str, ExportedProgram],
+    target: Target,
+    partitioners: Mapping[str, Any],
+    constants: dict[str, Any],
 ) -> Any:
     # Dim order operators are skipped: all tensors are contiguous, and delegates would have to see through them.
-    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(KEPT_WHOLE))
-    settled = {name: settle(program) for name, program in programs.items()}
+    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(target.kept_whole))
+    settled = {name: settle(program, target.kept_whole) for name, program in programs.items()}
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     try:
         with torch.no_grad(), without_provenance():
@@ -122,6 +125,8 @@ def _to_edge(
                 constant_methods=constants,
                 compile_config=config,
             )
+    except LoweringError:
+        raise
     except Exception as error:
         raise LoweringFailed(", ".join(programs), "partitioning", f"{type(error).__name__}: {error}") from error
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mobizo_qnn
 from mobizo_manifest import Manifest
 from runtime_driver.container import check_container
 from runtime_driver.errors import (
@@ -120,16 +121,27 @@ class LoadedProgram:
                 raise MissingMethodError(name, [m for m in self.method_names if m in self.manifest.methods])
             program = self._open()
             method: Method | None = None
-            failure: RuntimeError | None = None
+            failure: Exception | None = None
             with captured_stderr() as log:
+                missing = "" if name in (MANIFEST_METHOD, INITIAL_ADAPTER_METHOD) else self._simulator()
                 try:
                     method = program.load_method(name)
                 except RuntimeError as error:
                     failure = error
             if method is None:
-                raise self._load_failure(name, log.reason() or str(failure)) from failure
+                raise self._load_failure(name, missing or log.reason() or str(failure)) from failure
             self._programs[name], self._methods[name] = program, method
         return self._methods[name]
+
+    def _simulator(self) -> str:
+        """Load the HTP simulator where the program needs one; what is missing if it cannot be."""
+        if self.manifest.target != "qnn" or not mobizo_qnn.on_host():
+            return ""
+        try:
+            mobizo_qnn.enable()
+        except (mobizo_qnn.HostLibrariesMissing, mobizo_qnn.HostLibrariesUnusable) as error:
+            return str(error)
+        return ""
 
     def _load_failure(self, method: str, reason: str) -> ProgramFileError:
         from executorch.runtime import Runtime

@@ -94,6 +94,13 @@ class Target(ABC):
         """Raise a `LoweringError` when a partitioned method breaks a rule of the runtime; few targets have rules."""
 
     @property
+    def kept_whole(self) -> tuple[Any, ...]:
+        """ATen operators that ExecuTorch must not decompose: the delegate takes them, or there is a kernel."""
+        from lowering.settled import KEPT_WHOLE
+
+        return KEPT_WHOLE
+
+    @property
     def chosen(self) -> dict[str, str]:
         """Every option with its value: what the caller asked for, else the default."""
         return {option.name: self._asked.get(option.name, option.default) for option in self.options}

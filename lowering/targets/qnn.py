@@ -1,12 +1,143 @@
-"""Qualcomm QNN: the NPU of Snapdragon chips. Planned."""
+"""Qualcomm QNN: the NPU (HTP) of Snapdragon chips, in half precision."""
 
 from __future__ import annotations
 
-from lowering.targets.planned import PlannedTarget
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import mobizo_qnn
+from lowering.errors import LoweringFailed, TargetUnavailable
+from lowering.quiet import CapturedOutput, captured_output
+from lowering.targets.base import Availability, Target, TargetOption, executorch_availability
+
+if TYPE_CHECKING:
+    from lowering.passes.base import LegalisationPass
+
+# ExecuTorch's names, which are Qualcomm's part numbers; see docs/qnn.md for those that were compiled for here.
+SOCS = (
+    "SM8650",
+    "SM8750",
+    "SM8850",
+    "SM8845",
+    "SM8550",
+    "SM8475",
+    "SM8450",
+    "SM8350",
+    "QCM6490",
+    "QCS9100",
+    "SA8255",
+    "SA8295",
+    "SA8797",
+    "SAR2230P",
+    "SC8380XP",
+    "SSG2115P",
+    "SSG2125P",
+    "SW6100",
+    "SXR1230P",
+    "SXR2230P",
+    "SXR2330P",
+)
 
 
-class QnnTarget(PlannedTarget):
-    """Not in this version."""
+class QnnTarget(Target):
+    """One HTP context binary a program, compiled ahead of time for one chip."""
 
     name = "qnn"
     backend = "QnnBackend"
+    small_share = 0.0
+    options = (
+        TargetOption("soc", SOCS, "SM8650", "The chip that the program is compiled for."),
+        TargetOption("precision", ("fp16",), "fp16", "What the HTP computes in."),
+        TargetOption(
+            "weights",
+            ("separate", "shared"),
+            "separate",
+            "Whether the methods in the context binary have one copy of the weights; the simulator cannot run shared.",
+        ),
+    )
+
+    def availability(self) -> Availability:
+        state = executorch_availability(self.name)
+        if not state.ready:
+            return state
+        try:
+            mobizo_qnn.find()
+        except mobizo_qnn.HostLibrariesMissing as error:
+            return Availability(self.name, False, error.missing, error.remedy)
+        return state
+
+    def survey(self) -> Availability:
+        """The HTP simulator runs what was compiled here; it needs the same libraries."""
+        state = super().survey()
+        if state.ready or not state.runs:
+            return state
+        return replace(state, runs=False, runs_missing=state.missing, runs_remedy=state.remedy)
+
+    @property
+    def passes(self) -> Sequence[LegalisationPass]:
+        from lowering import pipelines
+
+        return pipelines.QNN
+
+    @property
+    def kept_whole(self) -> tuple[Any, ...]:
+        from lowering.targets.htp_partitioner import WHOLE
+
+        return WHOLE
+
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
+        from lowering.targets.htp_partitioner import HtpPartitioner
+
+        return HtpPartitioner(method, self._compile_specs())
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Within, ExecuTorch's QNN manager is up: it checks operators and compiles context binaries, unheard."""
+        from executorch.backends.qualcomm.utils.qnn_manager_lifecycle import QnnManagerContext
+
+        log = CapturedOutput()
+        try:
+            with _quiet_loggers(), captured_output(log), QnnManagerContext({"step": self._compile_specs()}):
+                yield
+        except LoweringFailed as error:
+            reason = "; ".join([error.reason, *log.lines("[ERROR]")])
+            raise LoweringFailed(error.method, error.stage, reason, error.node) from error
+        except RuntimeError as error:
+            reason = "; ".join([str(error), *log.lines("[ERROR]")])
+            raise LoweringFailed("every method", "starting QNN's compiler", reason) from error
+
+    def _compile_specs(self) -> list[Any]:
+        self._enable()
+        from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
+        from executorch.backends.qualcomm.utils.utils import (
+            generate_htp_compiler_spec,
+            generate_qnn_executorch_compiler_spec,
+        )
+
+        options = generate_htp_compiler_spec(use_fp16=True, use_weight_sharing=self.chosen["weights"] == "shared")
+        return generate_qnn_executorch_compiler_spec(QcomChipset[self.chosen["soc"]], options)
+
+    def _enable(self) -> None:
+        try:
+            mobizo_qnn.enable()
+        except mobizo_qnn.HostLibrariesMissing as error:
+            raise TargetUnavailable(self.name, error.missing, error.remedy) from error
+        except mobizo_qnn.HostLibrariesUnusable as error:
+            raise LoweringFailed("every method", "loading QNN's libraries", str(error)) from error
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Within, ExecuTorch's QNN modules, which tell of every node at a level of their own, tell of warnings alone."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("executorch.backends.qualcomm")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

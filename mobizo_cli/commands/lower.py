@@ -36,6 +36,7 @@ def lower(
     precision: Annotated[
         str | None, typer.Option(help="What the delegate computes in, for targets that have a choice.")
     ] = None,
+    soc: Annotated[str | None, typer.Option(help="The chip, for target qnn. [default: SM8650]")] = None,
     quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
     adapter: Annotated[
         Literal["external", "internal"],
@@ -51,7 +52,7 @@ def lower(
         import lowering
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
-    options = {name: value for name, value in (("precision", precision),) if value is not None}
+    options = {name: value for name, value in (("precision", precision), ("soc", soc)) if value is not None}
     _check_target(target, options)
     from mobizo_cli.build import build
     from mobizo_cli.console import facts, table

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"mobizo_passes", "mobizo_manifest", "lowering", "runtime_driver", "mobizo_cli"}
+OURS = {"mobizo_passes", "mobizo_manifest", "mobizo_qnn", "lowering", "runtime_driver", "mobizo_cli"}
 HUB = {"transformers", "peft", "accelerate", "gguf"}
 
 # package -> what none of its files may import, anywhere, not even inside a function
 FORBIDDEN = {
     "mobizo_passes": (OURS - {"mobizo_passes"}) | HUB | {"executorch", "pydantic", "rich", "typer", "safetensors"},
     "mobizo_manifest": (OURS - {"mobizo_manifest"}) | HUB | {"executorch", "torch", "rich", "typer", "safetensors"},
+    "mobizo_qnn": (OURS - {"mobizo_qnn"}) | HUB | {"rich", "typer", "safetensors"},
     "lowering": {"runtime_driver", "mobizo_cli", "typer"} | HUB,
     "runtime_driver": {"mobizo_passes", "lowering", "mobizo_cli", "typer"} | HUB,
     "mobizo_cli": {"examples", "benchmarks", "tests"},
@@ -25,6 +26,7 @@ FORBIDDEN = {
 NOT_LOADED = {
     "mobizo_passes": HUB | {"executorch", "pydantic", "runtime_driver", "lowering"},
     "mobizo_manifest": HUB | {"torch", "executorch"},
+    "mobizo_qnn": HUB | {"torch", "executorch"},
     "lowering": HUB | {"runtime_driver"},
     "runtime_driver": HUB | {"mobizo_passes", "lowering", "matplotlib"},
     "mobizo_cli.main": HUB | {"torch", "executorch", "mobizo_passes", "lowering", "runtime_driver"},

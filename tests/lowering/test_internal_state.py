@@ -46,7 +46,8 @@ def exported(writes: bool) -> ExportedProgram:
 def partitioned(program: ExportedProgram) -> ExportedProgram:
     from lowering.targets import get_target
 
-    edge = stages._to_edge({"step": program}, {"step": get_target("xnnpack").partitioner("step")}, {})
+    target = get_target("xnnpack")
+    edge = stages._to_edge({"step": program}, target, {"step": target.partitioner("step")}, {})
     return edge.exported_program("step")
 
 

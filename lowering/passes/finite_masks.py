@@ -1,0 +1,90 @@
+"""Masks that half precision can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lowering.editor import ProgramEditor, is_float, val
+
+aten = torch.ops.aten
+
+_FLOWS = (
+    aten.add.Tensor,
+    aten.reshape.default,
+    aten.expand.default,
+    aten.slice.Tensor,
+    aten.permute.default,
+    aten.where.self,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    aten.masked_fill.Scalar,
+    aten.cat.default,
+    aten.maximum.default,
+)
+_FILLS: dict[Any, int] = {
+    aten.masked_fill.Scalar: 2,
+    aten.where.ScalarSelf: 1,
+    aten.where.ScalarOther: 2,
+    aten.full.default: 1,
+}
+
+
+@dataclass(frozen=True)
+class FiniteMasks:
+    """What a mask adds to scores, or puts in their place, before a softmax is at least `-bound`.
+
+    BEFORE  p = _softmax(add(s: f32[N,H,T,S], mask: f32[1,1,T,S] of 0 and -3.4e38), 3)
+    AFTER   p = _softmax(add(s, clamp(mask, -bound)), 3)
+
+    BEFORE  p = _softmax(masked_fill(s, m, -inf), 3)                AFTER  p = _softmax(masked_fill(s, m, -bound), 3)
+
+    A half holds numbers up to 65504: on an NPU -3.4e38 becomes -inf, and a row of it NaN. exp(-bound) is zero all the
+    same, so rows with at least one position that is not masked have the same softmax. Constants alone are changed:
+    masks and numbers, not scores.
+    """
+
+    bound: float = 30_000.0
+    name: str = "finite-masks"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in self._before_softmax(editor):
+            if editor.is_constant(node) and is_float(node):
+                rewrites += self._clamp(editor, node)
+            elif node.target in _FILLS:
+                place = _FILLS[node.target]
+                value = node.args[place]
+                if isinstance(value, (int, float)) and value < -self.bound and is_float(node):
+                    node.update_arg(place, -self.bound)
+                    rewrites += 1
+        return rewrites
+
+    def _before_softmax(self, editor: ProgramEditor) -> list[Node]:
+        """What flows into a softmax through additions, selections and reshapes alone."""
+        found: dict[Node, None] = {}
+        waiting: list[Any] = [
+            node.args[0] for node in editor.find(aten._softmax.default, aten.softmax.int, aten._safe_softmax.default)
+        ]
+        while waiting:
+            node = waiting.pop()
+            if node in found:
+                continue
+            found[node] = None
+            if node.op == "call_function" and node.target in _FLOWS:
+                waiting.extend(source for source in node.all_input_nodes if is_float(source))
+        return list(found)
+
+    def _clamp(self, editor: ProgramEditor, node: Node) -> int:
+        value = editor.constant_value(node)
+        if not bool((value < -self.bound).any()):
+            return 0
+        readers = [user for user in node.users if user.target in _FLOWS]
+        bounded = editor.constant(value.clamp_min(-self.bound), "finite_mask", ("finite_mask", editor.fqn_of(node)))
+        assert val(bounded).dtype == val(node).dtype
+        for reader in readers:
+            reader.replace_input_with(node, bounded)
+        return 1

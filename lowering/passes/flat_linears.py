@@ -1,0 +1,40 @@
+"""Linear layers on rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowering.editor import ProgramEditor, is_float, shape_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FlatLinears:
+    """`linear` on a tensor of rank 3 or more works on its rows.
+
+    BEFORE  y = linear(x: f32[N,T,d], w: f32[o,d])
+    AFTER   y = reshape(linear(reshape(x, [N*T,d]), w), [N,T,o])
+
+    QNN's fully connected layer gives a matrix, whatever the rank of what it is given.
+    """
+
+    name: str = "flat-linears"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in editor.find(aten.linear.default):
+            x: Any = node.args[0]
+            shape = shape_of(x)
+            if len(shape) == 2 or not is_float(node):
+                continue
+            with editor.before(node):
+                rows = editor.reshape(x, [math.prod(shape[:-1]), shape[-1]])
+                product = editor.call(aten.linear.default, rows, *node.args[1:], **node.kwargs)
+                editor.replace(node, editor.reshape(product, list(shape_of(node))))
+            rewrites += 1
+        return rewrites

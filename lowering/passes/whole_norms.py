@@ -1,0 +1,118 @@
+"""Normalisations as one operator each."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lowering.editor import ProgramEditor, argument, is_float, shape_of, val
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class WholeNorms:
+    """An RMS norm written out becomes `rms_norm`; both norms work on rows and have constant weights.
+
+    BEFORE  y = x * rsqrt(mean(x * x, -1, keepdim) + eps)                  x: f32[N,T,d]; or pow(x, 2)
+    AFTER   y = reshape(rms_norm(reshape(x, [N*T,d]), [d], ones: f32[d], eps), [N,T,d])
+
+    BEFORE  y = layer_norm(x: f32[N,T,d], [d], None, None, eps)
+    AFTER   y = reshape(getitem(native_layer_norm(reshape(x, [N*T,d]), [d], ones: f32[d], zeros: f32[d], eps), 0), ...)
+
+    Halves end at 65504: squared on an NPU, activations above 256 are infinite and the result is zero. The operators
+    compute inside with more range. Rows, because QNN's RMS norm gives wrong numbers from the ninth matrix of a [N,T,d]
+    on. A norm over more than the last axis, or with a weight that is not constant, is left alone.
+    """
+
+    name: str = "whole-norms"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in editor.find(aten.mul.Tensor):
+            found = _written_out(node)
+            if found is None:
+                continue
+            x, eps = found
+            with editor.before(node):
+                _replace_rms(editor, node, x, None, eps)
+            rewrites += 1
+        for node in editor.find(aten.layer_norm.default, aten.rms_norm.default):
+            if _ready(node) or len(argument(node, 1, "normalized_shape")) != 1 or not is_float(node):
+                continue
+            weight, bias = argument(node, 2, "weight"), None
+            is_layer = node.target is aten.layer_norm.default
+            if is_layer:
+                bias = argument(node, 3, "bias")
+            if not all(each is None or editor.is_constant(each) for each in (weight, bias)):
+                continue
+            with editor.before(node):
+                if is_layer:
+                    _replace_layer(editor, node, weight, bias)
+                else:
+                    _replace_rms(editor, node, node.args[0], weight, argument(node, 3, "eps"))
+            rewrites += 1
+        return rewrites
+
+
+def _ready(node: Node) -> bool:
+    given = len(node.args) == 4 and None not in node.args
+    return node.target is aten.rms_norm.default and len(shape_of(node)) == 2 and given
+
+
+def _replace_rms(editor: ProgramEditor, node: Node, x: Any, weight: Node | None, eps: float | None) -> None:
+    size = shape_of(x)[-1]
+    weight = _constant(editor, size, 1.0, val(x).dtype) if weight is None else weight
+    eps = torch.finfo(val(x).dtype).eps if eps is None else eps
+    whole = editor.call(aten.rms_norm.default, _rows(editor, x), [size], weight, eps)
+    editor.replace(node, editor.reshape(whole, list(shape_of(node))))
+
+
+def _replace_layer(editor: ProgramEditor, node: Node, weight: Node | None, bias: Node | None) -> None:
+    x: Any = node.args[0]
+    size, dtype = shape_of(x)[-1], val(x).dtype
+    weight = _constant(editor, size, 1.0, dtype) if weight is None else weight
+    bias = _constant(editor, size, 0.0, dtype) if bias is None else bias
+    eps = argument(node, 4, "eps", 1e-5)
+    whole = editor.call(aten.native_layer_norm.default, _rows(editor, x), [size], weight, bias, eps)
+    editor.replace(node, editor.reshape(editor.call(operator.getitem, whole, 0), list(shape_of(node))))
+
+
+def _rows(editor: ProgramEditor, x: Any) -> Node:
+    return editor.reshape(x, [math.prod(shape_of(x)[:-1]), shape_of(x)[-1]])
+
+
+def _constant(editor: ProgramEditor, size: int, value: float, dtype: torch.dtype) -> Node:
+    return editor.constant(torch.full((size,), value, dtype=dtype), "norm", ("norm", size, value, dtype))
+
+
+def _written_out(node: Node) -> tuple[Node, float] | None:
+    """x and eps when `node` is x * rsqrt(mean(x²) + eps) over the last axis."""
+    pairs: Any = (node.args[:2], node.args[1::-1])
+    for x, root in pairs:
+        if not isinstance(x, Node) or not _is(root, aten.rsqrt.default):
+            continue
+        total: Any = root.args[0]
+        if not _is(total, aten.add.Tensor) or not isinstance(total.args[1], (int, float)) or total.kwargs:
+            continue
+        mean: Any = total.args[0]
+        if not _is(mean, aten.mean.dim) or not argument(mean, 2, "keepdim", False) or mean.kwargs.get("dtype"):
+            continue
+        if list(mean.args[1]) not in ([-1], [len(shape_of(x)) - 1]):
+            continue
+        square: Any = mean.args[0]
+        squared = (_is(square, aten.mul.Tensor) and square.args == (x, x)) or (
+            _is(square, aten.pow.Tensor_Scalar) and square.args == (x, 2)
+        )
+        if squared and is_float(x):
+            return x, float(total.args[1])
+    return None
+
+
+def _is(node: Any, target: Any) -> bool:
+    return isinstance(node, Node) and node.target is target

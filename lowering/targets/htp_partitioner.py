@@ -1,0 +1,145 @@
+"""Which nodes of a method become one HTP context binary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from executorch.backends.qualcomm.partition.qnn_partitioner import QnnOperatorSupport
+from executorch.backends.qualcomm.qnn_preprocess import QnnBackend
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
+from executorch.exir.backend.utils import tag_constant_data
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from lowering.errors import OperatorNotTaken
+from lowering.flops import flops_of, operation_name, overload_name
+from lowering.report import origin_of
+from lowering.settled import KEPT_WHOLE
+
+_TAG = "qnn_0"
+_BEFORE = "before the first matrix product: noise, perturbation and embedding stay in float32 and integers"
+_AFTER = "after the last matrix product: the losses' reduction, the projected gradients and the update stay in float32"
+_NO_PRODUCT = "the method has no matrix product"
+_REFUSED = "QNN's operator check refuses it for this SoC"
+_SOFTMAXES = ("_log_softmax", "_softmax")
+_NORMS = ("rms_norm", "native_layer_norm")
+
+# What QNN takes and ExecuTorch would decompose.
+WHOLE = (*KEPT_WHOLE, torch.ops.aten.rms_norm.default)
+
+
+class HtpPartitioner(Partitioner):
+    """Delegates everything from the first norm or matrix product to the last, in one piece.
+
+    Halves are too coarse for perturbations, loss differences and updates, and QNN has no 64-bit integers for the noise
+    hash: what comes before and after stays on ExecuTorch's kernels. So does a softmax at the end, of which the loss
+    would otherwise see a rounded logarithm, unless it is over `wide` classes or more: then ExecuTorch's kernel would
+    take longer than the rest. After `partition`, `reasons` says of each node left behind, by name, why.
+    """
+
+    def __init__(self, method: str, compile_specs: list[CompileSpec], wide: int = 1024) -> None:
+        super().__init__()
+        self.method = method
+        self.compile_specs = compile_specs
+        self.wide = wide
+        self.delegation_spec = DelegationSpec(QnnBackend.__name__, compile_specs)
+        self.reasons: dict[str, str] = {}
+
+    def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
+        return list(WHOLE), None
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        ep = exported_program
+        calls = [node for node in ep.graph.nodes if node.op == "call_function"]
+        body = self._body(calls)
+        support = QnnOperatorSupport(ep, self.compile_specs, set(), set()) if body else None
+        taken = {node for node in body if support is not None and support.is_node_supported(None, node)}
+        refused = [node for node in body if node not in taken]
+        self._check_whole(calls, taken)
+        for node in refused:
+            self.reasons[node.name] = _REFUSED
+        for node in taken:
+            node.meta["delegation_tag"] = _TAG
+        tag_constant_data(ep)
+        tags = {_TAG: self.delegation_spec} if taken else {}
+        return PartitionResult(tagged_exported_program=ep, partition_tags=tags)
+
+    def _body(self, calls: list[Node]) -> list[Node]:
+        products = {node for node in calls if flops_of(node) or operation_name(node) in _NORMS}
+        after = _downstream(calls, products)
+        ends = products | {node for node in after if self._is_wide_softmax(node)}
+        before = _upstream(calls, ends)
+        body: list[Node] = []
+        for node in calls:
+            inside = (node in products or node in after) and (node in ends or node in before)
+            wrong = _wrong_dtype(node)
+            if inside and wrong is None:
+                body.append(node)
+            elif wrong is not None:
+                self.reasons[node.name] = f"{wrong} stays outside: QNN computes the floating-point body"
+            elif not products:
+                self.reasons[node.name] = _NO_PRODUCT
+            else:
+                self.reasons[node.name] = _BEFORE if node in before else _AFTER
+        return body
+
+    def _is_wide_softmax(self, node: Node) -> bool:
+        return operation_name(node) in _SOFTMAXES and _values(node)[0].shape[-1] >= self.wide
+
+    def _check_whole(self, calls: list[Node], taken: set[Node]) -> None:
+        """Raise when a node outside of the body stands between two nodes inside: it would cut the binary in two."""
+        between = _downstream(calls, taken) & _upstream(calls, taken)
+        for node in calls:
+            if node in between and node not in taken:
+                raise OperatorNotTaken(
+                    self.method,
+                    node.name,
+                    overload_name(node),
+                    _described(node),
+                    origin_of(node),
+                    _source_line(node),
+                    self.reasons.get(node.name, _REFUSED),
+                )
+
+
+def _downstream(calls: Iterable[Node], sources: set[Node]) -> set[Node]:
+    found: set[Node] = set()
+    for node in calls:
+        if any(each in sources or each in found for each in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _upstream(calls: list[Node], sinks: set[Node]) -> set[Node]:
+    found: set[Node] = set()
+    for node in reversed(calls):
+        if any(user in sinks or user in found for user in node.users):
+            found.add(node)
+    return found
+
+
+def _values(node: Node) -> list[torch.Tensor]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [each for each in values if isinstance(each, torch.Tensor)]
+
+
+def _wrong_dtype(node: Node) -> str | None:
+    for each in (node, *node.all_input_nodes):
+        for value in _values(each):
+            if value.dtype is not torch.float32:
+                return str(value.dtype).removeprefix("torch.")
+    return None
+
+
+def _described(node: Node) -> str:
+    return ", ".join(f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in _values(node))
+
+
+def _source_line(node: Node) -> str:
+    """`File "model.py", line 12, in forward` of the innermost frame that torch recorded, `""` if it has none."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    return next((line for line in reversed(lines) if line.startswith("File ")), "")

@@ -1,0 +1,215 @@
+"""The QNN target: compiled for Snapdragon chips, run on the HTP simulator, compared with eager float32."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowering
+import mobizo_passes as mz
+import mobizo_qnn
+import runtime_driver
+from lowering.lowered import Lowered
+from lowering.targets import get_target
+from tests.models import Lora, cross_entropy, integers, llama, llama_inputs, random, seeded
+
+try:
+    mobizo_qnn.find()
+    MISSING = ""
+except mobizo_qnn.HostLibrariesMissing as error:
+    MISSING = str(error)
+
+on_simulator = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+SCALARS = {"seed": 3, "lr": 0.05, "eps": 1e-2}
+LOSS_ERROR = 5e-3
+
+
+class Methods:
+    """A training program with some of its methods alone: each one costs seconds of compiling."""
+
+    def __init__(self, program: mz.TrainingProgram, *names: str) -> None:
+        self.program, self.names = program, names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
+
+    def manifest(self, adapter: str = "external"):
+        described = self.program.manifest(adapter)
+        return {**described, "methods": {name: described["methods"][name] for name in self.names}}
+
+
+def only(program: mz.TrainingProgram, *names: str) -> Any:
+    return Methods(program, *names)
+
+
+class WideMlp(nn.Module):
+    """LoRA around a LayerNorm, and more classes than ExecuTorch's own softmax should have to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = Lora(16, 24), nn.LayerNorm(24), Lora(24, 1100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.nn.functional.gelu(self.norm(self.first(x)))) * 0.2
+
+
+MLP_INPUTS = (random(3, 16), integers(1100, 3))
+
+
+@pytest.fixture(scope="module")
+def mlp() -> mz.TrainingProgram:
+    model = seeded(WideMlp())
+    return mz.transform(model, MLP_INPUTS, estimator=mz.TwoSided(queries=2), loss=cross_entropy)
+
+
+@pytest.fixture(scope="module")
+def llm() -> mz.TrainingProgram:
+    return mz.transform(llama(), llama_inputs(), estimator=mz.TwoSided(queries=2))
+
+
+def saved(lowered: Lowered, folder: Path) -> runtime_driver.Session:
+    return runtime_driver.Session(lowered.save(folder / "model.pte"))
+
+
+def assert_one_binary(lowered: Lowered, *methods: str) -> None:
+    for name in methods:
+        report = lowered.report.methods[name]
+        assert report.partitions == 1, str(report)
+        assert report.delegated_share == 1.0
+    plans = {plan.name: plan for plan in lowered.executorch.executorch_program.execution_plan}
+    assert [each.id for name in methods for each in plans[name].delegates] == ["QnnBackend"] * len(methods)
+    assert all(node.reason and node.reason != "the portable target has no delegate" for _, node in lowered.report.nodes)
+
+
+@on_simulator
+def test_a_lora_mlp_agrees_with_eager(mlp: mz.TrainingProgram, tmp_path: Path):
+    lowered = lowering.lower(mlp, target="qnn", soc="SM8650")
+    assert_one_binary(lowered, "step", "loss", "logits")
+    assert lowered.manifest.options == {"soc": "SM8650", "precision": "fp16", "weights": "separate"}
+    inside = {row["op"] for _, row in lowered.to_networkx().nodes(data=True) if row["delegate"] is not None}
+    assert {"aten._log_softmax.default", "aten.native_layer_norm.default", "aten.bmm.default"} <= inside
+    session = saved(lowered, tmp_path)
+    batch = dict(zip(session.manifest.batch.inputs, MLP_INPUTS, strict=True))
+    expected = mlp.step(mlp.initial_adapter(), MLP_INPUTS, **SCALARS)
+    found = session.step(batch, **SCALARS, update=False)
+    assert found.losses == pytest.approx(expected.losses.tolist(), abs=LOSS_ERROR)
+    loss = session.evaluate([batch]).loss
+    assert loss == pytest.approx(float(mlp.loss(mlp.initial_adapter(), MLP_INPUTS)), abs=LOSS_ERROR)
+    eager = mlp.logits(mlp.initial_adapter(), MLP_INPUTS)
+    assert float((session.predict(batch) - eager).abs().max()) < 4e-3 * float(eager.abs().max())
+
+
+@on_simulator
+@pytest.mark.parametrize("soc", ["SM8650", "SM8750"])
+def test_a_language_model_agrees_with_eager_and_learns(llm: mz.TrainingProgram, soc: str, tmp_path: Path):
+    lowered = lowering.lower(only(llm, "step", "apply"), target="qnn", soc=soc)
+    assert_one_binary(lowered, "step")
+    outside = {node.op for node in lowered.report.methods["step"].portable}
+    assert {"aten.embedding.default", "aten.bitwise_xor.Tensor", "aten._log_softmax.default"} <= outside
+    assert not outside & {"aten.linear.default", "aten.bmm.default", "aten._softmax.default", "aten.rms_norm.default"}
+    session = saved(lowered, tmp_path)
+    batch = llama_inputs()
+    adapter = llm.initial_adapter()
+    for seed in range(3):
+        expected = llm.step(adapter, batch, seed=seed, lr=0.05, eps=1e-2)
+        found = session.step(batch, seed=seed, lr=0.05, eps=1e-2, update=False)
+        assert found.losses == pytest.approx(expected.losses.tolist(), abs=LOSS_ERROR)
+        assert found.loss == pytest.approx(float(expected.loss), abs=LOSS_ERROR)
+        # The update is float32 outside of the delegate: from the same gradients, the same adapter.
+        gradients = torch.tensor(found.projected_gradients)
+        again = llm.apply(adapter, seed=seed, lr=0.05, projected_gradients=gradients)
+        for name, value in found.adapter.items():
+            torch.testing.assert_close(value, again[name], rtol=1e-6, atol=1e-7)
+    if soc == "SM8650":
+        losses = session.fit([batch], 20, lr=0.05, eps=1e-2, seed=1).losses
+        assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.1
+
+
+def test_an_unknown_chip_lists_the_known(mlp: mz.TrainingProgram):
+    with pytest.raises(lowering.InvalidOption, match=r"soc='SM9999'.*SM8650, SM8750"):
+        lowering.lower(mlp, target="qnn", soc="SM9999")
+
+
+@pytest.mark.parametrize("quantize", ["16a8w", "8a8w"])
+def test_quantisation_is_not_there_yet(mlp: mz.TrainingProgram, monkeypatch, quantize: str):
+    monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
+    with pytest.raises(lowering.QuantizationNotSupported, match=f"{quantize}.*not supported yet.*qnn"):
+        lowering.lower(mlp, target="qnn", quantize=quantize)
+
+
+def test_every_chip_is_one_that_executorch_knows():
+    schema = pytest.importorskip("executorch.backends.qualcomm.serialization.qc_schema")
+    known = {chip.name for chip in schema.QcomChipset} - {"UNKNOWN_SM"}
+    (soc,) = (option for option in get_target("qnn").options if option.name == "soc")
+    assert set(soc.choices) == known
+
+
+class Sorted(nn.Module):
+    """A sort in the midst of the model: QNN has none that our body could hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = Lora(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cumprod(torch.sigmoid(self.first(x)), 1))
+
+
+@on_simulator
+def test_an_operator_that_qnn_does_not_take_is_named():
+    inputs = (random(3, 6), integers(4, 3))
+    program = mz.transform(seeded(Sorted()), inputs, estimator=mz.TwoSided(queries=1), loss=cross_entropy)
+    with pytest.raises(lowering.OperatorNotTaken, match=r"cumprod.*test_qnn\.py.*lower for target 'xnnpack'") as caught:
+        lowering.lower(only(program, "step", "apply"), target="qnn")
+    assert caught.value.method == "step"
+
+
+def test_missing_host_libraries_are_said_with_what_brings_them(mlp: mz.TrainingProgram, monkeypatch):
+    monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
+    monkeypatch.setattr("mobizo_qnn.host.find_spec", lambda name: None)
+    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: True)
+    with pytest.raises(lowering.TargetUnavailable, match=r"libQnnHtp\.so.*pip install.*QNN_SDK_ROOT"):
+        lowering.lower(mlp, target="qnn")
+    state = lowering.available()["qnn"]
+    assert not state.ready
+    assert not state.runs
+    assert "onnxruntime-qnn==2.3.0" in state.remedy
+
+
+def test_an_sdk_without_host_libraries_is_said_with_its_path(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("QNN_SDK_ROOT", str(tmp_path))
+    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: True)
+    with pytest.raises(
+        mobizo_qnn.HostLibrariesMissing, match=r"lib/x86_64-linux-clang has no libQnnSystem\.so"
+    ) as caught:
+        mobizo_qnn.find()
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_sdk_goes_before_the_package(monkeypatch, tmp_path: Path):
+    folder = tmp_path / "lib" / "x86_64-linux-clang"
+    folder.mkdir(parents=True)
+    for name in ("libQnnSystem.so", "libQnnHtp.so"):
+        (folder / name).touch()
+    monkeypatch.setenv("QNN_SDK_ROOT", str(tmp_path))
+    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: True)
+    assert mobizo_qnn.find() == mobizo_qnn.HostLibraries(folder, "QNN_SDK_ROOT")
+
+
+def test_other_machines_have_no_host_libraries(monkeypatch):
+    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: False)
+    with pytest.raises(mobizo_qnn.HostLibrariesMissing, match="Linux on x86-64"):
+        mobizo_qnn.find()
+
+
+@on_simulator
+def test_this_machine_compiles_and_runs():
+    state = lowering.available()["qnn"]
+    assert state.ready
+    assert state.runs
+    assert os.environ.get("QNN_SDK_ROOT") is not None or mobizo_qnn.find().source == "onnxruntime-qnn"
