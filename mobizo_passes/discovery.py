@@ -185,9 +185,11 @@ class Candidates:
     def _added(self, output: fx.Node, x: fx.Node, bias: fx.Node | None) -> tuple[list[float | None], str]:
         """Follow the output to a sum with another map of the same input: the scalings passed, and what is missing."""
         source, before = self._source(x)
-        if bias is not None and bias in self._batched and self._maps(bias, source) is not None:
-            return [*before], ""
         miss = "its output is not added to another path"
+        if bias is not None and bias in self._batched:
+            if self._maps(bias, source) is not None:
+                return [*before], ""
+            miss = _not_beside(bias, source)
         queue: list[tuple[fx.Node, list[float | None]]] = [(output, [])]
         seen: set[fx.Node] = set()
         while queue and len(seen) < _REACH:
@@ -306,6 +308,12 @@ class Candidates:
         if inner >= min(rows, columns):
             return Candidate(site, f"its rank {inner} is no less than its {fan_in} inputs or {fan_out} outputs")
         return Candidate(site, f"a bottleneck of rank {inner}, but {miss}" if miss else "")
+
+
+def _not_beside(other: fx.Node, source: fx.Node) -> str:
+    if other is source:
+        return f"its output is added to its own input %{source.name}, not to another map of it"
+    return f"its output is added to %{other.name}, which is no linear map of the same input %{source.name}"
 
 
 def _weight_in_sum(node: fx.Node, first: bool) -> float:

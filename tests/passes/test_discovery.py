@@ -200,6 +200,30 @@ def test_convolution(trainable: str) -> None:
     assert (site.rank, site.in_features, site.out_features) == (1, 2, 5)
 
 
+@pytest.mark.parametrize("name", [n for n, found in FOUND.items() if found[4] != "merged" or "built" in n])
+def test_no_spelling_is_taken_beside_a_map_of_another_input(name: str) -> None:
+    """The near miss of every spelling: the same two factors, but the base layer reads tanh(x)."""
+    forward, _, lora_b, _, _ = FOUND[name]
+    model: Any = seeded(Spelled(forward))
+    model.base.register_forward_pre_hook(lambda _, x: torch.tanh(x[0]))
+    inputs = (random(BATCH, LENGTH, FAN_IN), integers(4, BATCH))
+    with pytest.raises(
+        mz.NoLoRASites, match=rf"  {lora_b}: a bottleneck of rank 3.* is no linear map of the same input"
+    ):
+        mz.transform(model, inputs, loss=F.cross_entropy)
+
+
+def test_embeddings_and_convolutions_beside_another_input() -> None:
+    model: Any = seeded(Spelled(lambda m, ids: m.table(ids) + F.embedding(ids, m.table_down.T) @ m.up.T))
+    model.table.register_forward_pre_hook(lambda _, ids: ids[0] // 2)
+    with pytest.raises(mz.NoLoRASites, match="  up: .* is no linear map of the same input %x"):
+        mz.transform(model, (integers(11, BATCH, LENGTH), integers(4, BATCH)), loss=F.cross_entropy)
+    model = seeded(Spelled(lambda m, image: torch.relu(m.conv(image) + m.conv_up(m.conv_down(image)))))
+    model.conv.register_forward_pre_hook(lambda _, image: torch.tanh(image[0]))
+    with pytest.raises(mz.NoLoRASites, match="  conv_up.weight: .* is no linear map of the same input %x"):
+        mz.transform(model, (random(BATCH, 2, 6, 6), integers(4, BATCH)), loss=F.cross_entropy)
+
+
 @pytest.mark.parametrize("name", MISSED)
 def test_near_misses_are_not_taken(name: str) -> None:
     forward, lora_b, reason = MISSED[name]
