@@ -101,7 +101,8 @@ def cases(draw: st.DrawFn, coupling: bool | None = None) -> Case:
     blocks.insert(draw(st.integers(0, len(blocks) // 2)), draw(choices(["lora"])))
     coupled = draw(st.integers(0, 9)) == 9 if coupling is None else coupling
     if coupled:
-        blocks.insert(draw(st.integers(0, len(blocks))), draw(choices(["couple"])))
+        # Last, or next to last: in front of the LoRA block it would couple nothing that is perturbed.
+        blocks.insert(draw(st.integers(len(blocks) - 1, len(blocks))), draw(choices(["couple"])))
     head = draw(choices(["head"]))
     loss, seed = draw(st.sampled_from(list(LOSSES))), draw(st.integers(0, 1000))
 
