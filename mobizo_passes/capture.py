@@ -77,6 +77,11 @@ def _logits(out: Any) -> Tensor | None:
 
 
 def _own_loss(out: Any) -> tuple[Any, Tensor | None]:
+    if isinstance(out, Tensor) and out.dim() == 1:
+        raise CaptureError(
+            f"the model returns one number per example, {list(out.shape)}, and no loss= says what to make of it\n"
+            "  if these are predictions, pass loss=fn(outputs, *labels); if they are losses, loss=lambda losses: losses"
+        )
     if isinstance(out, Tensor):
         return out, None
     found = _field(out, "loss")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from .discovery import Candidates, LoRASite, is_up
-from .errors import InputError, NoLoRASites
+from .discovery import Candidates
+from .errors import InputError, NoLoRASites, describe
 from .ir import Ir
+from .lora_site import LoRASite, is_up
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,28 @@ class Sites(tuple[LoRASite, ...]):
 SiteChoice = Callable[[LoRASite], bool] | Sequence[str] | None
 
 
-def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = ()) -> Sites:
+def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = (), frozen: Collection[str] = ()) -> Sites:
     """Return the sites of a graph, all or those chosen by a predicate or a list of module or parameter FQNs.
 
     A listed FQN may also name a candidate that would not be taken by itself. `declared` names all parameters of the
-    model, also those that the graph no longer holds because nothing reads them. Raises `NoLoRASites` if there are no
-    sites, with the nearest misses, and `InputError` if a listed FQN names no candidate.
+    model, also those that the graph no longer holds because nothing reads them; `frozen` those that don't require
+    gradients. Raises `NoLoRASites` if there are no sites, with the nearest misses, and `InputError` if a listed FQN
+    names no candidate.
     """
     candidates = Candidates(ir).all()
-    found = [c.site for c in candidates if not c.reason]
+    buffers = {n.meta["input"].name for n in ir.placeholders("buffer")}
     missed = {c.site: c.reason for c in candidates if c.reason}
+    found = []
+    for site in (c.site for c in candidates if not c.reason):
+        if site.lora_B in buffers:
+            missed[site] = "its lora_B is a buffer, not a parameter"
+        else:
+            found.append(site)
+    if any(s.lora_B not in frozen for s in found):
+        held = [s for s in found if s.lora_B in frozen]
+        found = [s for s in found if s.lora_B not in frozen]
+        reason = "its lora_B is frozen (requires_grad is False), while those of other sites are not"
+        missed |= dict.fromkeys(held, reason)
     chosen = Sites(_choose(found, list(missed), choice))
     taken = {s.lora_B for s in found} | {s.lora_B for s in missed}
     nodes = {n.meta["input"].name: n for n in ir.placeholders("parameter")}
@@ -54,7 +67,8 @@ def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = ()) ->
         raise NoLoRASites(
             "found no LoRA site: no two linear maps in sequence through a narrower middle whose output is added to "
             "another map of the same input. Attach an adapter (for example with peft.get_peft_model) before transform"
-            + (f"\nnearest misses:{misses}\n  to take one all the same, list it in sites=" if misses else "")
+            + (f"\nnearest misses:{misses}" if misses else "")
+            + ("\n  to take one all the same, list it in sites=" if missed else "")
         )
     return chosen
 
@@ -63,7 +77,7 @@ def _why_unused(node: fx.Node | None) -> str:
     if node is None or not node.users:
         return "the adapter is not active: nothing in the graph reads it"
     user = next(iter(node.users))
-    return f"used by %{user.name} = {user.target}, which is not one of two linear maps in sequence with stored weights"
+    return f"read by {describe(user)}, which is not one of two linear maps in sequence with stored weights"
 
 
 def _choose(found: list[LoRASite], missed: list[LoRASite], choice: SiteChoice) -> Iterable[LoRASite]:

@@ -67,7 +67,8 @@ def transform(
     declared = [node.meta["input"].name for node in captured.placeholders("parameter")]
     history: list[PassRecord] = []
     run_passes(captured, pipelines.clean(), history)
-    found = discover(captured, sites, declared)
+    frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
+    found = discover(captured, sites, declared, frozen_parameters)
     fqns = trainable_fqns(found, trainable)
     check_dtypes(captured.state, fqns)
     adapter = {fqn: captured.state[fqn].clone() for fqn in fqns}

@@ -195,6 +195,48 @@ def batch_statistics(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout, Layou
     return layout, channels, channels
 
 
+@rule(aten.log_sigmoid_forward.default)
+def log_sigmoid(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout | None]:
+    _, layout, _ = source(lift, node)
+    # The second result is for a backward pass; on some devices it is empty.
+    return layout, layout if lift.plain[node][1].numel() else None
+
+
+@rule(aten._cdist_forward.default)
+def distances(lift: Lifter, node: fx.Node) -> Layout:
+    """[..., P, M] against [..., R, M] -> [..., P, R]: as a product whose second operand is transposed."""
+    operands: list[Any] = list(node.args)
+    a, b, *rest = operands
+    ndim = lift.plain[node].dim()
+    la, lb = lift.layout(a), lift.layout(b)
+    if la is not None and lb is None and la.dim == len(lift.shape(a)) - 2 and len(lift.shape(b)) <= 2:
+        return Layout(ndim - 2, la.outer)
+    if lb is not None and la is None and lb.dim == len(lift.shape(b)) - 2 and len(lift.shape(a)) <= 2:
+        return Layout(ndim - 1, lb.outer)
+    if any(lay is not None and lay.dim >= len(lift.shape(x)) - 2 for x, lay in ((a, la), (b, lb))):
+        raise lift.refuse(node, "it measures distances between examples of the batch")
+    layout, fused = lift.align(node, [a, b], ndim)
+    node.args = (*fused, *rest)
+    return layout
+
+
+@rule(aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)
+def fourier(lift: Lifter, node: fx.Node) -> Layout:
+    return _along(lift, node)
+
+
+@rule(aten.median.dim, aten.mode.default, aten.kthvalue.default, aten.cummax.default, aten.cummin.default)
+def order_statistics(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
+    layout, shape = _only_first(lift, node)
+    at = 2 if node.target is aten.kthvalue.default else 1
+    dim = normalized(node.args[at] if len(node.args) > at else -1, len(shape))  # type: ignore[arg-type]
+    if dim == layout.dim:
+        raise lift.refuse(node, "it ranks examples of the batch against one another")
+    kept = lift.plain[node][0].dim() == len(shape)
+    place = layout if kept else Layout(layout.dim - (dim < layout.dim), layout.outer)
+    return (place, place)
+
+
 @rule(aten.glu.default)
 def glu(lift: Lifter, node: fx.Node) -> Layout:
     _, layout, shape = source(lift, node)
@@ -241,6 +283,16 @@ RECURRENT = {
 def recurrent(lift: Lifter, node: fx.Node) -> Layout:
     name = RECURRENT[node.target]  # type: ignore[index]
     raise lift.unsupported(node, f"a whole {name} is one operator; write its loop over time out, as nn.{name}Cell does")
+
+
+@rule(
+    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.max_pool2d_with_indices.default,
+)  # fmt: skip
+def pooling_with_indices(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout]:
+    layout, shape = source(lift, node)[1:]
+    if layout.dim >= len(shape) - (1 if "1d" in str(node.target) else 2):
+        raise lift.refuse(node, "it pools over the dimension that holds the batch")
+    return layout, layout
 
 
 @rule(

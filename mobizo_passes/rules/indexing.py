@@ -146,6 +146,19 @@ def scatter(lift: Lifter, node: fx.Node) -> Layout:
     return layout
 
 
+@rule(aten.index_add.default, aten.index_copy.default)
+def index_add(lift: Lifter, node: fx.Node) -> Layout:
+    operands: list[Any] = list(node.args)
+    x, dim, index, values = operands
+    if lift.layout(index) is not None:
+        raise lift.unsupported(node, "its index is perturbed")
+    layout = _common(lift, node, [x, values])
+    if normalized(dim, lift.plain[node].dim()) == layout.dim:
+        raise lift.refuse(node, "it writes along the batch dimension")
+    node.args = (lift.fuse(x, layout), dim, index, lift.fuse(values, layout))
+    return layout
+
+
 @rule(aten.slice_scatter.default, aten.select_scatter.default)
 def write_part(lift: Lifter, node: fx.Node) -> Layout:
     """Replaces a part of the first operand, along a dimension that does not hold the batch."""

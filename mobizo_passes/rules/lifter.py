@@ -200,7 +200,11 @@ class Lifter:
             raise self.unsupported(node, "it draws random numbers; call model.eval() before transform")
         if torch.Tag.pointwise in tags:
             return pointwise(self, node)
-        raise self.unsupported(node, f"{node.target} is not in the rule table")
+        raise self.unsupported(
+            node,
+            f"{node.target} is not in the rule table. That is a limit of this compiler, not of the model: "
+            "write it with other operators, or keep perturbed values away from it",
+        )
 
     def replace(self, node: fx.Node, new: Sequence[fx.Node], layouts: Sequence[Layout | PerGroup]) -> None:
         """Let `new` nodes, one per result, stand for a node, which is erased."""

@@ -21,6 +21,9 @@ for _target in (
     aten.ones_like.default,
     aten.full_like.default,
     aten.copy.default,
+    aten.hardswish.default,
+    aten.empty_like.default,
+    aten.fill.Scalar,
     aten._prelu_kernel.default,
     aten.where.Scalar,
     aten.where.ScalarOther,
@@ -156,6 +159,17 @@ def flip(lift: Lifter, node: fx.Node) -> Layout:
     if layout.dim in {normalized(d, len(shape)) for d in node.args[1]}:  # type: ignore[union-attr]
         raise lift.refuse(node, "it reorders the batch dimension")
     return layout
+
+
+@rule(aten.diagonal.default)
+def diagonal(lift: Lifter, node: fx.Node) -> Layout:
+    _, layout, shape = _source(lift, node)
+    operands: list[int] = [0, 0, 1]
+    operands[: len(node.args) - 1] = node.args[1:]  # type: ignore[assignment]
+    gone = {normalized(d, len(shape)) for d in operands[1:]}
+    if layout.dim in gone:
+        raise lift.refuse(node, "it pairs examples of the batch with positions")
+    return Layout(layout.dim - sum(d < layout.dim for d in gone), layout.outer)
 
 
 @rule(aten.roll.default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -92,17 +92,18 @@ def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, coupling: bool | None = None) -> Case:
-    """Random models that bear LoRA on the way to the loss; `coupling` None mixes the batch in one model of ten."""
+def cases(draw: st.DrawFn, coupling: int | None = None) -> Case:
+    """Random models that bear LoRA on the way to the loss; one in ten mixes the batch, or each in one given way."""
     batch, length, width = draw(st.integers(2, 4)), draw(st.integers(2, 5)), draw(st.integers(4, 7))
     tokens, second = draw(st.booleans()), draw(st.sampled_from([0, 0, 4, width]))
     blocks = draw(st.lists(choices(list(BLOCKS)), max_size=6))
     # One LoRA block at least, in front of most others: what no perturbed value reaches tests little.
     blocks.insert(draw(st.integers(0, len(blocks) // 2)), draw(choices(["lora"])))
-    coupled = draw(st.integers(0, 9)) == 9 if coupling is None else coupling
-    if coupled:
+    if coupling is not None or draw(st.integers(0, 9)) == 9:
         # Last, or next to last: in front of the LoRA block it would couple nothing that is perturbed.
-        blocks.insert(draw(st.integers(len(blocks) - 1, len(blocks))), draw(choices(["couple"])))
+        mixing = draw(choices(["couple"]))
+        mixing = mixing if coupling is None else replace(mixing, flavour=coupling)
+        blocks.insert(draw(st.integers(len(blocks) - 1, len(blocks))), mixing)
     head = draw(choices(["head"]))
     loss, seed = draw(st.sampled_from(list(LOSSES))), draw(st.integers(0, 1000))
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from torch import fx
 
+import mobizo_passes as mz
+from mobizo_passes.rules import RULES, Layout, Lifter
 from tests.graphs.blocks import ALL
 from tests.graphs.cases import Case, cases
+from tests.graphs.judge import judge
 
 aten = torch.ops.aten
 UNCHECKED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -33,7 +38,7 @@ def test_every_kind_of_block_is_drawn() -> None:
     counts = Counter(kind for case in samples for kind in case.kinds)
     assert set(counts) == set(ALL), set(ALL) - set(counts)
     assert min(counts.values()) >= 3, counts
-    assert sum(case.coupled for case in samples) >= 5
+    assert sum(case.coupled for case in samples) >= 10
     assert len({case.source for case in samples}) > len(samples) // 2
 
 
@@ -60,3 +65,39 @@ def test_a_failing_case_prints_as_a_module() -> None:
     assert text.startswith("\nclass Model(nn.Module):\n")
     assert f"return self.head({case.source.rsplit('(', 1)[1]}" in text
     assert "# inputs and labels [" in text
+
+
+class Small(BaseException):
+    """A case as small as asked for. Leaves hypothesis at once: shrinking to the end would take minutes."""
+
+
+def test_a_broken_rule_is_found_and_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that lets `flip` run over the batch gives programs that are silently wrong."""
+    flip, blocks = 4, 2  # which way of mixing the batch; how many blocks are few
+    wrong: list[Case] = []
+
+    def accepts(lift: Lifter, node: fx.Node) -> Layout | None:
+        return lift.layout(node.args[0])
+
+    @seed(0)
+    @settings(max_examples=30, database=None, suppress_health_check=UNCHECKED)
+    @given(case=cases(coupling=flip))
+    def property_holds(case: Case) -> None:
+        if not case.coupled:
+            return
+        try:
+            judge(case, {"estimator": mz.TwoSided(queries=1)})
+        except mz.VerificationFailed:
+            wrong.append(case)
+            if len(case.kinds) <= blocks:
+                raise Small from None
+            raise
+
+    with monkeypatch.context() as patched:
+        patched.setitem(RULES, torch.ops.aten.flip.default, accepts)
+        with pytest.raises(Small):
+            property_holds()
+    smallest = min(wrong, key=lambda case: len(case.kinds))
+    assert len(smallest.kinds) <= blocks, smallest
+    assert ".flip(" in smallest.source
+    assert isinstance(judge(smallest, {}), mz.BatchCoupled)

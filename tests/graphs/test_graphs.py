@@ -43,4 +43,4 @@ def test_few_models_without_coupling_are_refused() -> None:
         pytest.skip(f"only {total} random models were tried in this process")
     assert seen["free, refused"] <= REFUSED_SHARE * total, seen
     # The strategy does draw models that must be refused.
-    assert seen["coupled, refused"] >= 3, seen
+    assert seen["coupled, refused"] >= 5, seen

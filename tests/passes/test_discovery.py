@@ -27,6 +27,8 @@ class Spelled(nn.Module):
         self.down, self.up = nn.Parameter(torch.empty(RANK, FAN_IN)), nn.Parameter(torch.empty(FAN_OUT, RANK))
         self.down_t, self.up_t = nn.Parameter(torch.empty(FAN_IN, RANK)), nn.Parameter(torch.empty(RANK, FAN_OUT))
         self.gain = nn.Parameter(torch.empty(RANK))
+        self.core = nn.Parameter(torch.empty(RANK, RANK))
+        self.wide_down, self.wide_up = nn.Parameter(torch.empty(7, FAN_IN)), nn.Parameter(torch.empty(FAN_OUT, 7))
         self.square = nn.Parameter(torch.empty(FAN_IN, FAN_IN))
         self.register_buffer("scale", torch.tensor(1.5))
         self.dropout = nn.Dropout(0.3)
@@ -114,6 +116,28 @@ FOUND: dict[str, tuple[Forward, str, str, float | None, str]] = {
     "merged as stored": (
         lambda m, x: F.linear(x, m.base.weight + (m.down_t @ m.up_t).T), "down_t", "up_t", 1.0, "merged",
     ),
+    "merged, scaled first": (
+        lambda m, x: F.linear(x, m.base.weight + 1.5 * m.up @ m.down), "down", "up", 1.5, "merged",
+    ),
+    "merged, scaled by a parameter": (
+        lambda m, x: F.linear(x, m.base.weight + (m.up @ m.down) * m.gain[:1]), "down", "up", None, "merged",
+    ),
+    "merged, with a core": (
+        lambda m, x: F.linear(x, m.base.weight + m.up @ m.core @ m.down), "down", "up", None, "merged",
+    ),
+    "merged, then normalised": (
+        lambda m, x: F.linear(x, F.normalize(m.base.weight + m.up @ m.down, dim=1)), "down", "up", None, "merged",
+    ),
+    "merged, with magnitudes": (
+        lambda m, x: F.linear(x, (w := m.base.weight + m.up @ m.down) / w.norm(dim=1, keepdim=True)),
+        "down", "up", None, "merged",
+    ),
+    "scale per rank in the weight": (
+        lambda m, x: m.base(x) + x @ (m.down * m.gain[:, None]).T @ m.up.T, "down", "up", None, "linear",
+    ),
+    "core between the factors": (
+        lambda m, x: m.base(x) + x @ m.down.T @ m.core @ m.up.T, "down", "up", None, "linear",
+    ),
     "weight built first": (
         lambda m, x: m.base(x) + F.linear(x, m.up @ m.down * 0.5), "down", "up", 0.5, "merged",
     ),
@@ -156,8 +180,8 @@ MISSED: dict[str, tuple[Forward, str, str]] = {
         lambda m, x: torch.tanh(F.linear(x, m.up @ m.down)), "up", "its output is not added to another path",
     ),
     "merged and wide": (
-        lambda m, x: x @ (m.base.weight.T + m.square @ m.base.weight.T),
-        "base.weight", "its rank 6 is no less than its 6 inputs or 9 outputs",
+        lambda m, x: F.linear(x, m.base.weight + m.wide_up @ m.wide_down), "wide_up",
+        "its rank 7 is no less than its 6 inputs or 9 outputs",
     ),
 }  # fmt: skip
 
@@ -191,6 +215,64 @@ def test_embedding(trainable: str) -> None:
 
 
 @pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+def test_merged_convolution(trainable: str) -> None:
+    """As loralib and parametrisations write it: the product of the factors, shaped like the kernel."""
+
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(5, 2, 3, 3))
+            self.down, self.up = nn.Parameter(torch.empty(2, 18)), nn.Parameter(torch.empty(5, 2))
+
+        def forward(self, image: Tensor) -> Tensor:
+            kernel = self.weight + (self.up @ self.down).view_as(self.weight)
+            return F.conv2d(image, kernel).tanh().mean((2, 3))
+
+    model, inputs = seeded(Merged()), (random(BATCH, 2, 6, 6), integers(5, BATCH))
+    program = mz.transform(model, inputs, loss=F.cross_entropy, trainable=trainable)
+    mz.verify(program, model, inputs)
+    assert [(s.lora_A, s.lora_B, s.kind) for s in program.sites] == [("down", "up", "merged")]
+
+
+def test_two_pairs_in_one_weight() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return F.linear(x, m.base.weight + m.up @ m.down + (m.down_t @ m.up_t).T)
+
+    sites = compiled(forward, random(BATCH, LENGTH, FAN_IN)).sites
+    assert [(s.lora_A, s.lora_B, s.kind) for s in sites] == [
+        ("down", "up", "merged"), ("down_t", "up_t", "merged"),
+    ]  # fmt: skip
+
+
+def test_a_buffer_is_not_trained() -> None:
+    """VeRA's shared random matrices are buffers; what it trains are vectors, which are no LoRA site."""
+    model: Any = Spelled(lambda m, x: m.base(x) + m.low(x))
+    up = model.up.data
+    del model.up
+    model.register_buffer("up", up)
+    inputs = (random(BATCH, LENGTH, FAN_IN), integers(4, BATCH))
+    with pytest.raises(mz.NoLoRASites, match=r"  up: its lora_B is a buffer, not a parameter"):
+        mz.transform(seeded(model), inputs, loss=F.cross_entropy)
+
+
+def test_frozen_factors_beside_trainable_ones_are_left_alone() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.base(x) + m.low(x) + x @ m.down_t @ m.up_t
+
+    model, inputs = seeded(Spelled(forward)), (random(BATCH, LENGTH, FAN_IN), integers(4, BATCH))
+    assert len(mz.transform(model, inputs, loss=F.cross_entropy).sites) == 2
+    model.get_parameter("up").requires_grad_(False)
+    program = mz.transform(model, inputs, loss=F.cross_entropy)
+    assert [s.lora_B for s in program.sites] == ["up_t"]
+    assert [(r.name, r.reason) for r in program.sites.rejected] == [
+        ("up", "its lora_B is frozen (requires_grad is False), while those of other sites are not")
+    ]
+    # All frozen, as PEFT loads adapters for inference: all are taken.
+    model.requires_grad_(False)
+    assert len(mz.transform(model, inputs, loss=F.cross_entropy).sites) == 2
+
+
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
 def test_convolution(trainable: str) -> None:
     def forward(m: Any, image: Tensor) -> Tensor:
         return torch.relu(m.conv(image) + m.conv_up(m.conv_down(image)) * 0.5)
@@ -216,11 +298,11 @@ def test_no_spelling_is_taken_beside_a_map_of_another_input(name: str) -> None:
 def test_embeddings_and_convolutions_beside_another_input() -> None:
     model: Any = seeded(Spelled(lambda m, ids: m.table(ids) + F.embedding(ids, m.table_down.T) @ m.up.T))
     model.table.register_forward_pre_hook(lambda _, ids: ids[0] // 2)
-    with pytest.raises(mz.NoLoRASites, match="  up: .* is no linear map of the same input %x"):
+    with pytest.raises(mz.NoLoRASites, match=r"  up: .* is no linear map of the same input %x"):
         mz.transform(model, (integers(11, BATCH, LENGTH), integers(4, BATCH)), loss=F.cross_entropy)
     model = seeded(Spelled(lambda m, image: torch.relu(m.conv(image) + m.conv_up(m.conv_down(image)))))
     model.conv.register_forward_pre_hook(lambda _, image: torch.tanh(image[0]))
-    with pytest.raises(mz.NoLoRASites, match="  conv_up.weight: .* is no linear map of the same input %x"):
+    with pytest.raises(mz.NoLoRASites, match=r"  conv_up.weight: .* is no linear map of the same input %x"):
         mz.transform(model, (random(BATCH, 2, 6, 6), integers(4, BATCH)), loss=F.cross_entropy)
 
 

@@ -45,6 +45,15 @@ class TestTransform:
         message = r"one floating-point scalar.*found torch.float32 \[3, 4\]\n  pass labels"
         refuse(message, seeded(Mlp()), (random(BATCH, 6),), loss=None, error=mz.CaptureError)
 
+    def test_predictions_without_a_loss(self) -> None:
+        class Predicts(Mlp):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x).mean(1)
+
+        message = r"one number per example, \[3\], and no loss= says what to make of it"
+        refuse(message, seeded(Predicts()), (random(BATCH, 6),), loss=None, error=mz.CaptureError)
+        mz.transform(seeded(Predicts()), (random(BATCH, 6),), loss=lambda losses: losses)
+
     def test_a_loss_of_another_type(self) -> None:
         refuse("found torch.int64", loss=lambda o, y: o.argmax(), error=mz.CaptureError)
         refuse("found NoneType", loss=lambda o, y: None, error=mz.CaptureError)
