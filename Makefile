@@ -4,6 +4,8 @@ VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+# Test processes side by side; a file stays in one process, because its tests share what they compile.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
@@ -25,7 +27,7 @@ demo: $(DEMO_READY)
 	$(BIN)/python examples/01_train_sentiment.py $(DEMO_ARGS)
 
 test: $(TEST_READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .

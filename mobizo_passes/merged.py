@@ -79,7 +79,7 @@ def _follow(search: Candidates, start: fx.Node) -> _Use | None:
         for user in node.users:
             if user in seen or user.op != "call_function":
                 continue
-            at = MAPS.get(user.target)  # type: ignore[arg-type]
+            at = MAPS.get(user.target)
             if user in search.batched and at is not None and user.args[at] is not node:
                 swapped ^= user.target in _COLUMNS
                 if added:

@@ -57,8 +57,8 @@ SHORTENED = {
     '.venv/bin/python -m pytest -m "not real_model"': (
         f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests'
     ),
-    'HYPOTHESIS_PROFILE=deep .venv/bin/python -m pytest tests/passes -m "not real_model"': (
-        f'HYPOTHESIS_PROFILE=deep {sys.executable} -m pytest --collect-only -q -m "not real_model" {ROOT}/tests/passes'
+    ".venv/bin/python -m pytest tests/graphs --hypothesis-profile=deep --timeout=0": (
+        f"{sys.executable} -m pytest {ROOT}/tests/graphs --hypothesis-profile=deep --timeout=0 --collect-only -q"
     ),
 }
 
