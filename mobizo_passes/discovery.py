@@ -22,6 +22,8 @@ from .walks import LAYOUTS, PARTS, REACH, SUMS, Scalings, Walks, weight_in_sum
 
 aten = torch.ops.aten
 
+_ALONE = "its output is not added to another path"
+
 
 @dataclass(frozen=True)
 class _Walk:
@@ -127,7 +129,8 @@ class Candidates(Walks):
             product([*walk.scalings, *scalings, *weights]), fan_in, fan_out, kind,
         )  # fmt: skip
         if walk.bent is not None:
-            if not narrow and not named:
+            # Every small network has narrow layers around an activation; an adapter's output is added to something.
+            if not named and (not narrow or miss == _ALONE):
                 return None
             reason = f"%{walk.bent.name} = {walk.bent.target} stands between its two linear maps"
             return Candidate(site, reason, up.node)
@@ -143,7 +146,7 @@ class Candidates(Walks):
     def added(self, output: fx.Node, x: fx.Node, bias: fx.Node | None) -> tuple[Scalings, str]:
         """Follow the output to a sum with another map of the same input: the scalings passed, and what is missing."""
         source, before = self.source(x)
-        miss = "its output is not added to another path"
+        miss = _ALONE
         if bias is not None and bias in self.batched:
             if self.maps(bias, source) is not None:
                 return [*before], ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.coverage import hf_rows, peft_rows, written_rows
+from tests.coverage import hf_rows, peft_rows, whole_rows, written_rows
 from tests.coverage.row import Row, outcome
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
@@ -14,6 +14,7 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("Architectures of Hugging Face's transformers, under PEFT", hf_rows.ROWS),
     ("Hand-written: spellings of LoRA", written_rows.SPELLINGS),
     ("Hand-written: layouts", written_rows.LAYOUTS),
+    ("Hand-written: whole models", whole_rows.ROWS),
     ("Losses", written_rows.LOSSES),
     ("What couples the examples of a batch", written_rows.COUPLED),
 )
