@@ -70,7 +70,7 @@ class Candidates(Walks):
             known = best.get(key)
             if known is None or self._rank(found) > self._rank(known):
                 best[key] = found
-        return [c for c in best.values() if not (c.wide and c.node in self.bases)]
+        return [c for c in best.values() if not (c.reason and c.node in self.bases)]
 
     def _rank(self, candidate: Candidate) -> tuple[bool, bool]:
         return not candidate.reason, candidate.node in self.batched
@@ -140,7 +140,7 @@ class Candidates(Walks):
             return Candidate(site, f"a bottleneck of rank {rank}, but {miss}", up.node) if narrow else None
         if not narrow:
             reason = f"its rank {rank} is no less than its {inputs} inputs or {fan_out} outputs"
-            return Candidate(site, reason, up.node, wide=True)
+            return Candidate(site, reason, up.node)
         return Candidate(site, "", up.node)
 
     def added(self, output: fx.Node, x: fx.Node, bias: fx.Node | None) -> tuple[Scalings, str]:

@@ -40,13 +40,12 @@ class LoRASite:
 class Candidate:
     """A possible site, and the node that makes it one.
 
-    `reason` says why it is not taken, empty if it is; `wide` that its rank is the reason.
+    `reason` says why it is not taken, empty if it is.
     """
 
     site: LoRASite
     reason: str
     node: fx.Node
-    wide: bool = False
 
 
 def is_up(fqn: str) -> bool:

@@ -55,7 +55,7 @@ def _read(search: Candidates, node: fx.Node) -> Candidate | None:
     site = LoRASite(module_name(*names), *names, inner, product(scalings), fan_in, fan_out, "merged")
     if inner >= min(rows, columns):
         reason = f"its rank {inner} is no less than its {fan_in} inputs or {fan_out} outputs"
-        return Candidate(site, reason, node, wide=True)
+        return Candidate(site, reason, node)
     return Candidate(site, f"a bottleneck of rank {inner}, but {use.miss}" if use.miss else "", node)
 
 
