@@ -129,7 +129,7 @@ class LoadedProgram:
                 except RuntimeError as error:
                     failure = error
             if method is None:
-                raise self._load_failure(name, missing or log.reason() or str(failure)) from failure
+                raise self._load_failure(name, log.reason() or str(failure), missing) from failure
             self._programs[name], self._methods[name] = program, method
         return self._methods[name]
 
@@ -143,9 +143,15 @@ class LoadedProgram:
             return str(error)
         return ""
 
-    def _load_failure(self, method: str, reason: str) -> ProgramFileError:
+    def _load_failure(self, method: str, reason: str, missing: str) -> ProgramFileError:
         from executorch.runtime import Runtime
 
+        if missing:
+            return ProgramFileError(
+                self.path,
+                f"method `{method}` was compiled for Qualcomm's NPU and needs its simulator here; {missing}",
+                "Or run it on the device that it was compiled for.",
+            )
         backend = _BACKENDS.get(self.manifest.target)
         registered = list(Runtime.get().backend_registry.registered_backend_names)
         if backend is not None and backend not in registered:

@@ -87,7 +87,7 @@ def assert_one_binary(lowered: Lowered, *methods: str) -> None:
 
 
 @on_simulator
-def test_a_lora_mlp_agrees_with_eager(mlp: mz.TrainingProgram, tmp_path: Path):
+def test_a_lora_mlp_agrees_with_eager(mlp: mz.TrainingProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lowered = lowering.lower(mlp, target="qnn", soc="SM8650")
     assert_one_binary(lowered, "step", "loss", "logits")
     assert lowered.manifest.options == {"soc": "SM8650", "precision": "fp16", "weights": "separate"}
@@ -102,6 +102,24 @@ def test_a_lora_mlp_agrees_with_eager(mlp: mz.TrainingProgram, tmp_path: Path):
     assert loss == pytest.approx(float(mlp.loss(mlp.initial_adapter(), MLP_INPUTS)), abs=LOSS_ERROR)
     eager = mlp.logits(mlp.initial_adapter(), MLP_INPUTS)
     assert float((session.predict(batch) - eager).abs().max()) < 4e-3 * float(eager.abs().max())
+    assert_missing_simulator_is_said(session.program, monkeypatch)
+
+
+def assert_missing_simulator_is_said(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that has not loaded the libraries, a method with a binary in it cannot be loaded."""
+
+    class Unloadable:
+        def load_method(self, name: str) -> None:
+            raise RuntimeError("0x1")
+
+    def missing() -> None:
+        raise mobizo_qnn.HostLibrariesMissing
+
+    program.release("step")
+    monkeypatch.setattr(program, "_open", Unloadable)
+    monkeypatch.setattr(mobizo_qnn, "enable", missing)
+    with pytest.raises(runtime_driver.ProgramFileError, match=r"`step`.*simulator.*libQnnHtp\.so.*pip install"):
+        program.execute("step", [])
 
 
 @on_simulator
