@@ -132,7 +132,7 @@ class AlibiSeqFirst(nn.Module):
         q, k, v = (f(x).view(t, b, self.heads, -1) for f in (self.q, self.k, self.v))
         distance = (torch.arange(t)[None, :] - torch.arange(t)[:, None]).abs()
         scores = torch.einsum("ibhd,jbhd->bhij", q, k) * q.shape[-1] ** -0.5
-        scores = scores - self.slopes.view(1, -1, 1, 1) * distance
+        scores = scores - self.get_buffer("slopes").view(1, -1, 1, 1) * distance
         y = torch.einsum("bhij,jbhd->ibhd", F.softmax(scores, dim=-1), v).reshape(t, b, -1)
         return self.out(y)[-1, :, 0]  # (B,)
 
@@ -203,7 +203,7 @@ class TopKMoE(SoftMoE):
         y = x
         for i, expert in enumerate(self.experts):
             y = y + weights[..., i : i + 1] * expert(x)
-        return F.cross_entropy(self.head(y.mean(1)), target)
+        return {"loss": F.cross_entropy(self.head(y.mean(1)), target)}
 
 
 class SelectiveScan(nn.Module):
