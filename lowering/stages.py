@@ -76,8 +76,7 @@ def lower_to(
     legal = {name: run_passes(each.program, (split,))[0] for name, each in methods.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
-    with target.surroundings():
-        edge = _to_edge(legal, target, partitioners, constants)
+    edge = partition(legal, partitioners, target, constants)
     reports, graphs = {}, {}
     for name, each in methods.items():
         lowered = edge.exported_program(name)
@@ -94,6 +93,21 @@ def lower_to(
         check_initial_values(name, plans[name], state[name])
     report = Report(target.name, reports, _weight_bytes(cores), _size(finished))
     return Lowered(manifest, report, finished, graphs)
+
+
+def partition(
+    programs: Mapping[str, ExportedProgram],
+    partitioners: Mapping[str, Any],
+    target: Target,
+    constants: dict[str, Any] | None = None,
+) -> Any:
+    """Legalised methods, partitioned and their delegates compiled, as ExecuTorch's edge manager.
+
+    Raises:
+        LoweringFailed: ExecuTorch failed, or the target's stage of it did.
+    """
+    with target.surroundings():
+        return _to_edge(programs, target, partitioners, constants or {})
 
 
 def _legalise(program: Program, method: str, target: Target, adapter: str) -> Legal:

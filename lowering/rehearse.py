@@ -1,0 +1,111 @@
+"""Run a method as it would be lowered, in eager PyTorch: for targets whose runtime is not at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from lowering.flops import operation_name
+from lowering.passes.base import run_passes
+from lowering.passes.split_shared_weights import SplitSharedWeights
+from lowering.report import MethodReport, method_report
+from lowering.stages import Program, partition
+from lowering.targets import get_target
+from lowering.tied import weights_kept_outside
+
+_HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One method, legalised and partitioned for a target, and its report."""
+
+    partitioned: ExportedProgram
+    report: MethodReport
+    half: bool
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The method's outputs for `inputs` (in the manifest's order), from the partitioned graph.
+
+        Where the delegate computes in float16, every value inside of it is rounded to float16; sums within one operator
+        are still accumulated in float32, so a device may be further off.
+        """
+        stored: dict[str, Any] = {**self.partitioned.state_dict, **self.partitioned.constants}
+        with torch.no_grad():
+            return _run(self.partitioned, stored, list(inputs.values()), self.half, inside=False)
+
+
+def rehearse(program: Program, target: str, method: str = "step", **options: str) -> Rehearsal:
+    """Legalise and partition one method as `lower` would, and check it by the target's rules; nothing is stored.
+
+    Raises:
+        UnknownTarget, TargetUnavailable, UnknownOption, InvalidOption, LoweringFailed, RuleBroken: as `lower`.
+    """
+    chosen = get_target(target).configured(options)
+    chosen.require()
+    legal, records = run_passes(program.core(method, "external"), chosen.passes)
+    step = legal if method == "step" else run_passes(program.core("step", "external"), chosen.passes)[0]
+    outside = weights_kept_outside({"step": step, method: legal}, chosen.small_share)
+    legal, _ = run_passes(legal, (SplitSharedWeights(outside),))
+    partitioner = chosen.partitioner(method, outside)
+    partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
+    chosen.check(method, partitioned)
+    report = method_report(method, partitioned, chosen.reasons(partitioner), records)
+    return Rehearsal(partitioned, report, chosen.chosen.get("precision") == "fp16")
+
+
+def _run(
+    program: ExportedProgram, stored: Mapping[str, Any], inputs: list[Tensor], half: bool, inside: bool
+) -> tuple[Tensor, ...]:
+    signature = program.graph_signature
+    places = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    given = iter(inputs)
+    runner = _Runner(program, half, inside)
+    values = [
+        runner.constant(stored[places[node.name]]) if node.name in places else runner.rounded(next(given))
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+    ]
+    return tuple(runner.run(*values))
+
+
+class _Runner(Interpreter):
+    """Runs one level: delegate calls run as graphs of their own, rounded if they compute in float16."""
+
+    def __init__(self, program: ExportedProgram, half: bool, inside: bool) -> None:
+        super().__init__(program.graph_module)
+        self.half = half
+        self.rounds = half and inside
+
+    def run_node(self, n: Node) -> Any:
+        """One node; a delegate call runs its own graph."""
+        if n.op == "get_attr":
+            return getattr(self.module, str(n.target))
+        if operation_name(n) != "executorch_call_delegate":
+            result = super().run_node(n)
+            return pytree.tree_map_only(Tensor, self.rounded, result) if n.op == "call_function" else result
+        (lowered, *arguments), _ = self.fetch_args_kwargs_from_env(n)
+        inner = lowered.original_module
+        return list(_run(inner, {**inner.state_dict, **inner.constants}, arguments, self.half, inside=True))
+
+    def constant(self, value: Tensor) -> Tensor:
+        """A constant as the delegate stores it: ExecuTorch cuts what float16 cannot hold down to its largest number."""
+        return self.rounded(value.clamp(*_HALF_RANGE)) if self._rounds(value) else value
+
+    def rounded(self, value: Tensor) -> Tensor:
+        """A value as the delegate holds it, in float32 again."""
+        return value.half().float() if self._rounds(value) else value
+
+    def _rounds(self, value: Tensor) -> bool:
+        return self.rounds and value.dtype == torch.float32

@@ -1,0 +1,123 @@
+"""Programs for Vulkan: what is delegated, and whether the delegated graph computes the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lowering
+import mobizo_passes as mz
+from lowering.rehearse import Rehearsal, rehearse
+from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
+from tests.coverage.peft_rows import QV
+from tests.lowering.small import Program
+from tests.models import llama_inputs
+from tests.passes.contract import Tiny, rows
+
+GPT2 = {"vocab_size": 19, "n_embd": 16, "n_layer": 1, "n_head": 4, "n_positions": 16}
+FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "Llama": (lambda: build("Llama", QV, {**LLAMA, "num_hidden_layers": 1}), llama_inputs),
+    "GPT-2": (lambda: build("GPT2", ["c_attn"], GPT2, "LMHeadModel", fan_in_fan_out=True), llama_inputs),
+    "BERT": (
+        lambda: build("Bert", ["query"], {**ENCODER, "num_hidden_layers": 1}, "ForSequenceClassification"),
+        classified,
+    ),
+    "ViT": (
+        lambda: build("ViT", ["q_proj", "query"], {**IMAGES, "num_hidden_layers": 1}, "ForImageClassification"),
+        pictured(),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(1)
+
+
+@pytest.fixture(scope="module")
+def rehearsed(program) -> Callable[[str], Rehearsal]:
+    made: dict[str, Rehearsal] = {}
+
+    def get(precision: str) -> Rehearsal:
+        if precision not in made:
+            made[precision] = rehearse(program, "vulkan", precision=precision)
+        return made[precision]
+
+    return get
+
+
+def test_the_delegated_graph_computes_the_step(program, rehearsed):
+    for found, expected in zip(rehearsed("fp32").run(program.inputs("step")), program.expected("step"), strict=True):
+        # A projected gradient is a difference of losses over 2 eps.
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
+    found, expected = rehearsed("fp32").run(program.inputs("step"))[1], program.expected("step")[1]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_in_half_precision_the_loss_itself_stays_outside(program, rehearsed):
+    half = rehearsed("fp16")
+    outside = {node.op: node.reason for node in half.report.portable}
+    assert "float16 delegate" in outside["aten._log_softmax.default"]
+    assert "aten._log_softmax.default" not in {node.op for node in rehearsed("fp32").report.portable}
+    losses, expected = half.run(program.inputs("step"))[1], program.expected("step")[1]
+    torch.testing.assert_close(losses, expected, rtol=2e-3, atol=0)
+    assert not torch.equal(losses, rehearsed("fp32").run(program.inputs("step"))[1])
+
+
+def test_every_node_left_outside_has_a_reason(rehearsed):
+    report = rehearsed("fp32").report
+    assert report.partitions == 1
+    assert report.delegated_share == 1.0
+    reasons = {node.op: node.reason for node in report.portable}
+    assert "image limits" in reasons["aten.embedding.default"]
+    assert all("no delegate" not in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_s_step_is_one_partition_with_its_products(name):
+    model, inputs = FAMILIES[name]
+    made = mz.transform(model(), inputs(), estimator=mz.OneSided(queries=1), noise="rademacher")
+    report = rehearse(made, "vulkan").report
+    assert report.partitions == 1, report
+    assert report.delegated_share >= 0.99, report
+
+
+def test_importing_executorch_s_stage_leaves_the_log_quiet(rehearsed):
+    rehearsed("fp32")
+    assert logging.getLogger().level != logging.INFO
+
+
+def test_the_runtime_s_fusions_are_given_back(rehearsed):
+    from executorch.backends.vulkan.patterns import fusable_patterns
+
+    rehearsed("fp32")
+    assert {"rms_norm", "hf_rope"} <= set(fusable_patterns)
+
+
+def test_a_lowered_program_says_what_it_is(program, tmp_path):
+    lowered = lowering.lower(program, target="vulkan", precision="fp16")
+    assert lowered.manifest.target == "vulkan"
+    assert lowered.manifest.options == {"precision": "fp16"}
+    assert lowered.save(tmp_path / "model.pte").stat().st_size == lowered.report.program_bytes
+
+
+def test_a_broken_rule_withholds_the_program(program, monkeypatch):
+    from lowering.targets import vulkan_partitioner
+
+    # As if the partitioner trusted ExecuTorch's own judgement.
+    monkeypatch.setattr(vulkan_partitioner, "why_not", lambda node: None)
+    with pytest.raises(lowering.RuleBroken, match=r"method 'step': executorch_call_delegate\w*, operator \d+ "):
+        lowering.lower(program, target="vulkan")
+
+
+def test_an_adapter_inside_the_program_stays_outside_the_delegate():
+    tiny = mz.transform(Tiny(), rows(), loss=F.cross_entropy, estimator=mz.TwoSided(1), noise="rademacher")
+    lowered = lowering.lower(tiny, target="vulkan", adapter="internal")
+    assert lowered.manifest.adapter_state == "internal"
+    assert lowered.report.methods["step"].partitions == 1
+    assert lowered.report.methods["step"].delegated_share == 1.0
