@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from .factors import MAPS, TRANSPOSES
-from .lora_site import Candidate, LoRASite, module_name, product
+from .lora_site import Candidate, LoRASite, is_named, module_name, product
 from .walks import LAYOUTS, REACH, SUMS, Scalings, weight_in_sum
 
 if TYPE_CHECKING:
@@ -51,9 +51,12 @@ def _read(search: Candidates, node: fx.Node) -> Candidate | None:
     down, up = (a, b) if use.swapped else (b, a)
     fan_out, fan_in = (columns, rows) if use.swapped else (rows, columns)
     names = down.meta["input"].name, up.meta["input"].name
+    if is_named(names[1], names[0]):
+        # A table's rows are inputs to a look-up and outputs to a tied head: there the names decide.
+        names, fan_in, fan_out = (names[1], names[0]), fan_out, fan_in
     scalings = [*before, *behind, *use.scalings]
     site = LoRASite(module_name(*names), *names, inner, product(scalings), fan_in, fan_out, "merged")
-    if inner >= min(rows, columns):
+    if inner >= min(rows, columns) and not is_named(*names):
         reason = f"its rank {inner} is no less than its {fan_in} inputs or {fan_out} outputs"
         return Candidate(site, reason, node)
     return Candidate(site, f"a bottleneck of rank {inner}, but {use.miss}" if use.miss else "", node)

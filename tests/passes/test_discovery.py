@@ -244,6 +244,25 @@ def test_two_pairs_in_one_weight() -> None:
     ]  # fmt: skip
 
 
+def test_names_decide_in_a_tied_table() -> None:
+    """A table is looked up by rows and multiplied by its transpose: which factor stands above, only names tell."""
+
+    class TiedTable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.empty(11, 6))
+            self.lora_A, self.lora_B = nn.Parameter(torch.empty(2, 6)), nn.Parameter(torch.empty(11, 2))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            table = self.table + self.lora_B @ self.lora_A
+            return torch.tanh(F.embedding(ids, table).mean(1)) @ table.T
+
+    model, inputs = seeded(TiedTable()), (integers(11, BATCH, LENGTH), integers(11, BATCH))
+    program = mz.transform(model, inputs, loss=F.cross_entropy)
+    mz.verify(program, model, inputs)
+    assert [(s.lora_A, s.lora_B, s.kind) for s in program.sites] == [("lora_A", "lora_B", "merged")]
+
+
 def test_a_buffer_is_not_trained() -> None:
     """VeRA's shared random matrices are buffers; what it trains are vectors, which are no LoRA site."""
     model: Any = Spelled(lambda m, x: m.base(x) + m.low(x))
