@@ -48,8 +48,8 @@ class Candidates(Walks):
 
     def _scaled_factor(self, node: fx.Node) -> Factor | None:
         """Read a product of the batch with a stored matrix that is scaled before, as in ``x @ (A * e).T``."""
-        place = {aten.linear.default: (0, 1), aten.matmul.default: (0, 1), aten.mm.default: (0, 1)}.get(node.target)  # type: ignore[arg-type]
-        if place is None or node.kwargs or node not in self.batched:
+        is_product = node.target in (aten.linear.default, aten.matmul.default, aten.mm.default)
+        if not is_product or node.kwargs or node not in self.batched:
             return None
         args: list[Any] = list(node.args)
         found = self.weight(args[1])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from ..factors import TRANSPOSES
 from ..ir import Ir
 from .base import Pass
 
@@ -19,8 +20,7 @@ _RESHAPES = (
     aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
     aten.squeeze.dims, aten.squeeze.default, aten.flatten.using_ints, aten.unflatten.int,
 )  # fmt: skip
-_SWAPS = (aten.transpose.int, aten.t.default, aten.numpy_T.default)
-LAYOUTS = (*_RESHAPES, *_SWAPS, aten.permute.default)
+LAYOUTS = (*_RESHAPES, *TRANSPOSES)
 
 
 @dataclass(frozen=True)

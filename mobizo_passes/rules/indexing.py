@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from .lifter import Layout, Lifter, rule
-from .shapes import normalized, source
+from .shapes import common, normalized, source
 
 aten = torch.ops.aten
 
@@ -137,7 +137,7 @@ def scatter(lift: Lifter, node: fx.Node) -> Layout:
     """Writes along a dimension that does not hold the batch; every operand is brought to the same layout."""
     operands: list[Any] = list(node.args)
     tensors = [a for a in (operands[0], *operands[2:]) if isinstance(a, fx.Node)]
-    layout = _common(lift, node, tensors)
+    layout = common(lift, node, tensors)
     if normalized(operands[1], len(lift.shape(operands[2]))) == layout.dim:
         raise lift.refuse(node, "it writes along the batch dimension")
     if len({lift.shape(t)[layout.dim] for t in tensors}) != 1:
@@ -152,7 +152,7 @@ def index_add(lift: Lifter, node: fx.Node) -> Layout:
     x, dim, index, values = operands
     if lift.layout(index) is not None:
         raise lift.unsupported(node, "its index is perturbed")
-    layout = _common(lift, node, [x, values])
+    layout = common(lift, node, [x, values])
     if normalized(dim, lift.plain[node].dim()) == layout.dim:
         raise lift.refuse(node, "it writes along the batch dimension")
     node.args = (lift.fuse(x, layout), dim, index, lift.fuse(values, layout))
@@ -179,13 +179,6 @@ def write_part(lift: Lifter, node: fx.Node) -> Layout:
         raise lift.refuse(node, "its operands hold the batch in different dimensions")
     node.args = (lift.fuse(whole, layout), lift.fuse(part, within), *operands[2:])
     return layout
-
-
-def _common(lift: Lifter, node: fx.Node, tensors: list[fx.Node]) -> Layout:
-    layouts = {lay for t in tensors if (lay := lift.layout(t))}
-    if len(layouts) != 1:
-        raise lift.refuse(node, "its operands hold the batch in different dimensions")
-    return layouts.pop()
 
 
 def _from_the_front(lift: Lifter, rows: fx.Node, count: int) -> fx.Node:

@@ -130,7 +130,7 @@ def repeat(lift: Lifter, node: fx.Node) -> Layout:
 def cat(lift: Lifter, node: fx.Node) -> Layout:
     tensors: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
     ndim = lift.plain[node].dim()
-    layout = _common(lift, node, tensors)
+    layout = common(lift, node, tensors)
     if normalized(node.args[1] if len(node.args) > 1 else 0, ndim) == layout.dim:  # type: ignore[arg-type]
         raise lift.refuse(node, "it concatenates along the batch dimension")
     node.args = ([lift.fuse(t, layout) for t in tensors], *node.args[1:])
@@ -140,13 +140,14 @@ def cat(lift: Lifter, node: fx.Node) -> Layout:
 @rule(aten.stack.default)
 def stack(lift: Lifter, node: fx.Node) -> Layout:
     tensors: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-    layout = _common(lift, node, tensors)
+    layout = common(lift, node, tensors)
     dim = normalized(node.args[1] if len(node.args) > 1 else 0, lift.plain[node].dim())  # type: ignore[arg-type]
     node.args = ([lift.fuse(t, layout) for t in tensors], *node.args[1:])
     return Layout(layout.dim + (dim <= layout.dim), layout.outer)
 
 
-def _common(lift: Lifter, node: fx.Node, tensors: list[fx.Node]) -> Layout:
+def common(lift: Lifter, node: fx.Node, tensors: list[fx.Node]) -> Layout:
+    """Return the one layout that the perturbed operands share; raises the refusal if they differ."""
     layouts = {lay for t in tensors if (lay := lift.layout(t))}
     if len(layouts) != 1:
         raise lift.refuse(node, "its operands hold the batch in different dimensions")
