@@ -20,7 +20,8 @@ class CanonicalProducts(Pass):
     """Bring products with a stored matrix to the form `matmul(x, w)`, whichever way `einsum` or the user wrote them.
 
     A batched product with a batch of one, a product of folded rows that are unfolded at once, a product from the left
-    of transposed values, a sum of element-wise products, and a sum fused into a scaled product.
+    of transposed values, a sum of element-wise products, an outer product with a matrix of one row or column, and a sum
+    fused into a scaled product.
 
     BEFORE  %r: f32[1, 10, 6] = aten.reshape(%x, [1, 10, 6]);  %v: f32[1, 6, 3] = aten.reshape(%a, [1, 6, 3])
             %m: f32[1, 10, 3] = aten.bmm(%r, %v);  %y: f32[2, 5, 3] = aten.reshape(%m, [2, 5, 3])
@@ -34,7 +35,7 @@ class CanonicalProducts(Pass):
     def rewrite(self, ir: Ir) -> int:
         count = 0
         for node in list(ir.graph.nodes):
-            for rule in (_single, _left, _scaled_sum, _unfolded, _summed):
+            for rule in (_single, _left, _scaled_sum, _unfolded, _summed, _outer):
                 with ir.graph.inserting_before(node):
                     new = None if node.op != "call_function" else rule(ir, node)
                 if new is not None:
@@ -45,13 +46,21 @@ class CanonicalProducts(Pass):
         return count
 
 
-def _matrix(node: Any) -> fx.Node | None:
-    """Look through a leading dimension of one at a stored matrix."""
+def _matrix(node: Any) -> tuple[fx.Node, bool] | None:
+    """Look through dimensions of one at a stored matrix: (it, whether a reshape transposed its one row or column)."""
+    swapped = False
     if isinstance(node, fx.Node) and node.target in (aten.reshape.default, aten.unsqueeze.default):
         inner: Any = node.args[0]
-        same = list(node.meta["val"].shape) == [1, *inner.meta["val"].shape]
-        node = inner if same else None
-    return node if node is not None and stored(node) is not None else None
+        made, given = list(node.meta["val"].shape), list(inner.meta["val"].shape)
+        ones = len(made) - 2
+        if len(given) != 2 or made[:ones] != [1] * ones or (made[ones:] != given and 1 not in given):
+            return None
+        node, swapped = inner, made[ones:] != given
+    return (node, swapped) if isinstance(node, fx.Node) and stored(node) is not None else None
+
+
+def _oriented(ir: Ir, matrix: fx.Node, transpose: bool, like: fx.Node) -> fx.Node:
+    return ir.call(aten.permute.default, matrix, [1, 0], like=like) if transpose else matrix
 
 
 def _single(ir: Ir, node: fx.Node) -> fx.Node | None:
@@ -59,10 +68,10 @@ def _single(ir: Ir, node: fx.Node) -> fx.Node | None:
     if node.target is not aten.bmm.default:
         return None
     a, b = node.args[:2]
-    if (matrix := _matrix(b)) is not None:
-        return ir.call(aten.matmul.default, a, matrix, like=node)
-    if (matrix := _matrix(a)) is not None:
-        flipped = ir.call(aten.permute.default, matrix, [1, 0], like=node)
+    if (found := _matrix(b)) is not None:
+        return ir.call(aten.matmul.default, a, _oriented(ir, *found, node), like=node)
+    if (found := _matrix(a)) is not None:
+        flipped = _oriented(ir, found[0], not found[1], node)
         values = ir.call(aten.transpose.int, b, 1, 2, like=node)
         return ir.call(aten.transpose.int, ir.call(aten.matmul.default, values, flipped, like=node), 1, 2, like=node)
     return None
@@ -130,6 +139,39 @@ def _unfolded(ir: Ir, node: fx.Node) -> fx.Node | None:
     if x is None or stored(w) is None:
         return None
     shape, given = list(node.meta["val"].shape), list(x.meta["val"].shape)
-    if shape[:-1] != given[:-1] or given[-1] != rows.meta["val"].shape[-1] or len(given) < 2:
+    if given[-1] != rows.meta["val"].shape[-1] or len(given) < 2:
         return None
-    return ir.call(aten.matmul.default, x, w, like=node)
+    straight = [*given[:-1], product.meta["val"].shape[-1]]
+    ones = len(shape) - len(straight)
+    if ones < 0 or shape != straight + [1] * ones:
+        return None
+    y = ir.call(aten.matmul.default, x, w, like=node)
+    return ir.call(aten.reshape.default, y, shape, like=node) if ones else y
+
+
+def _outer(ir: Ir, node: fx.Node) -> fx.Node | None:
+    """reshape(x[..., 1, 1] * w[n, 1] -> [..., n]) -> matmul(x[..., 1], w): einsum writes products of rank one so."""
+    if node.target is not aten.reshape.default:
+        return None
+    product: Any = node.args[0]
+    if product.target is not aten.mul.Tensor or len(product.users) != 1:
+        return None
+    *lead, n = node.meta["val"].shape
+    for x, w in (product.args, reversed(product.args)):
+        matrix: Any = w.args[0] if isinstance(w, fx.Node) and w.target is aten.reshape.default else w
+        if stored(matrix) is None or not isinstance(x, fx.Node) or stored(x) is not None:
+            continue
+        values, weight = x.meta["val"], w.meta["val"]
+        if n == 1 or max(weight.shape) != n or weight.numel() != n or values.numel() * n != node.meta["val"].numel():
+            continue
+        # The stored values are innermost where x has nothing but ones beside and behind them.
+        behind = list(reversed(weight.shape)).index(n) + 1
+        if any(d != 1 for d in values.shape[-behind:]):
+            continue
+        inner: Any = x.args[0] if x.target is aten.reshape.default else x
+        if list(inner.meta["val"].shape) != [*lead, 1]:
+            inner = ir.call(aten.reshape.default, x, [*lead, 1], like=node)
+        return ir.call(
+            aten.matmul.default, inner, _oriented(ir, matrix, matrix.meta["val"].shape[0] != 1, node), like=node
+        )
+    return None

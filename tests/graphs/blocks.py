@@ -59,10 +59,8 @@ def lora(b: Builder, c: Choice) -> None:
         low = f"F.dropout({down}({x} * 2.0), 0.1, self.training)" if spelling == 2 else f"{down}({x})"
         b.emit(f"{base} + {up}({low})", v, width=out, perturbs=True)
         return
-    # Known gap: an einsum of rank one becomes an element-wise product, in which discovery sees no site.
-    rank = max(c.rank, 2) if spelling == 6 else c.rank
-    down = b.define("down", f"nn.Parameter(torch.empty({rank}, {v.width}))")
-    up = b.define("up", f"nn.Parameter(torch.empty({out}, {rank}))")
+    down = b.define("down", f"nn.Parameter(torch.empty({c.rank}, {v.width}))")
+    up = b.define("up", f"nn.Parameter(torch.empty({out}, {c.rank}))")
     product = (
         f"({x} @ {down}.T) @ {up}.mT / 2",
         f"0.5 * ({x} @ {down}.T @ {up}.T)",

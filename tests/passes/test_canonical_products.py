@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +12,12 @@ from tests.passes.contract import PassContract, Stage, Tiny, before, rows, seque
 
 
 class WithMatrix(Tiny):
-    """Tiny, with a stored matrix [4, 4] for its body."""
+    """Tiny, with stored matrices [4, 4], [4, 1] and [1, 4] for its body."""
 
     def __init__(self, body) -> None:
         super().__init__()
         self.matrix = nn.Parameter(torch.empty(4, 4))
+        self.column, self.column_t = nn.Parameter(torch.empty(4, 1)), nn.Parameter(torch.empty(1, 4))
         self.spelled = body
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,6 +55,24 @@ class TestCanonicalProducts(PassContract):
         stage = before(self.kind, model, rows())
         assert stage.count() == 1
         assert products(stage) == ["aten.matmul.default"]
+        self.compare(stage.run(), stage.run(stage.apply()), stage)
+
+    @pytest.mark.parametrize("equation", ["btr,or->bto", "btr,ro->bto", "tbr,or->bto", "btr,or->tbo"])
+    def test_an_outer_product_of_rank_one(self, equation: str) -> None:
+        """einsum multiplies element-wise where the summed dimension is one."""
+
+        def body(m: WithMatrix, y: Tensor) -> Tensor:
+            turned = y.transpose(0, 1) if equation.startswith("tb") else y
+            out = torch.einsum(equation, turned[..., 1:2], m.column if ",or" in equation else m.column_t)
+            return out.transpose(0, 1) if equation.endswith("tbo") else out
+
+        stage = self.stage(body)
+        assert products(stage) == ["aten.matmul.default"]
+        self.compare(stage.run(), stage.run(stage.apply()), stage)
+
+    def test_an_outer_product_the_other_way_round_is_left_alone(self) -> None:
+        stage = self.stage(lambda m, y: torch.einsum("btr,or->obt", y[..., 1:2], m.column).permute(1, 2, 0))
+        assert products(stage) == []
         self.compare(stage.run(), stage.run(stage.apply()), stage)
 
     def test_a_product_of_two_computed_values_is_left_alone(self) -> None:
