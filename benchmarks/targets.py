@@ -38,6 +38,12 @@ class Setting:
     def __str__(self) -> str:
         return " ".join([self.target, *self.options.values()])
 
+    def calibration(self, inputs: Any) -> list[Any] | None:
+        """The batch that is compared, where ranges have to be measured."""
+        from lowering.targets import get_target
+
+        return [inputs] if get_target(self.target).configured(self.options).quantizes else None
+
 
 @dataclass(frozen=True)
 class Row:
@@ -94,7 +100,7 @@ def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Settin
     import runtime_driver
 
     started = time.perf_counter()
-    lowered = lowering.lower(program, target=setting.target, **setting.options)
+    lowered = lowering.lower(program, target=setting.target, calibration=setting.calibration(inputs), **setting.options)
     seconds = time.perf_counter() - started
     ran = lowering.available()[setting.target].runs
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +128,7 @@ def rehearsed(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> tup
     given = {**program.initial_adapter(), **inputs, **scalars}
     spec = program.manifest()["methods"]["step"]
     ordered = {each["name"]: given[each["name"]] for each in spec["inputs"]}
-    outputs = rehearse(program, setting.target, **setting.options).run(ordered)
+    outputs = rehearse(program, setting.target, calibration=setting.calibration(inputs), **setting.options).run(ordered)
     by_name = dict(zip((each["name"] for each in spec["outputs"]), outputs, strict=True))
     return by_name["losses"], by_name["projected_gradients"]
 

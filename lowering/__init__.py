@@ -9,10 +9,12 @@ Importing this package imports neither torch nor ExecuTorch; `lower` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lowering.errors import (
     FrozenInput,
+    InvalidCalibration,
     InvalidOption,
     InvalidProgram,
     LoweringError,
@@ -41,6 +43,7 @@ def lower(
     quantize: str | None = None,
     application: dict[str, Any] | None = None,
     adapter: str = "external",
+    calibration: Sequence[Any] | None = None,
     **options: str,
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
@@ -52,12 +55,15 @@ def lower(
         application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
         adapter: `"external"`: the step takes the adapter and returns it. `"internal"`: the step holds it, from the
             initial one on, and writes it at every call (the paper's form; see ADR 6 for what that gives up).
+        calibration: batches, as `program.step` takes them, on which the ranges of a quantised program are measured;
+            `precision="16a8w"` and `"8a8w"` of `"qnn"` want it, and nothing else does.
         options: what the target alone understands, such as `precision="fp16"` for `"vulkan"`; see `Target.options`.
 
     Raises:
         UnknownTarget, TargetUnavailable: the target cannot be used.
         UnknownOption, InvalidOption: the target has no such option, or not this value of it.
         QuantizationNotSupported: `quantize` is not None.
+        InvalidCalibration: `calibration` is missing, not wanted, or does not fit the program.
         UnknownAdapterForm: `adapter` is neither.
         OperatorNotTaken: an operator in the midst of the model would cut the target's one delegate call in two.
         InvalidProgram: the program contradicts its own manifest.
@@ -70,11 +76,12 @@ def lower(
     chosen = get_target(target).configured(options)
     chosen.require()
     chosen.check_quantize(quantize)
+    chosen.check_calibration(calibration)
     if adapter not in ("external", "internal"):
         raise UnknownAdapterForm(adapter)
     from lowering.stages import lower_to
 
-    return lower_to(program, chosen, quantize, application, adapter)
+    return lower_to(program, chosen, quantize, application, adapter, calibration)
 
 
 def available() -> dict[str, Availability]:
@@ -86,6 +93,7 @@ def available() -> dict[str, Availability]:
 
 __all__ = [
     "FrozenInput",
+    "InvalidCalibration",
     "InvalidOption",
     "InvalidProgram",
     "LoweringError",

@@ -72,6 +72,14 @@ class QuantizationNotSupported(LoweringError):
         )
 
 
+class InvalidCalibration(LoweringError):
+    """The batches for measuring a quantised program's ranges are missing, unwanted or do not fit the program."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"calibration=: {problem}")
+
+
 class OperatorNotTaken(LoweringError):
     """An operator in the midst of the model that the target's delegate does not take: it would cut the model in two."""
 

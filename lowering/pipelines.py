@@ -46,12 +46,14 @@ XNNPACK: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
     FoldConstants(),
     CoreForms(),
+    SplitToSlices(),
     CanonicalReshapes(),
     GroupRepeatedHeads(),
     DecomposeAttention(),
     DecomposeNorms(),
     MeanToLinear(),
     DecomposeActivations(),
+    WeightsToLinear(),
     ProductsToBmm(),
     ScaleSmallerFactor(),
     ExpandToCopies(),
@@ -95,27 +97,39 @@ def _vulkan(mask: float) -> tuple[LegalisationPass, ...]:
 
 VULKAN = _vulkan(mask=1e9)
 VULKAN_FP16 = _vulkan(mask=3e4)
-# Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank.
-QNN: tuple[LegalisationPass, ...] = (
-    RemoveNoops(),
-    FoldConstants(),
-    CoreForms(),
-    CanonicalReshapes(),
-    GroupRepeatedHeads(),
-    DecomposeAttention(bias=30_000.0),
-    FiniteMasks(),
-    WholeNorms(),
-    DecomposeActivations(),
-    ProductsToBmm(),
-    ScaleSmallerFactor(),
-    ExpandToCopies(),
-    NormaliseDims(),
-    FloatScalars(),
-    FlatLinears(),
-    ScalarsToConstants(),
-    EqualRanks(),
-    FoldConstants(),
-    CanonicalReshapes(),
-    RemoveNoops(),
-    CopyViews(),
-)
+
+
+def _qnn(mask: float) -> tuple[LegalisationPass, ...]:
+    """Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank."""
+    return (
+        RemoveNoops(),
+        FoldConstants(),
+        CoreForms(),
+        SplitToSlices(),
+        PatchesToLinear(),
+        CanonicalReshapes(),
+        GroupRepeatedHeads(),
+        DecomposeAttention(bias=mask),
+        FiniteMasks(mask),
+        WholeNorms(),
+        DecomposeActivations(),
+        WeightsToLinear(),
+        ProductsToBmm(),
+        ScaleSmallerFactor(),
+        ExpandToCopies(),
+        NormaliseDims(),
+        FloatScalars(),
+        FlatLinears(),
+        ScalarsToConstants(),
+        EqualRanks(),
+        FoldConstants(),
+        CanonicalReshapes(),
+        RemoveNoops(),
+    )
+
+
+QNN = (*_qnn(mask=3e4), CopyViews())
+# A mask shares its integers with the scores: the larger it is, the coarser they become. `CopyViews` comes after the
+# quantisation, whose tools know only the operators before it.
+QNN_16A8W = _qnn(mask=64.0)
+QNN_8A8W = _qnn(mask=20.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from lowering.flops import operation_name
 from lowering.passes.base import run_passes
 from lowering.passes.split_shared_weights import SplitSharedWeights
 from lowering.report import MethodReport, method_report
-from lowering.stages import Program, partition
+from lowering.stages import Program, legalise, measured_on, partition
 from lowering.targets import get_target
 from lowering.tied import weights_kept_outside
+from mobizo_manifest import Manifest
 
 _HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
@@ -42,22 +43,27 @@ class Rehearsal:
             return _run(self.partitioned, stored, list(inputs.values()), self.half, inside=False)
 
 
-def rehearse(program: Program, target: str, method: str = "step", **options: str) -> Rehearsal:
+def rehearse(
+    program: Program, target: str, method: str = "step", calibration: Sequence[Any] | None = None, **options: str
+) -> Rehearsal:
     """Legalise and partition one method as `lower` would, and check it by the target's rules; nothing is stored.
 
     Raises:
         UnknownTarget, TargetUnavailable, UnknownOption, InvalidOption, LoweringFailed, RuleBroken: as `lower`.
+        InvalidCalibration: as `lower`.
     """
     chosen = get_target(target).configured(options)
     chosen.require()
-    legal, records = run_passes(program.core(method, "external"), chosen.passes)
-    step = legal if method == "step" else run_passes(program.core("step", "external"), chosen.passes)[0]
-    outside = weights_kept_outside({"step": step, method: legal}, chosen.small_share)
-    legal, _ = run_passes(legal, (SplitSharedWeights(outside),))
+    chosen.check_calibration(calibration)
+    described = {**program.manifest("external"), "target": target, "program_id": "rehearsal"}
+    measured = measured_on(program, Manifest.model_validate(described), calibration)
+    made = {name: legalise(name, program.core(name, "external"), chosen, measured) for name in {"step", method}}
+    outside = weights_kept_outside({name: each.program for name, each in made.items()}, chosen.small_share)
+    legal, _ = run_passes(made[method].program, (SplitSharedWeights(outside),))
     partitioner = chosen.partitioner(method, outside)
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)
-    report = method_report(method, partitioned, chosen.reasons(partitioner), records)
+    report = method_report(method, partitioned, chosen.reasons(partitioner), made[method].passes)
     return Rehearsal(partitioned, report, chosen.chosen.get("precision") == "fp16")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lowering.calibration import Calibration
 from lowering.checks import check_initial_values, check_inputs_alive, check_methods, check_program, check_state
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.graph import method_graph
@@ -50,12 +51,16 @@ class Legal:
 
 
 def lower_to(
-    program: Program, target: Target, quantize: str | None, application: dict[str, Any] | None, adapter: str
+    program: Program,
+    target: Target,
+    quantize: str | None,
+    application: dict[str, Any] | None,
+    adapter: str,
+    calibration: Sequence[Any] | None,
 ) -> Lowered:
     """`lower`, its arguments checked."""
     described = program.manifest(adapter)
-    methods = {name: _legalise(program, name, target, adapter) for name in described["methods"]}
-    cores = {name: each.core for name, each in methods.items()}
+    cores = {name: program.core(name, adapter) for name in described["methods"]}
     manifest = Manifest.model_validate(
         {
             **described,
@@ -67,6 +72,8 @@ def lower_to(
             "application": application or {},
         }
     )
+    measured = measured_on(program, manifest, calibration)
+    methods = {name: legalise(name, core, target, measured) for name, core in cores.items()}
     inside = [each.fqn for each in manifest.trainable_adapter] if adapter == "internal" else []
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
@@ -110,15 +117,30 @@ def partition(
         return _to_edge(programs, target, partitioners, constants or {})
 
 
-def _legalise(program: Program, method: str, target: Target, adapter: str) -> Legal:
-    core = program.core(method, adapter)
+def legalise(method: str, core: ExportedProgram, target: Target, calibration: Calibration | None) -> Legal:
+    """One method after the target's legalisation passes, quantised if there is a calibration.
+
+    Raises:
+        LoweringFailed: a pass failed.
+    """
     try:
         legal, records = run_passes(core, target.passes)
+        if calibration is not None:
+            with target.quiet():
+                legal, further = run_passes(legal, target.quantizing(method, legal, calibration))
+            records += further
     except LoweringError:
         raise
     except Exception as error:
         raise LoweringFailed(method, "legalisation", f"{type(error).__name__}: {error}") from error
     return Legal(core, legal, records)
+
+
+def measured_on(program: Program, manifest: Manifest, batches: Sequence[Any] | None) -> Calibration | None:
+    """The batches, checked against the manifest; None where there are none."""
+    if batches is None:
+        return None
+    return Calibration.of(manifest, batches, {**program.initial_adapter(), **program.frozen_adapter()})
 
 
 def _to_edge(
@@ -131,10 +153,12 @@ def _to_edge(
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(target.kept_whole))
     settled = {name: settle(program, target.kept_whole) for name, program in programs.items()}
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
+    passes = {name: list(found) for name, each in settled.items() if (found := target.edge_passes(each))}
     try:
         with torch.no_grad(), without_provenance():
             return to_edge_transform_and_lower(
                 settled,  # pyright: ignore[reportArgumentType]
+                transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
                 partitioner=chosen,
                 constant_methods=constants,
                 compile_config=config,

@@ -20,11 +20,12 @@ _ESTIMATORS = {"two-sided": "TwoSided", "one-sided": "OneSided", "forward-gradie
 
 @dataclass(frozen=True)
 class Built:
-    """A program, its task, and the tokenizer to store beside it."""
+    """A program, its task, the tokenizer to store beside it, and what makes batches with it."""
 
     program: mz.TrainingProgram
     task: TextTask
     tokenizer: Any
+    encoder: PromptEncoder
 
 
 def build(options: BuildOptions, tokenizer_name: str) -> Built:
@@ -80,7 +81,7 @@ def build(options: BuildOptions, tokenizer_name: str) -> Built:
         trainable=options.trainable,
         loss=loss,
     )
-    return Built(program, task, loaded.tokenizer)
+    return Built(program, task, loaded.tokenizer, encoder)
 
 
 def _label_word_loss(ids: tuple[int, ...]) -> Any:

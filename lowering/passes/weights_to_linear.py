@@ -19,7 +19,8 @@ class WeightsToLinear:
     BEFORE  y = addmm(b: f32[o], x: f32[n,i], w: f32[i,o])                       w a weight, stored [in, out] as GPT-2's
     AFTER   y = linear(x, permute(w, [1,0]): f32[o,i], b)                         the permutation is folded later
 
-    `linear` with a weight is what the Vulkan runtime is known to do right. `addmm` with factors is left alone.
+    `linear` with a weight is the form that XNNPACK packs, that QNN takes and that the Vulkan runtime is known to do
+    right. `addmm` with factors is left alone.
     """
 
     name: str = "weights-to-linear"

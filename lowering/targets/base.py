@@ -11,11 +11,18 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from lowering.errors import InvalidOption, QuantizationNotSupported, TargetUnavailable, UnknownOption
+from lowering.errors import (
+    InvalidCalibration,
+    InvalidOption,
+    QuantizationNotSupported,
+    TargetUnavailable,
+    UnknownOption,
+)
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from lowering.calibration import Calibration
     from lowering.passes.base import LegalisationPass
 
 
@@ -63,7 +70,7 @@ class Target(ABC):
     options: ClassVar[tuple[TargetOption, ...]] = ()
     backend: ClassVar[str | None] = None
     runtime: ClassVar[str] = 'pip install "mobizo[executorch]"'
-    small_share: ClassVar[float] = 0.05
+    small_share: ClassVar[float] = 0.01
     _asked: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -81,6 +88,23 @@ class Target(ABC):
 
         `outside`: FQNs of weights whose products should stay on portable kernels.
         """
+
+    def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[LegalisationPass]:
+        """Passes that follow `passes` where the chosen options quantise; `legal` is the method as those left it."""
+        raise NotImplementedError
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the chosen options round values to integers, so that their ranges have to be known."""
+        return False
+
+    def edge_passes(self, program: ExportedProgram) -> Sequence[Any]:
+        """ExecuTorch passes over a method in the edge dialect, before it is partitioned."""
+        return ()
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """What must hold around `quantizing`'s passes; nothing for most targets."""
+        return nullcontext()
 
     def surroundings(self) -> AbstractContextManager[None]:
         """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
@@ -129,6 +153,18 @@ class Target(ABC):
         if quantize is not None:
             raise QuantizationNotSupported(quantize, self.name)
 
+    def check_calibration(self, calibration: Sequence[Any] | None) -> None:
+        """Raise `InvalidCalibration` where batches are needed and missing, or given and not needed."""
+        if self.quantizes and calibration is None:
+            raise InvalidCalibration(
+                f"target {self.name!r} with {_listed(self.chosen)} needs batches to measure ranges on; "
+                "pass calibration=[batch, ...]"
+            )
+        if calibration is not None and not self.quantizes:
+            raise InvalidCalibration(
+                f"target {self.name!r} with {_listed(self.chosen)} does not quantise; leave it out"
+            )
+
     def require(self) -> None:
         """Raise `TargetUnavailable` when programs cannot be lowered to the target here."""
         state = self.availability()
@@ -145,6 +181,10 @@ class Target(ABC):
             return state
         missing = f"this ExecuTorch runtime has no {self.backend}, only {', '.join(sorted(backends))}"
         return replace(state, runs=False, runs_missing=missing, runs_remedy=self.runtime)
+
+
+def _listed(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
 
 
 NO_EXECUTORCH = "the executorch package is not installed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ _REFUSED = "QNN's operator check refuses it for this SoC"
 _SOFTMAXES = ("_log_softmax", "_softmax")
 _NORMS = ("rms_norm", "native_layer_norm")
 
+# Classes from which on a softmax is worth QNN's rounding.
+WIDE = 1024
 # What QNN takes and ExecuTorch would decompose.
 WHOLE = (*KEPT_WHOLE, torch.ops.aten.rms_norm.default)
 
@@ -40,7 +42,7 @@ class HtpPartitioner(Partitioner):
     take longer than the rest. After `partition`, `reasons` says of each node left behind, by name, why.
     """
 
-    def __init__(self, method: str, compile_specs: list[CompileSpec], wide: int = 1024) -> None:
+    def __init__(self, method: str, compile_specs: list[CompileSpec], wide: int = WIDE) -> None:
         super().__init__()
         self.method = method
         self.compile_specs = compile_specs
@@ -54,7 +56,9 @@ class HtpPartitioner(Partitioner):
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         ep = exported_program
         calls = [node for node in ep.graph.nodes if node.op == "call_function"]
-        body = self._body(calls)
+        inside, reasons = body_of(calls, self.wide)
+        self.reasons.update(reasons)
+        body = [node for node in calls if node in inside or _restores(node, inside)]
         support = QnnOperatorSupport(ep, self.compile_specs, set(), set()) if body else None
         taken = {node for node in body if support is not None and support.is_node_supported(None, node)}
         refused = [node for node in body if node not in taken]
@@ -66,28 +70,6 @@ class HtpPartitioner(Partitioner):
         tag_constant_data(ep)
         tags = {_TAG: self.delegation_spec} if taken else {}
         return PartitionResult(tagged_exported_program=ep, partition_tags=tags)
-
-    def _body(self, calls: list[Node]) -> list[Node]:
-        products = {node for node in calls if flops_of(node) or operation_name(node) in _NORMS}
-        after = _downstream(calls, products)
-        ends = products | {node for node in after if self._is_wide_softmax(node)}
-        before = _upstream(calls, ends)
-        body: list[Node] = []
-        for node in calls:
-            inside = (node in products or node in after) and (node in ends or node in before)
-            wrong = _wrong_dtype(node)
-            if inside and wrong is None:
-                body.append(node)
-            elif wrong is not None:
-                self.reasons[node.name] = f"{wrong} stays outside: QNN computes the floating-point body"
-            elif not products:
-                self.reasons[node.name] = _NO_PRODUCT
-            else:
-                self.reasons[node.name] = _BEFORE if node in before else _AFTER
-        return body
-
-    def _is_wide_softmax(self, node: Node) -> bool:
-        return operation_name(node) in _SOFTMAXES and _values(node)[0].shape[-1] >= self.wide
 
     def _check_whole(self, calls: list[Node], taken: set[Node]) -> None:
         """Raise when a node outside of the body stands between two nodes inside: it would cut the binary in two."""
@@ -105,7 +87,38 @@ class HtpPartitioner(Partitioner):
                 )
 
 
-def _downstream(calls: Iterable[Node], sources: set[Node]) -> set[Node]:
+def body_of(calls: Sequence[Node], wide: int = WIDE) -> tuple[dict[Node, None], dict[str, str]]:
+    """What of a method's calls the binary computes, in order; and of each other call, by name, why not."""
+    products = {node for node in calls if flops_of(node) or operation_name(node) in _NORMS}
+    after = _downstream(calls, products)
+    ends = products | {node for node in after if _is_wide_softmax(node, wide)}
+    before = _upstream(calls, ends)
+    body: dict[Node, None] = {}
+    reasons: dict[str, str] = {}
+    for node in calls:
+        inside = (node in products or node in after) and (node in ends or node in before)
+        wrong = _wrong_dtype(node)
+        if inside and wrong is None:
+            body[node] = None
+        elif wrong is not None:
+            reasons[node.name] = f"{wrong} stays outside: QNN computes the floating-point body"
+        elif not products:
+            reasons[node.name] = _NO_PRODUCT
+        else:
+            reasons[node.name] = _BEFORE if node in before else _AFTER
+    return body, reasons
+
+
+def _is_wide_softmax(node: Node, wide: int) -> bool:
+    return operation_name(node) in _SOFTMAXES and _values(node)[0].shape[-1] >= wide
+
+
+def _restores(node: Node, body: Container[Node]) -> bool:
+    """Whether a node gives the body a stored weight back from its integers."""
+    return operation_name(node).startswith("dequantize") and all(user in body for user in node.users)
+
+
+def _downstream(calls: Sequence[Node], sources: set[Node]) -> set[Node]:
     found: set[Node] = set()
     for node in calls:
         if any(each in sources or each in found for each in node.all_input_nodes):
@@ -113,7 +126,7 @@ def _downstream(calls: Iterable[Node], sources: set[Node]) -> set[Node]:
     return found
 
 
-def _upstream(calls: list[Node], sinks: set[Node]) -> set[Node]:
+def _upstream(calls: Sequence[Node], sinks: set[Node]) -> set[Node]:
     found: set[Node] = set()
     for node in reversed(calls):
         if any(user in sinks or user in found for user in node.users):

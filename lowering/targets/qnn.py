@@ -14,6 +14,11 @@ from lowering.quiet import CapturedOutput, captured_output
 from lowering.targets.base import Availability, Target, TargetOption, executorch_availability
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+    from lowering.calibration import Calibration
     from lowering.passes.base import LegalisationPass
 
 # ExecuTorch's names, which are Qualcomm's part numbers; see docs/qnn.md for those that were compiled for here.
@@ -50,7 +55,12 @@ class QnnTarget(Target):
     small_share = 0.0
     options = (
         TargetOption("soc", SOCS, "SM8650", "The chip that the program is compiled for."),
-        TargetOption("precision", ("fp16",), "fp16", "What the HTP computes in."),
+        TargetOption(
+            "precision",
+            ("fp16", "16a8w", "8a8w"),
+            "fp16",
+            "What the HTP computes in: halves, or integers of 16 or 8 bits for activations and 8 for weights.",
+        ),
         TargetOption(
             "weights",
             ("separate", "shared"),
@@ -80,7 +90,41 @@ class QnnTarget(Target):
     def passes(self) -> Sequence[LegalisationPass]:
         from lowering import pipelines
 
-        return pipelines.QNN
+        return {"fp16": pipelines.QNN, "16a8w": pipelines.QNN_16A8W, "8a8w": pipelines.QNN_8A8W}[
+            self.chosen["precision"]
+        ]
+
+    @property
+    def quantizes(self) -> bool:
+        return self.chosen["precision"] != "fp16"
+
+    def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[LegalisationPass]:
+        from lowering.passes.copy_views import CopyViews
+        from lowering.passes.quantize_body import QuantizeBody
+        from lowering.targets.htp_partitioner import body_of
+
+        def body(calls: list[Node]) -> list[Node]:
+            return list(body_of(calls)[0])
+
+        def observe(nodes: Sequence[Node]) -> Iterator[list[Tensor]]:
+            return calibration.values(method, legal, nodes)
+
+        return QuantizeBody(body, observe, self._quantizer), CopyViews()
+
+    def edge_passes(self, program: ExportedProgram) -> Sequence[Any]:
+        """QNN reads quantised values from what it calls attributes of nodes, not from nodes that round."""
+        if not self.quantizes:
+            return ()
+        from executorch.backends.qualcomm._passes.annotate_quant_attrs import AnnotateQuantAttrs
+        from executorch.backends.qualcomm._passes.fold_qdq import FoldQDQ
+
+        return AnnotateQuantAttrs(program), FoldQDQ(program)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Within, nothing is heard of what torchao and QNN's quantiser miss on this machine."""
+        with _quiet_loggers(), captured_output(CapturedOutput()):
+            yield
 
     @property
     def kept_whole(self) -> tuple[Any, ...]:
@@ -117,8 +161,20 @@ class QnnTarget(Target):
             generate_qnn_executorch_compiler_spec,
         )
 
-        options = generate_htp_compiler_spec(use_fp16=True, use_weight_sharing=self.chosen["weights"] == "shared")
+        options = generate_htp_compiler_spec(
+            use_fp16=not self.quantizes, use_weight_sharing=self.chosen["weights"] == "shared"
+        )
         return generate_qnn_executorch_compiler_spec(QcomChipset[self.chosen["soc"]], options)
+
+    def _quantizer(self) -> Any:
+        self._enable()
+        from executorch.backends.qualcomm.quantizer.quantizer import QnnQuantizer, QuantDtype
+        from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset, QnnExecuTorchBackendType
+
+        quantizer = QnnQuantizer(QnnExecuTorchBackendType.kHtpBackend, QcomChipset[self.chosen["soc"]])
+        dtype = QuantDtype[f"use_{self.chosen['precision']}"]
+        quantizer.set_default_quant_config(dtype, is_qat=False, is_conv_per_channel=True, is_linear_per_channel=True)
+        return quantizer
 
     def _enable(self) -> None:
         try:

@@ -37,6 +37,11 @@ def lower(
         str | None, typer.Option(help="What the delegate computes in, for targets that have a choice.")
     ] = None,
     soc: Annotated[str | None, typer.Option(help="The chip, for target qnn. [default: SM8650]")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Examples on which a quantised program's ranges are measured."),
+    ] = None,
+    calibration_batches: Annotated[int, typer.Option(min=1, help="How many batches of them.")] = 8,
     quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
     adapter: Annotated[
         Literal["external", "internal"],
@@ -53,7 +58,7 @@ def lower(
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     options = {name: value for name, value in (("precision", precision), ("soc", soc)) if value is not None}
-    _check_target(target, options)
+    _check_target(target, options, calibrate)
     from mobizo_cli.build import build
     from mobizo_cli.console import facts, table
 
@@ -77,11 +82,18 @@ def lower(
         normalize=normalize,
     )
     built = build(settings, f"{output.stem}.tokenizer")
+    calibration = None
+    if calibrate is not None:
+        from mobizo_cli.data import ExampleBatches, load_examples
+
+        batches = ExampleBatches(load_examples(calibrate, built.task), built.encoder, batch, seed=0)
+        calibration = [batches.batch(step) for step in range(calibration_batches)]
     lowered = lowering.lower(
         built.program,
         target=target,
         quantize=quantize,
         adapter=adapter,
+        calibration=calibration,
         application=built.task.application(),
         **options,
     )
@@ -98,11 +110,16 @@ def lower(
     facts([("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB"), ("target", target)])
 
 
-def _check_target(target: str, options: dict[str, str]) -> None:
+def _check_target(target: str, options: dict[str, str], calibrate: Path | None) -> None:
     """Before minutes of compiling, not after."""
     from lowering.targets import get_target
 
-    get_target(target).configured(options).require()
+    chosen = get_target(target).configured(options)
+    if chosen.quantizes and calibrate is None:
+        raise OptionError(f"--precision {options['precision']} needs --calibrate FILE, examples to measure ranges on.")
+    if calibrate is not None and not chosen.quantizes:
+        raise OptionError(f"--calibrate {calibrate}: this program is not quantised; leave it out.")
+    chosen.require()
 
 
 def _save(output: Path, lowered: Any, tokenizer: Any, tokenizer_name: str) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mobizo_cli.main import run
 from runtime_driver import Session
 from tests.driver import tiny
+from tests.driver.command import Cli, Done
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +31,20 @@ def pte(built_pte: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def session(built_pte: Path) -> Session:
     return Session(built_pte)
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
+    """Run the command in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Done:
+        capfd.readouterr()  # what fixtures wrote
+        with pytest.raises(SystemExit) as caught:
+            run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Done(int(caught.value.code or 0), out, err)
+
+    with warnings.catch_warnings():
+        yield call
+    logging.disable(logging.NOTSET)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,47 +18,11 @@ import pytest
 
 from mobizo_cli.main import run
 from tests.driver import text_model, tiny
+from tests.driver.command import Cli, fails
 
 ROOT = Path(__file__).parents[2]
 TASK = ["--template", "{text} It was", "--labels", "0=terrible,1=great", "--max-length", "12"]
 STEP = ["--rank", "4", "--queries", "2", "--target", "portable"]
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
-    """Run the command in this process, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Done:
-        capfd.readouterr()  # what fixtures wrote
-        with pytest.raises(SystemExit) as caught:
-            run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return Done(int(caught.value.code or 0), out, err)
-
-    with warnings.catch_warnings():
-        yield call
-    logging.disable(logging.NOTSET)
-
-
-def fails(done: Done, *words: str) -> None:
-    """One clear line on stderr, exit code 1, nothing on stdout."""
-    assert done.code == 1
-    assert done.out == ""
-    assert done.err.startswith("mobizo: error: ")
-    assert done.err.count("\n") == 1
-    for word in words:
-        assert word in done.err
 
 
 @dataclass(frozen=True)
@@ -210,12 +173,6 @@ def test_targets(cli: Cli):
         assert name in done.out
     assert "lowers here" in done.out
     assert "runs here" in done.out
-
-
-def test_options_of_other_targets_are_refused_before_anything_is_loaded(cli: Cli):
-    task = ("--template", "{text} It was", "--labels", "0= bad,1= good", "-o", "x.pte")
-    fails(cli("lower", "nothing", *task, "--precision", "fp16"), "'xnnpack' has no option 'precision'")
-    fails(cli("lower", "nothing", *task, "--target", "vulkan", "--precision", "int8"), "expected one of fp32, fp16")
 
 
 def test_ctrl_c_says_how_to_go_on(world: World, tmp_path: Path):

@@ -1,0 +1,125 @@
+"""Running a method on real batches, to see between which numbers its values lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+
+from lowering.errors import InvalidCalibration
+from mobizo_manifest import Manifest
+
+#: Standard deviation by which trainable tensors are moved away from where they start, in half of the runs.
+SPREAD = 0.05
+_EPS = 1e-2
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches, as `program.step` takes them, on which a quantised program's ranges are measured.
+
+    Each batch runs twice: with the initial adapter, and with one whose trainable tensors are moved by Gaussian noise of
+    standard deviation `SPREAD`, so that the adapter and what it adds can grow while it is trained.
+    """
+
+    manifest: Manifest
+    batches: tuple[dict[str, Tensor], ...]
+    adapter: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, manifest: Manifest, batches: Sequence[Any], adapter: Mapping[str, Tensor]) -> Calibration:
+        """Check the batches against the manifest.
+
+        Raises:
+            InvalidCalibration: there are none, or one lacks an input, has one too many, or of another dtype or shape.
+        """
+        if not batches:
+            raise InvalidCalibration("there is no batch in it")
+        named = tuple(_named(manifest, number, batch) for number, batch in enumerate(batches))
+        return cls(manifest, named, adapter)
+
+    def values(self, method: str, program: ExportedProgram, wanted: Sequence[Node]) -> Iterator[list[Tensor]]:
+        """What the nodes `wanted` of a legalised method compute, run by run."""
+        specs = self.manifest.methods[method].inputs
+        written = set(program.graph_signature.buffers_to_mutate.values())
+        generator = torch.Generator().manual_seed(0)
+        trainable = {each.fqn for each in self.manifest.trainable_adapter}
+        for number, batch in enumerate(self.batches):
+            for spread in (0.0, SPREAD):
+
+                def moved(value: Tensor, by: float = spread) -> Tensor:
+                    return value + by * torch.randn(value.shape, generator=generator).to(value.dtype)
+
+                given: dict[str, Any] = {
+                    **{k: moved(v) if k in trainable else v for k, v in self.adapter.items()},
+                    **batch,
+                    **_scalars(specs, number),
+                }
+                places = iter([given[spec.name] for spec in specs])
+                values: list[Tensor] = []
+                for place in program.graph_signature.input_specs:
+                    stored = _stored(program, place.target)
+                    if stored is _ABSENT:
+                        values.append(next(places))
+                    else:
+                        values.append(moved(stored) if place.target in written else stored)
+                runner = _Recorder(program.graph_module, {node.name for node in wanted})
+                with torch.no_grad():
+                    runner.run(*values)
+                yield [runner.seen[node.name] for node in wanted]
+
+
+class _Recorder(Interpreter):
+    """Keeps what some nodes compute."""
+
+    def __init__(self, module: torch.fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self.names = names
+        self.seen: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.seen[n.name] = value
+        return value
+
+
+def _scalars(specs: Sequence[Any], seed: int) -> dict[str, Tensor]:
+    numbers = {"seed": seed, "lr": 0.0, "eps": _EPS}
+    found: dict[str, Tensor] = {}
+    for spec in specs:
+        if spec.role in numbers:
+            found[spec.name] = torch.full(spec.shape, numbers[spec.role], dtype=getattr(torch, spec.dtype))
+        elif spec.role == "projected_gradients":
+            found[spec.name] = torch.zeros(spec.shape)
+    return found
+
+
+def _stored(program: ExportedProgram, fqn: str | None) -> Any:
+    for store in (program.state_dict, program.constants):
+        if fqn is not None and fqn in store:
+            return store[fqn]
+    return _ABSENT
+
+
+def _named(manifest: Manifest, number: int, batch: Any) -> dict[str, Tensor]:
+    names = manifest.batch.inputs
+    if not isinstance(batch, Mapping):
+        if not isinstance(batch, Sequence) or len(batch) != len(names):
+            raise InvalidCalibration(f"batch {number} should be a tuple or mapping of {', '.join(names)}")
+        batch = dict(zip(names, batch, strict=True))
+    if set(batch) != set(names):
+        raise InvalidCalibration(f"batch {number} has {', '.join(batch) or 'nothing'}; expected {', '.join(names)}")
+    specs = {spec.name: spec for method in manifest.methods.values() for spec in method.inputs if spec.role == "batch"}
+    for name, spec in specs.items():
+        value = batch[name]
+        found = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, Tensor) else value
+        if found != (expected := f"{spec.dtype}{list(spec.shape)}"):
+            raise InvalidCalibration(f"`{name}` of batch {number}: expected {expected}, found {found}")
+    return {name: batch[name] for name in names}
