@@ -17,6 +17,7 @@ from lowering.errors import (
     InvalidCalibration,
     InvalidOption,
     InvalidProgram,
+    KernelMissing,
     LoweringError,
     LoweringFailed,
     MethodMismatch,
@@ -66,6 +67,7 @@ def lower(
         InvalidCalibration: `calibration` is missing, not wanted, or does not fit the program.
         UnknownAdapterForm: `adapter` is neither.
         OperatorNotTaken: an operator in the midst of the model would cut the target's one delegate call in two.
+        KernelMissing: an operator that neither the target's delegate nor ExecuTorch's runtime knows.
         InvalidProgram: the program contradicts its own manifest.
         LoweringFailed: a stage failed; names method and stage.
         FrozenInput, StateLost, MethodMismatch: the result is not what the manifest promises, and is withheld.
@@ -96,6 +98,7 @@ __all__ = [
     "InvalidCalibration",
     "InvalidOption",
     "InvalidProgram",
+    "KernelMissing",
     "LoweringError",
     "LoweringFailed",
     "MethodMismatch",

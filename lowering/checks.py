@@ -9,8 +9,10 @@ from executorch.exir.schema import ExecutionPlan, ScalarType, Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.errors import FrozenInput, InvalidProgram, MethodMismatch, StateLost
-from lowering.flops import operation_name
+from lowering.errors import FrozenInput, InvalidProgram, KernelMissing, MethodMismatch, StateLost
+from lowering.flops import operation_name, overload_name
+from lowering.report import origin_of, source_line
+from lowering.targets.base import registered_operators
 from mobizo_manifest import Manifest, MethodSpec
 
 _DTYPES = {
@@ -121,6 +123,30 @@ def check_methods(plans: Mapping[str, ExecutionPlan], manifest: Manifest) -> Non
             found = [_tensor(plan.values[index].val) for index in indices]
             if expected != found:
                 raise MethodMismatch(name, what, *_first_difference(expected, found))
+
+
+def check_kernels(plans: Mapping[str, ExecutionPlan], programs: Mapping[str, ExportedProgram]) -> None:
+    """ExecuTorch's runtime, as installed here, has a kernel for every operator outside of the delegates.
+
+    `programs`: the methods before they were partitioned, in which an operator's node is looked up.
+
+    Raises:
+        KernelMissing: it has none for an operator; loading the method would fail.
+    """
+    known = registered_operators()
+    for method, plan in plans.items():
+        for operator in plan.operators:
+            name = f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+            if known is None or name in known:
+                continue
+            node = next((n for n in programs[method].graph.nodes if _is_call(n, operator.name)), None)
+            if node is None:
+                raise KernelMissing(method, "?", name, "", "")
+            raise KernelMissing(method, node.name, overload_name(node), origin_of(node), source_line(node))
+
+
+def _is_call(node: Node, schema: str) -> bool:
+    return node.op == "call_function" and operation_name(node) == schema.split("::")[-1]
 
 
 def _outputs_of(program: ExportedProgram, fqn: str) -> set[int]:

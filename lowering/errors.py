@@ -96,6 +96,21 @@ class OperatorNotTaken(LoweringError):
         )
 
 
+class KernelMissing(LoweringError):
+    """An operator that no delegate took, and for which ExecuTorch's runtime has no kernel of its own."""
+
+    def __init__(self, method: str, node: str, operator: str, module: str, line: str) -> None:
+        self.method = method
+        self.node = node
+        self.operator = operator
+        where = f" of module {module!r}" if module else ""
+        at = f", {line}" if line else ""
+        super().__init__(
+            f"method {method!r}: {operator} (node {node!r}{where}{at}) is taken by no delegate of this target, and "
+            "ExecuTorch's runtime has no kernel for it; write that part of the model with other operators"
+        )
+
+
 class InvalidProgram(LoweringError):
     """The program breaks the contract between the transform and the lowering stage."""
 

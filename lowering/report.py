@@ -129,6 +129,12 @@ def origin_of(node: Node) -> str:
     return str(paths[-1]) if paths else ""
 
 
+def source_line(node: Node) -> str:
+    """`File "model.py", line 12, in forward` of the innermost frame that torch recorded, `""` if it has none."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    return next((line for line in reversed(lines) if line.startswith("File ")), "")
+
+
 def _lowered_graph(edge: ExportedProgram, node: Node) -> torch.fx.Graph | None:
     if operation_name(node) != "executorch_call_delegate":
         return None

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lowering.calibration import Calibration
-from lowering.checks import check_initial_values, check_inputs_alive, check_methods, check_program, check_state
+from lowering.checks import (
+    check_initial_values,
+    check_inputs_alive,
+    check_kernels,
+    check_methods,
+    check_program,
+    check_state,
+)
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.graph import method_graph
 from lowering.identity import program_id
@@ -96,6 +103,7 @@ def lower_to(
     finished = _to_executorch(edge)
     plans = {plan.name: plan for plan in finished.executorch_program.execution_plan}
     check_methods(plans, manifest)
+    check_kernels({name: plans[name] for name in methods}, legal)
     for name in methods:
         check_initial_values(name, plans[name], state[name])
     report = Report(target.name, reports, _weight_bytes(cores), _size(finished))

@@ -200,6 +200,16 @@ def registered_backends() -> frozenset[str] | None:
     return frozenset(_get_registered_backend_names())
 
 
+@cache
+def registered_operators() -> frozenset[str] | None:
+    """The operators for which the installed ExecuTorch runtime has kernels; None where there is no runtime."""
+    try:
+        from executorch.extension.pybindings.portable_lib import _get_operator_names
+    except ImportError:
+        return None
+    return frozenset(_get_operator_names())
+
+
 def executorch_availability(target: str) -> Availability:
     """Ready when the `executorch` package can be found."""
     from importlib.util import find_spec

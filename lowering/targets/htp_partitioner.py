@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from lowering.errors import OperatorNotTaken
 from lowering.flops import flops_of, operation_name, overload_name
-from lowering.report import origin_of
+from lowering.report import origin_of, source_line
 from lowering.settled import KEPT_WHOLE
 
 _TAG = "qnn_0"
@@ -82,7 +82,7 @@ class HtpPartitioner(Partitioner):
                     overload_name(node),
                     _described(node),
                     origin_of(node),
-                    _source_line(node),
+                    source_line(node),
                     self.reasons.get(node.name, _REFUSED),
                 )
 
@@ -150,9 +150,3 @@ def _wrong_dtype(node: Node) -> str | None:
 
 def _described(node: Node) -> str:
     return ", ".join(f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in _values(node))
-
-
-def _source_line(node: Node) -> str:
-    """`File "model.py", line 12, in forward` of the innermost frame that torch recorded, `""` if it has none."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    return next((line for line in reversed(lines) if line.startswith("File ")), "")

@@ -92,11 +92,14 @@ def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, coupling: int | None = None) -> Case:
-    """Random models that bear LoRA on the way to the loss; one in ten mixes the batch, or each in one given way."""
+def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
+    """Random models that bear LoRA on the way to the loss; one in ten mixes the batch, or each in one given way.
+
+    `most`: how many blocks there are beside the LoRA block and the mixing one.
+    """
     batch, length, width = draw(st.integers(2, 4)), draw(st.integers(2, 5)), draw(st.integers(4, 7))
     tokens, second = draw(st.booleans()), draw(st.sampled_from([0, 0, 4, width]))
-    blocks = draw(st.lists(choices(list(BLOCKS)), max_size=6))
+    blocks = draw(st.lists(choices(list(BLOCKS)), max_size=most))
     # One LoRA block at least, in front of most others: what no perturbed value reaches tests little.
     blocks.insert(draw(st.integers(0, len(blocks) // 2)), draw(choices(["lora"])))
     if coupling is not None or draw(st.integers(0, 9)) == 9:

@@ -73,7 +73,7 @@ class Small(BaseException):
 
 def test_a_broken_rule_is_found_and_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that lets `flip` run over the batch gives programs that are silently wrong."""
-    flip, blocks = 4, 2  # which way of mixing the batch; how many blocks are few
+    flip, blocks = 4, 3  # which way of mixing the batch; how many blocks are few
     wrong: list[Case] = []
 
     def accepts(lift: Lifter, node: fx.Node) -> Layout | None:
@@ -81,7 +81,7 @@ def test_a_broken_rule_is_found_and_shrinks(monkeypatch: pytest.MonkeyPatch) -> 
 
     @seed(0)
     @settings(max_examples=30, database=None, suppress_health_check=UNCHECKED)
-    @given(case=cases(coupling=flip))
+    @given(case=cases(coupling=flip, most=3))
     def property_holds(case: Case) -> None:
         if not case.coupled:
             return

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import lowering
+import mobizo_passes as mz
 from lowering.errors import InvalidOption, TargetNameTaken, UnknownOption
 from lowering.identity import program_id
 from lowering.targets import TARGETS, Target, TargetOption, base, get_target, register
 from lowering.targets.base import Availability, executorch_availability
 from tests.lowering.small import Program
+from tests.models import Lora, cross_entropy, integers, random, seeded
 
 
 class DummyTarget(Target):
@@ -99,3 +103,33 @@ def test_without_executorch_nothing_runs(monkeypatch):
     state = get_target("vulkan").survey()
     assert not state.runs
     assert "pip install" in state.runs_remedy
+
+
+class Inverse(nn.Module):
+    """Inverts a matrix for each example before LoRA: nothing in ExecuTorch does that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Lora(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.linalg.inv(x + 5 * torch.eye(4))).sum(1)
+
+
+@pytest.mark.parametrize("target", ["portable", "xnnpack", "vulkan"])
+def test_an_operator_that_nothing_computes_is_named(target):
+    inputs = (random(3, 4, 4), integers(4, 3))
+    program = mz.transform(seeded(Inverse()), inputs, estimator=mz.TwoSided(queries=1), loss=cross_entropy)
+    message = r"method '\w+': aten\.linalg_inv_ex.*test_targets\.py.*no kernel for it; write that part"
+    with pytest.raises(lowering.KernelMissing, match=message) as caught:
+        lowering.lower(program, target=target)
+    assert caught.value.operator == "aten.linalg_inv_ex.default"
+
+
+def test_without_a_runtime_kernels_are_not_judged(monkeypatch):
+    """Then nobody knows: programs are lowered all the same."""
+    monkeypatch.setattr("lowering.checks.registered_operators", lambda: None)
+    assert lowering.lower(Program(1), target="portable").report.partitions == 0
+    monkeypatch.setattr("lowering.checks.registered_operators", frozenset)
+    with pytest.raises(lowering.KernelMissing):
+        lowering.lower(Program(1), target="portable")
