@@ -211,7 +211,8 @@ def mask(b: Builder, c: Choice) -> None:
     ways = (f"{v.name}.masked_fill({w.name} > 0.5, 0.0)", f"torch.where({w.name} > 0, {v.name}, 0.1 * {v.name})",
             f"torch.maximum({v.name}, {w.name})", f"{v.name}.clamp(-1.0, 1.0)",
             f"{v.name} * ({w.name} > 0)")  # fmt: skip
-    b.emit(flavour(c, ways), v, w)
+    way = flavour(c, ways)
+    b.emit(way, v, *(() if ".clamp(" in way else (w,)))
 
 
 @block
