@@ -39,6 +39,8 @@ class WeightsToLinear:
                 continue
             with editor.before(node):
                 turned = editor.call(aten.permute.default, weight, [1, 0])
-                editor.replace(node, editor.call(aten.linear.default, x, turned, bias))
+                # ExecuTorch's XNNPACK stage takes a third argument for a node, even a None.
+                operands = (x, turned) if bias is None else (x, turned, bias)
+                editor.replace(node, editor.call(aten.linear.default, *operands))
             rewrites += 1
         return rewrites

@@ -105,6 +105,8 @@ def test_weights_to_linear(product):
     assert result.rewrites["weights-to-linear"] == 1
     assert result.ops()["linear"] == 1
     assert not {"addmm", "mm", "matmul", "permute"} & set(result.ops())
+    (linear,) = (node for node in result.after.graph.nodes if node.target is torch.ops.aten.linear.default)
+    assert all(isinstance(operand, torch.fx.Node) for operand in linear.args)  # no bias is no argument, not None
     assert result.error < 1e-6
 
 
