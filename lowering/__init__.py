@@ -9,7 +9,9 @@ Importing this package imports neither torch nor ExecuTorch; `lower` does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowering.errors import (
@@ -30,6 +32,8 @@ from lowering.errors import (
     UnknownAdapterForm,
     UnknownOption,
     UnknownTarget,
+    WeightsFileUnusable,
+    WeightsStayInside,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ def lower(
     application: dict[str, Any] | None = None,
     adapter: str = "external",
     calibration: Sequence[Any] | None = None,
+    external_weights: bool = False,
+    weights_file: str | os.PathLike[str] | None = None,
     **options: str,
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
@@ -58,6 +64,10 @@ def lower(
             initial one on, and writes it at every call (the paper's form; see ADR 6 for what that gives up).
         calibration: batches, as `program.step` takes them, on which the ranges of a quantised program are measured;
             `precision="16a8w"` and `"8a8w"` of `"qnn"` want it, and nothing else does.
+        external_weights: the model's frozen weights go to a file of their own, which `save("model.pte")` writes as
+            `model.ptd`. Programs of the same model and target write the same file and can share one; see ADR 10.
+        weights_file: the .ptd of another program: the weights that are in it are left out of this one, the others (a
+            different head, for example) stay inside. Implies `external_weights`.
         options: what the target alone understands, such as `precision="fp16"` for `"vulkan"`; see `Target.options`.
 
     Raises:
@@ -66,6 +76,8 @@ def lower(
         QuantizationNotSupported: `quantize` is not None.
         InvalidCalibration: `calibration` is missing, not wanted, or does not fit the program.
         UnknownAdapterForm: `adapter` is neither.
+        WeightsStayInside: external weights, for a target that cannot have them.
+        WeightsFileUnusable: `weights_file` is no .ptd, is damaged, or has none of this model's weights.
         OperatorNotTaken: an operator in the midst of the model would cut the target's one delegate call in two.
         KernelMissing: an operator that neither the target's delegate nor ExecuTorch's runtime knows.
         InvalidProgram: the program contradicts its own manifest.
@@ -81,9 +93,16 @@ def lower(
     chosen.check_calibration(calibration)
     if adapter not in ("external", "internal"):
         raise UnknownAdapterForm(adapter)
+    if external_weights or weights_file is not None:
+        chosen.require_external_weights()
+    if weights_file is not None:
+        from lowering.weights_file import check_weights_file
+
+        check_weights_file(weights_file)
     from lowering.stages import lower_to
 
-    return lower_to(program, chosen, quantize, application, adapter, calibration)
+    outside = external_weights if weights_file is None else Path(weights_file)
+    return lower_to(program, chosen, quantize, application, adapter, calibration, outside)
 
 
 def available() -> dict[str, Availability]:
@@ -111,6 +130,8 @@ __all__ = [
     "UnknownAdapterForm",
     "UnknownOption",
     "UnknownTarget",
+    "WeightsFileUnusable",
+    "WeightsStayInside",
     "available",
     "lower",
 ]

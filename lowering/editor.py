@@ -81,6 +81,11 @@ class ProgramEditor:
         spec = self._specs.get(node.name)
         return spec.target if spec is not None else None
 
+    def kind_of(self, node: Node) -> InputKind | None:
+        """What stands behind a placeholder; None for another node."""
+        spec = self._specs.get(node.name) if node.op == "placeholder" else None
+        return spec.kind if spec is not None else None
+
     # -- writing ------------------------------------------------------------------------------------------------
 
     @contextmanager

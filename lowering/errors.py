@@ -149,6 +149,29 @@ class UnknownAdapterForm(LoweringError):
         )
 
 
+class WeightsStayInside(LoweringError):
+    """The target's delegate keeps weights in a form of its own, so they can't be in a file outside of the program."""
+
+    def __init__(self, target: str, able: Iterable[str]) -> None:
+        self.target = target
+        self.able = tuple(sorted(able))
+        super().__init__(
+            f"target {target!r} cannot have weights outside of the program: its delegate holds them in a form of its "
+            f"own; leave external weights out, or lower for {' or '.join(self.able)}"
+        )
+
+
+class WeightsFileUnusable(LoweringError):
+    """A weights file (.ptd) that a program cannot be lowered against."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} {problem}: give the .ptd of a program that was lowered from the same model, for the same target "
+            "and with external weights"
+        )
+
+
 class StateLost(LoweringError):
     """An adapter tensor inside the program did not survive lowering as a buffer: initialised, read and written."""
 

@@ -67,6 +67,7 @@ class Report:
     methods: Mapping[str, MethodReport]
     weight_bytes: int
     program_bytes: int
+    weights_file_bytes: int = 0
 
     @property
     def partitions(self) -> int:
@@ -84,15 +85,19 @@ class Report:
             "target": self.target,
             "weight_bytes": self.weight_bytes,
             "program_bytes": self.program_bytes,
+            "weights_file_bytes": self.weights_file_bytes,
             "methods": {
                 name: {**asdict(each), "delegated_share": each.delegated_share} for name, each in self.methods.items()
             },
         }
 
     def __str__(self) -> str:
+        weights = f"of it weights {self.weight_bytes / 1e6:.1f} MB"
+        if self.weights_file_bytes:
+            weights = f"weights file {self.weights_file_bytes / 1e6:.1f} MB"
         head = (
             f"target {self.target}: {self.partitions} partitions in {len(self.methods)} methods; "
-            f"program {self.program_bytes / 1e6:.1f} MB, of it weights {self.weight_bytes / 1e6:.1f} MB"
+            f"program {self.program_bytes / 1e6:.1f} MB, {weights}"
         )
         return "\n".join([head, *(str(each) for each in self.methods.values())])
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,12 +28,15 @@ from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.graph import method_graph
 from lowering.identity import program_id
 from lowering.lowered import Lowered
-from lowering.passes.base import PassRecord, run_passes
+from lowering.marks import TAG, is_marked
+from lowering.passes.base import LegalisationPass, PassRecord, run_passes
+from lowering.passes.mark_weights import MarkWeights
 from lowering.passes.split_shared_weights import SplitSharedWeights
 from lowering.report import Report, method_report
 from lowering.settled import settle, without_provenance
 from lowering.targets import Target
 from lowering.tied import weights_kept_outside
+from lowering.weights_file import WeightsFile, move_weights
 from mobizo_manifest import Manifest
 
 MANIFEST_METHOD = "mobizo_manifest"
@@ -64,10 +68,12 @@ def lower_to(
     application: dict[str, Any] | None,
     adapter: str,
     calibration: Sequence[Any] | None,
+    external_weights: bool | Path = False,
 ) -> Lowered:
-    """`lower`, its arguments checked."""
+    """`lower`, its arguments checked; `external_weights` is the existing weights file, if one is given."""
     described = program.manifest(adapter)
     cores = {name: program.core(name, adapter) for name in described["methods"]}
+    first = (MarkWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
     manifest = Manifest.model_validate(
         {
             **described,
@@ -80,7 +86,7 @@ def lower_to(
         }
     )
     measured = measured_on(program, manifest, calibration)
-    methods = {name: legalise(name, core, target, measured) for name, core in cores.items()}
+    methods = {name: legalise(name, core, target, measured, first) for name, core in cores.items()}
     inside = [each.fqn for each in manifest.trainable_adapter] if adapter == "internal" else []
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
@@ -100,14 +106,21 @@ def lower_to(
         reasons = target.reasons(partitioners[name])
         reports[name] = method_report(name, lowered, reasons, each.passes)
         graphs[name] = method_graph(lowered, reasons)
+    weights: WeightsFile | None = None
+    if external_weights:
+        weights = move_weights(edge, external_weights if isinstance(external_weights, Path) else None)
+        manifest = manifest.model_copy(update={"weights_file": weights.spec})
+        # Its hash is known only now, and the manifest is a method of the program.
+        edge._config_methods[MANIFEST_METHOD] = manifest.model_dump_json(indent=2)
     finished = _to_executorch(edge)
     plans = {plan.name: plan for plan in finished.executorch_program.execution_plan}
     check_methods(plans, manifest)
     check_kernels({name: plans[name] for name in methods}, legal)
     for name in methods:
         check_initial_values(name, plans[name], state[name])
-    report = Report(target.name, reports, _weight_bytes(cores), _size(finished))
-    return Lowered(manifest, report, finished, graphs)
+    outside_bytes = 0 if weights is None else weights.spec.bytes
+    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes)
+    return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content)
 
 
 def partition(
@@ -125,14 +138,20 @@ def partition(
         return _to_edge(programs, target, partitioners, constants or {})
 
 
-def legalise(method: str, core: ExportedProgram, target: Target, calibration: Calibration | None) -> Legal:
-    """One method after the target's legalisation passes, quantised if there is a calibration.
+def legalise(
+    method: str,
+    core: ExportedProgram,
+    target: Target,
+    calibration: Calibration | None,
+    first: Sequence[LegalisationPass] = (),
+) -> Legal:
+    """One method after the passes `first` and the target's legalisation passes, quantised if there is a calibration.
 
     Raises:
         LoweringFailed: a pass failed.
     """
     try:
-        legal, records = run_passes(core, target.passes)
+        legal, records = run_passes(core, (*first, *target.passes))
         if calibration is not None:
             with target.quiet():
                 legal, further = run_passes(legal, target.quantizing(method, legal, calibration))
@@ -185,7 +204,10 @@ def _to_executorch(edge: Any) -> Any:
         if fqn in edge.exported_program(method).graph_signature.buffers_to_mutate.values()
     }
     # The pass takes every placeholder whose name holds one of these; ExecuTorch heeds it on mutated buffers alone.
-    config = ExecutorchBackendConfig(passes=[InitializedMutableBufferPass(sorted(written))] if written else [])
+    config = ExecutorchBackendConfig(
+        passes=[InitializedMutableBufferPass(sorted(written))] if written else [],
+        external_constants=lambda node: TAG if is_marked(node) else None,
+    )
     try:
         with torch.no_grad(), without_provenance():
             return edge.to_executorch(config)

@@ -64,6 +64,10 @@ NormalizeOption = Annotated[
         rich_help_panel=_STEP,
     ),
 ]
+WeightsFile = Annotated[
+    Path | None,
+    typer.Option("--weights-file", help="The .ptd of a program with external weights. [default: beside the program]"),
+]
 AdapterIn = Annotated[Path | None, typer.Option("--adapter", help="Start from this PEFT directory.")]
 
 

@@ -74,7 +74,7 @@ class Use:
         return right
 
 
-def open_session(path: Path) -> Session:
+def open_session(path: Path, weights_file: Path | None = None) -> Session:
     """Open a program.
 
     Raises:
@@ -84,18 +84,18 @@ def open_session(path: Path) -> Session:
     try:
         from runtime_driver import Session
 
-        return Session(path)
+        return Session(path, weights_file)
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "cli") from error
 
 
-def open_task(path: Path) -> Use:
+def open_task(path: Path, weights_file: Path | None = None) -> Use:
     """Open a program and its tokenizer.
 
     Raises:
         mobizo_cli.errors.ModelError: no text task in the manifest, or no tokenizer beside the file.
     """
-    session = open_session(path)
+    session = open_session(path, weights_file)
     task = TextTask.of(session.manifest, path)
     tokenizer = load_tokenizer(path.parent / task.tokenizer)
     # The words' tokens are in the manifest; another tokenizer beside the file would silently train on other prompts.

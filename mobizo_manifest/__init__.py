@@ -11,6 +11,7 @@ from mobizo_manifest.schema import (
     ModelSpec,
     NoiseSpec,
     OutputSpec,
+    WeightsFileSpec,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "ModelSpec",
     "NoiseSpec",
     "OutputSpec",
+    "WeightsFileSpec",
 ]

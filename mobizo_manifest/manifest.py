@@ -22,6 +22,7 @@ from mobizo_manifest.schema import (
     Name,
     NoiseSpec,
     Trainable,
+    WeightsFileSpec,
 )
 
 FORMAT = "mobizo"
@@ -34,6 +35,8 @@ class Manifest(BaseModel):
     ``adapter_state`` says where the step's adapter is. ``"external"``: among the inputs and outputs of ``step``.
     ``"internal"``: inside ``step``, which starts from the initial adapter when it is loaded and goes on from call to
     call; the adapter is then known only by applying the projected gradients that it returns.
+
+    ``weights_file``: the file that the methods which run the model need beside the program; None: they need none.
 
     Read one with :meth:`from_json`, :meth:`from_dict` or :meth:`load`, which raise :class:`ManifestError` or
     :class:`ManifestVersionError`. ``model_validate`` works too and raises pydantic's own error.
@@ -50,6 +53,7 @@ class Manifest(BaseModel):
     quantize: str | None = None
     options: FreeForm = {}
     program_id: Name
+    weights_file: WeightsFileSpec | None = None
     estimator: EstimatorSpec
     noise: NoiseSpec
     trainable: Trainable

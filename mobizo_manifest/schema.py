@@ -32,6 +32,18 @@ class ModelSpec(_Record):
     sha256: Name
 
 
+class WeightsFileSpec(_Record):
+    """The file with the weights that are not in the program.
+
+    ``file`` is its name, in the program's directory (``None``: the program's own name, ending in ``.ptd``); ``sha256``
+    and ``bytes`` are those of the whole file.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
 class EstimatorSpec(_Record):
     """How the projected gradients are formed; ``groups`` is P, the number of perturbed copies in one forward.
 

@@ -26,6 +26,7 @@ from runtime_driver.errors import (
     NonFiniteLossError,
     ProgramFileError,
     SidecarMismatchError,
+    WeightsFileError,
 )
 from runtime_driver.journal import JournalContents, read_journal
 from runtime_driver.memory import peak_rss_bytes, rss_bytes
@@ -65,6 +66,7 @@ __all__ = [
     "SidecarMismatchError",
     "StepOutput",
     "StepRecord",
+    "WeightsFileError",
     "peak_rss_bytes",
     "read_journal",
     "rss_bytes",

@@ -17,6 +17,14 @@ class ProgramFileError(DriverError):
         super().__init__(f"{path}: {problem}. {remedy}")
 
 
+class WeightsFileError(DriverError):
+    """A weights file (.ptd) that is missing, truncated, of another program, or given to a program that has none."""
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {problem}. {remedy}")
+
+
 class SidecarMismatchError(DriverError):
     """The ``.json`` beside a .pte disagrees with the manifest inside it."""
 

@@ -15,8 +15,10 @@ from runtime_driver.errors import (
     MissingMethodError,
     ProgramFileError,
     SidecarMismatchError,
+    WeightsFileError,
 )
 from runtime_driver.quiet import captured_stderr
+from runtime_driver.weights_file import find_weights
 
 if TYPE_CHECKING:
     from executorch.runtime import Method, Program
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 MANIFEST_METHOD = "mobizo_manifest"
 INITIAL_ADAPTER_METHOD = "initial_adapter"
+#: The methods with nothing of the model in them.
+_WITHOUT_WEIGHTS = (MANIFEST_METHOD, INITIAL_ADAPTER_METHOD, "apply")
 #: target -> the name under which its delegate registers itself in the runtime.
 _BACKENDS = {"xnnpack": "XnnpackBackend", "vulkan": "VulkanBackend", "qnn": "QnnBackend"}
 
@@ -35,10 +39,14 @@ class LoadedProgram:
     a program object keeps every method it has loaded, so this is how :meth:`release` can give one back.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, weights_file: str | Path | None = None) -> None:
         """Open the file and read the manifest in it.
 
+        Args:
+            weights_file: where the weights are, if the program has them in a file of their own; None: beside it.
+
         Raises:
+            WeightsFileError: ``weights_file`` is given, and the program has its weights inside.
             ProgramFileError: not a whole, loadable .pte with a manifest inside.
             ManifestError, ManifestVersionError: the manifest inside is not valid.
             SidecarMismatchError: the ``.json`` of the same name differs from the manifest inside.
@@ -58,12 +66,25 @@ class LoadedProgram:
         self.manifest = Manifest.from_json(self._constant(MANIFEST_METHOD)[0])
         self._check_methods()
         self._check_sidecar()
+        self._given = None if weights_file is None else Path(weights_file)
+        self._weights: Path | None = None
+        if self._given is not None and self.manifest.weights_file is None:
+            raise WeightsFileError(self._given, f"{self.path} has its weights inside", "Leave the weights file out.")
+
+    def require_weights(self) -> None:
+        """Find and check the weights file, if the program has one; done once, before the first method that reads it.
+
+        Raises:
+            WeightsFileError: it is missing, or not the one that the program was lowered with.
+        """
+        if self._weights is None and self.manifest.weights_file is not None:
+            self._weights = find_weights(self.path, self.manifest.weights_file, self._given)
 
     def execute(self, method: str, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run a method on contiguous tensors in the manifest's order; outputs are fresh tensors.
 
         Raises:
-            MissingMethodError, ProgramFileError, ExecutionError.
+            MissingMethodError, ProgramFileError, WeightsFileError, ExecutionError.
         """
         loaded = self._load(method)
         try:
@@ -98,7 +119,7 @@ class LoadedProgram:
         self._methods.pop(method, None)
         self._programs.pop(method, None)
 
-    def _open(self) -> Program:
+    def _open(self, weights: Path | None = None) -> Program:
         with captured_stderr() as log:
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification
@@ -106,7 +127,9 @@ class LoadedProgram:
             # The first use of the thread pool logs a dozen lines about the processor; let it be here, unseen.
             portable_lib._threadpool_get_thread_count()
             try:
-                return Runtime.get().load_program(self.path, verification=Verification.InternalConsistency)
+                return Runtime.get().load_program(
+                    self.path, verification=Verification.InternalConsistency, data_path=weights
+                )
             except RuntimeError as error:
                 failure = error
         raise ProgramFileError(
@@ -119,7 +142,9 @@ class LoadedProgram:
         if name not in self._methods:
             if name not in self.method_names:
                 raise MissingMethodError(name, [m for m in self.method_names if m in self.manifest.methods])
-            program = self._open()
+            if name not in _WITHOUT_WEIGHTS:
+                self.require_weights()
+            program = self._open(None if name in _WITHOUT_WEIGHTS else self._weights)
             method: Method | None = None
             failure: Exception | None = None
             with captured_stderr() as log:

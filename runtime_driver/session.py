@@ -34,16 +34,21 @@ class Session:
     ``loss`` (and ``logits`` for accuracy); :meth:`release` frees them. Not thread-safe.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, weights_file: str | Path | None = None) -> None:
         """Open a .pte; the adapter is the initial one stored in it.
 
+        Args:
+            weights_file: the .ptd of a program that was lowered with external weights. None: it is beside the program.
+                It is looked for when a method first needs it; ``apply``, and so :meth:`replay`, never does.
+
         Raises:
+            WeightsFileError: a weights file is given, and the program has its weights inside.
             ProgramFileError: not a whole, loadable .pte of ours.
             mobizo_manifest.ManifestError: the manifest inside is not valid, or of another version.
             SidecarMismatchError: the ``.json`` of the same name belongs to another program.
             AdapterError: the stored initial adapter is not what the manifest says.
         """
-        self.program = LoadedProgram(path)
+        self.program = LoadedProgram(path, weights_file)
         self.manifest: Manifest = self.program.manifest
         self.binder = BatchBinder(self.manifest)
         stored = self.program.initial_adapter()
@@ -139,6 +144,7 @@ class Session:
         KeyboardInterrupt at once. Either way the journal is whole and the adapter is that of the last completed step.
 
         Raises:
+            WeightsFileError: before anything is written.
             HyperparameterError, BatchError, LabelError, DataExhaustedError: before the step in question runs.
             JournalMismatchError, JournalCorruptError, JournalLockedError, JournalError: the journal cannot be used.
             NonFiniteLossError: NaN or infinity; journal and adapter stay at the last good step.

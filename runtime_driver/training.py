@@ -88,6 +88,7 @@ class TrainingRun:
         options = self._options
         self._check_eval_batches()
         if first < options.steps:
+            self._session.program.require_weights()
             self._session.check_state()
         reader = BatchReader(self._batches, first, options.steps)
         resumed = None if journal is None else journal.contents

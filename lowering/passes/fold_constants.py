@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor, val
+from lowering.marks import mark_like
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -41,6 +42,7 @@ class FoldConstants:
             for key, kept in node.meta.items():
                 if key != "val":
                     constant.meta.setdefault(key, kept)
+            mark_like(constant, _sources(editor, node))
             node.replace_all_uses_with(constant)
             rewrites += 1
         return rewrites
@@ -77,6 +79,18 @@ def _is_pure(node: Node) -> bool:
 def _bytes(node: Node) -> int:
     value = node.meta.get("val")
     return val(node).numel() * val(node).element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def _sources(editor: ProgramEditor, node: Node) -> set[Node]:
+    """The constants that a foldable node is computed from."""
+    seen: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if each not in seen:
+            seen.add(each)
+            waiting.extend(each.all_input_nodes)
+    return {each for each in seen if editor.is_constant(each)}
 
 
 def _evaluate(editor: ProgramEditor, node: Node, cache: dict[Node, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lowering.editor import ProgramEditor
+from lowering.marks import mark_like
 
 aten = torch.ops.aten
 
@@ -34,6 +35,8 @@ class SplitSharedWeights:
             weight: Any = node.args[1]
             if not editor.is_constant(weight) or len(weight.users) < 2 or editor.fqn_of(weight) in self.whole:
                 continue
-            node.replace_input_with(weight, editor.constant(editor.constant_value(weight), "own_weight"))
+            own = editor.constant(editor.constant_value(weight), "own_weight")
+            mark_like(own, [weight])
+            node.replace_input_with(weight, own)
             rewrites += 1
         return rewrites

@@ -17,6 +17,7 @@ from lowering.errors import (
     QuantizationNotSupported,
     TargetUnavailable,
     UnknownOption,
+    WeightsStayInside,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Target(ABC):
     `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
     in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
     table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
+    `external_weights`: whether weights can be in a file outside of the program.
     """
 
     name: ClassVar[str]
@@ -71,6 +73,7 @@ class Target(ABC):
     backend: ClassVar[str | None] = None
     runtime: ClassVar[str] = 'pip install "mobizo[executorch]"'
     small_share: ClassVar[float] = 0.01
+    external_weights: ClassVar[bool] = False
     _asked: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -164,6 +167,13 @@ class Target(ABC):
             raise InvalidCalibration(
                 f"target {self.name!r} with {_listed(self.chosen)} does not quantise; leave it out"
             )
+
+    def require_external_weights(self) -> None:
+        """Raise `WeightsStayInside` when the target's programs cannot have their weights outside."""
+        if not self.external_weights:
+            from lowering.targets import TARGETS
+
+            raise WeightsStayInside(self.name, (name for name, each in TARGETS.items() if each.external_weights))
 
     def require(self) -> None:
         """Raise `TargetUnavailable` when programs cannot be lowered to the target here."""

@@ -15,6 +15,7 @@ class PortableTarget(Target):
     """No partitioner at all."""
 
     name = "portable"
+    external_weights = True
 
     def availability(self) -> Availability:
         return executorch_availability(self.name)

@@ -16,6 +16,7 @@ class XnnpackTarget(Target):
 
     name = "xnnpack"
     backend = "XnnpackBackend"
+    external_weights = True
 
     def availability(self) -> Availability:
         return executorch_availability(self.name)

@@ -16,12 +16,13 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option(help="PEFT directory to evaluate. [default: the adapter in the .pte]")
     ] = None,
+    weights_file: opt.WeightsFile = None,
 ) -> None:
     """Loss and accuracy of a program with an adapter."""
     from mobizo_cli.console import facts
     from mobizo_cli.use import open_task
 
-    use = open_task(program)
+    use = open_task(program, weights_file)
     if adapter is not None:
         use.session.load_adapter(adapter)
     score = use.score(use.examples(data))

@@ -13,6 +13,7 @@ from mobizo_cli.errors import OptionError
 
 if TYPE_CHECKING:
     import mobizo_passes as mz
+    from mobizo_manifest import Manifest
 
 _READING = "Reading"
 Graph = Annotated[
@@ -135,6 +136,7 @@ def _show_manifest(path: Path) -> None:
             ("noise", f"{manifest.noise.kind}, version {manifest.noise.version}"),
             ("trained", f"{manifest.trainable}: {len(manifest.trainable_adapter)} tensors, {values:,} values"),
             ("adapter in step", manifest.adapter_state),
+            ("weights", _weights(manifest)),
             ("batch", f"{batch.size} examples of {', '.join(batch.inputs)}"),
             ("labels", "any number" if batch.max_labels is None else f"at most {batch.max_labels} for each example"),
             ("written by", ", ".join([f"mobizo {manifest.mobizo_version}", *_versions(manifest.tool_versions)])),
@@ -153,3 +155,10 @@ def _show_manifest(path: Path) -> None:
 
 def _versions(tools: dict[str, str]) -> list[str]:
     return [f"{name} {version}" for name, version in tools.items()]
+
+
+def _weights(manifest: Manifest) -> str:
+    spec = manifest.weights_file
+    if spec is None:
+        return "inside"
+    return f"{spec.file or 'the .ptd of the same name'}, {spec.bytes / 2**20:.1f} MiB, SHA-256 {spec.sha256}"

@@ -47,6 +47,13 @@ def lower(
         Literal["external", "internal"],
         typer.Option(help="The step's adapter: an input and an output, or held inside the program."),
     ] = "external",
+    external_weights: Annotated[
+        bool, typer.Option("--external-weights", help="Put the model's weights into a .ptd of their own.")
+    ] = False,
+    weights_file: Annotated[
+        Path | None,
+        typer.Option(help="Leave out the weights that are in this .ptd of another program of the same model."),
+    ] = None,
 ) -> None:
     """Compile a model with LoRA into a .pte that trains itself, with its tokenizer in a directory beside it."""
     if output.suffix != ".pte":
@@ -58,7 +65,11 @@ def lower(
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     options = {name: value for name, value in (("precision", precision), ("soc", soc)) if value is not None}
-    _check_target(target, options, calibrate)
+    _check_target(target, options, calibrate, external_weights or weights_file is not None)
+    if weights_file is not None:
+        from lowering.weights_file import check_weights_file
+
+        check_weights_file(weights_file)
     from mobizo_cli.build import build
     from mobizo_cli.console import facts, table
 
@@ -95,6 +106,8 @@ def lower(
         adapter=adapter,
         calibration=calibration,
         application=built.task.application(),
+        external_weights=external_weights,
+        weights_file=weights_file,
         **options,
     )
     _save(output, lowered, built.tokenizer, built.task.tokenizer)
@@ -107,10 +120,14 @@ def lower(
             for name, each in methods
         ],
     )
-    facts([("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB"), ("target", target)])
+    rows: list[tuple[str, object]] = [("program", output), ("size", f"{output.stat().st_size / 2**20:.1f} MiB")]
+    if lowered.manifest.weights_file is not None:
+        spec = lowered.manifest.weights_file
+        rows += [("weights", spec.file or output.with_suffix(".ptd")), ("size", f"{spec.bytes / 2**20:.1f} MiB")]
+    facts([*rows, ("target", target)])
 
 
-def _check_target(target: str, options: dict[str, str], calibrate: Path | None) -> None:
+def _check_target(target: str, options: dict[str, str], calibrate: Path | None, external_weights: bool) -> None:
     """Before minutes of compiling, not after."""
     from lowering.targets import get_target
 
@@ -120,6 +137,8 @@ def _check_target(target: str, options: dict[str, str], calibrate: Path | None) 
     if calibrate is not None and not chosen.quantizes:
         raise OptionError(f"--calibrate {calibrate}: this program is not quantised; leave it out.")
     chosen.require()
+    if external_weights:
+        chosen.require_external_weights()
 
 
 def _save(output: Path, lowered: Any, tokenizer: Any, tokenizer_name: str) -> None:

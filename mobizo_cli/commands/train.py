@@ -23,6 +23,7 @@ def train(
         Path | None, typer.Option(help="Written as the run goes; if it exists, the run goes on where it ends.")
     ] = None,
     adapter: opt.AdapterIn = None,
+    weights_file: opt.WeightsFile = None,
     eval_data: Annotated[Path | None, typer.Option(help="Evaluated at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Evaluate every so many steps too.")] = None,
 ) -> None:
@@ -36,7 +37,7 @@ def train(
         raise OptionError("--eval-every needs --eval-data.")
     if adapter_out.exists() and not adapter_out.is_dir():
         raise OptionError(f"--adapter-out {adapter_out}: is a file. Give the name of a directory.")
-    use = open_task(program)
+    use = open_task(program, weights_file)
     session = use.session
     if adapter is not None:
         session.load_adapter(adapter)

@@ -5,6 +5,7 @@ logits = x @ A.T @ B.T with A frozen and B trained, two-sided estimates with two
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,25 @@ def build(
     path: Path, manifest: str | None = None, methods: Sequence[str] = ("step", "apply", "loss", "logits")
 ) -> Path:
     """Export and lower the tiny program to ``path``; ``manifest`` replaces the text inside."""
+    path.write_bytes(_edge(manifest, methods).to_executorch().buffer)
+    return path
+
+
+def build_with_weights_file(path: Path) -> Path:
+    """The tiny program at ``path`` with its one weight, A, in a ``.ptd`` beside it."""
+    from executorch.exir import ExecutorchBackendConfig
+
+    # The manifest inside has the file's hash, and the file does not depend on the manifest.
+    config = ExecutorchBackendConfig(external_constants=lambda node: path.stem if node.name.endswith("_a") else None)
+    _edge(None).to_executorch(config).write_tensor_data_to_file(path.parent)
+    data = path.with_suffix(".ptd").read_bytes()
+    spec = {"file": None, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    finished = _edge(Manifest.from_dict(manifest_dict(weights_file=spec)).to_json()).to_executorch(config)
+    path.write_bytes(finished.buffer)
+    return path
+
+
+def _edge(manifest: str | None, methods: Sequence[str] = ("step", "apply", "loss", "logits")) -> Any:
     from executorch.exir import to_edge
 
     b, x, label = torch.zeros(CLASSES, RANK), torch.zeros(SIZE, FEATURES), torch.zeros(SIZE, dtype=torch.int64)
@@ -153,8 +173,7 @@ def build(
         programs = {name: torch.export.export(*modules[name]) for name in methods}
     text = Manifest.from_dict(manifest_dict()).to_json() if manifest is None else manifest
     constants = {"mobizo_manifest": text, "initial_adapter": (torch.zeros(CLASSES, RANK), frozen_a())}
-    path.write_bytes(to_edge(programs, constant_methods=constants).to_executorch().buffer)
-    return path
+    return to_edge(programs, constant_methods=constants)
 
 
 def make_batches(count: int, seed: int = 0) -> list[dict[str, Tensor]]:

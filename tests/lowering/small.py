@@ -140,8 +140,14 @@ class Program:
         return dict(self.adapter)
 
     def frozen_adapter(self) -> dict[str, Tensor]:
+        # The methods hold the model under this name.
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        return {fqn: value for fqn, value in state.items() if "lora_a" in fqn}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's matrices, without the adapter's."""
         state = self.model.state_dict()
-        return {f"blocks.{i}.lora_a": state[f"blocks.{i}.lora_a.weight"] for i in range(len(self.adapter))}
+        return {name: value for name, value in state.items() if value.dim() == 2 and "lora_a" not in name}
 
     def manifest(self, adapter: str = "external") -> dict[str, Any]:
         tensors = {**self.initial_adapter(), **self.frozen_adapter()}

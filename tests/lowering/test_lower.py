@@ -152,9 +152,12 @@ def test_a_graph_of_no_method_names_the_methods(lowered):
         lowered.to_networkx("steps")
 
 
-def test_weights_are_stored_once(lowered):
-    report = lowered.report
-    assert report.program_bytes < report.weight_bytes + 400_000
+def test_weights_are_stored_once(program, saved):
+    """Three methods read them. The table is left out: its delegated product has a copy of its own on XNNPACK."""
+    data = saved.read_bytes()
+    counts = {name: data.count(each.numpy().tobytes()) for name, each in program.weights().items()}
+    assert counts.pop("table.weight") in (1, 2)
+    assert set(counts.values()) == {1}
 
 
 def test_the_program_id_is_stable_and_tells_targets_apart(program, lowered):
