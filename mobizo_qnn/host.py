@@ -22,6 +22,7 @@ from mobizo_qnn.errors import MISSING, REMEDY, HostLibrariesMissing, HostLibrari
 #: If this variable is set, even to nothing, ExecuTorch uses what it names and downloads nothing.
 SDK_VARIABLE = "QNN_SDK_ROOT"
 _PACKAGE = "onnxruntime_qnn"
+_RUNTIME = "executorch.extension.pybindings.portable_lib"
 _SDK_DIRECTORY = Path("lib") / "x86_64-linux-clang"
 # In the order in which they have to be loaded.
 _LIBRARIES = ("libQnnSystem.so", "libQnnHtp.so")
@@ -80,9 +81,10 @@ def enable() -> HostLibraries:
     """
     found = find()
     os.environ.setdefault(SDK_VARIABLE, "")
-    # Both bring C++ run-time libraries of their own, and the process dies if QNN's come first.
-    import_module("torch")
-    import_module("executorch.backends.qualcomm.python.PyQnnManagerAdaptor")
+    # QNN's libraries bring a C++ runtime of their own. What is loaded after it takes its handlers for exceptions that
+    # another runtime throws, and the process dies of the first one, say of a damaged program.
+    for module in ("torch", "executorch.backends.qualcomm.python.PyQnnManagerAdaptor", _RUNTIME):
+        import_module(module)
 
     try:
         libraries = [ctypes.CDLL(str(found.directory / name), os.RTLD_NOW | os.RTLD_LOCAL) for name in _LIBRARIES]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def assert_missing_simulator_is_said(program: Any, monkeypatch: pytest.MonkeyPat
         raise mobizo_qnn.HostLibrariesMissing
 
     program.release("step")
-    monkeypatch.setattr(program, "_open", Unloadable)
+    monkeypatch.setattr(program, "_open", lambda with_weights: Unloadable())
     monkeypatch.setattr(mobizo_qnn, "enable", missing)
     with pytest.raises(runtime_driver.ProgramFileError, match=r"`step`.*simulator.*libQnnHtp\.so.*pip install"):
         program.execute("step", [])
@@ -281,3 +283,12 @@ def test_this_machine_compiles_and_runs():
     assert state.ready
     assert state.runs
     assert os.environ.get("QNN_SDK_ROOT") is not None or mobizo_qnn.find().source == "onnxruntime-qnn"
+
+
+@on_simulator
+def test_the_runtime_is_loaded_before_qualcomm_s_libraries():
+    """Else exceptions of the one are caught by the C++ runtime of the other, and a damaged .pte ends the process."""
+    code = (
+        "import sys, mobizo_qnn; mobizo_qnn.enable(); sys.exit('executorch.extension.pybindings._C' not in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[2])
