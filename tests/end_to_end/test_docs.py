@@ -51,9 +51,12 @@ SHORTENED = {
         "mobizo train model.pte --data reviews/train.csv --steps 4 --lr 1e-2 --journal run.jsonl --adapter-out adapter"
     ),
     # One model and one target, into a copy: each program takes seconds, the whole table minutes.
-    "python benchmarks/targets.py --write docs/targets.md": (
+    "python benchmarks/targets.py --full --write docs/targets.md": (
         f"cp {ROOT}/docs/targets.md . && python {ROOT}/benchmarks/targets.py --only BERT --target portable "
         "--write targets.md && grep -q 'BERT | portable' targets.md"
+    ),
+    "python benchmarks/step_profile.py model.pte": (
+        f'python {ROOT}/benchmarks/step_profile.py "$DEMO_PROGRAM" --rounds 1'
     ),
     # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
     "make format": f"{MAKE} --dry-run format",
