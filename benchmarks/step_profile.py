@@ -13,7 +13,7 @@ import logging
 import statistics
 import tempfile
 import warnings
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def profile(path: Path, method: str = "step", rounds: int = 5) -> dict[str, floa
     from executorch.extension.pybindings.portable_lib import _load_for_executorch
 
     inputs = inputs_of(path, method)
-    seen: list[Counter[str]] = []
+    seen: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
             # A module of its own each time: events of one add up in its dump.
@@ -56,7 +56,7 @@ def profile(path: Path, method: str = "step", rounds: int = 5) -> dict[str, floa
             module.run_method(method, inputs)
             dump = Path(folder) / f"{number}.etdump"
             module.write_etdump_result_to_file(str(dump), str(dump.with_suffix(".debug")))
-            events: Counter[str] = Counter()
+            events: dict[str, float] = defaultdict(float)
             for block in Inspector(etdump_path=str(dump)).event_blocks:
                 for event in block.events if block.name == "Execute" else ():
                     events[event.name] += event.perf_data.avg if event.perf_data is not None else 0.0
