@@ -80,6 +80,11 @@ class InvalidCalibration(LoweringError):
         super().__init__(f"calibration=: {problem}")
 
 
+def _place(node: str, module: str, line: str) -> str:
+    """A node with its module and source line, as far as they are known."""
+    return f"node {node!r}" + (f" of module {module!r}" if module else "") + (f", {line}" if line else "")
+
+
 class OperatorNotTaken(LoweringError):
     """An operator in the midst of the model that the target's delegate does not take: it would cut the model in two."""
 
@@ -87,12 +92,10 @@ class OperatorNotTaken(LoweringError):
         self.method = method
         self.node = node
         self.operator = operator
-        where = f" of module {module!r}" if module else ""
-        at = f", {line}" if line else ""
         super().__init__(
-            f"method {method!r}: {operator} (node {node!r}{where}{at}; gives {gives}) stands between matrix products, "
-            f"and the delegate does not take it: {reason}; write that part of the model with other operators, or "
-            "lower for target 'xnnpack' or 'portable'"
+            f"method {method!r}: {operator} ({_place(node, module, line)}; gives {gives}) stands between matrix "
+            f"products, and the delegate does not take it: {reason}; write that part of the model with other "
+            "operators, or lower for target 'xnnpack' or 'portable'"
         )
 
 
@@ -103,10 +106,8 @@ class KernelMissing(LoweringError):
         self.method = method
         self.node = node
         self.operator = operator
-        where = f" of module {module!r}" if module else ""
-        at = f", {line}" if line else ""
         super().__init__(
-            f"method {method!r}: {operator} (node {node!r}{where}{at}) is taken by no delegate of this target, and "
+            f"method {method!r}: {operator} ({_place(node, module, line)}) is taken by no delegate of this target, and "
             "ExecuTorch's runtime has no kernel for it; write that part of the model with other operators"
         )
 

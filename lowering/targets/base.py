@@ -200,24 +200,23 @@ def _listed(options: Mapping[str, str]) -> str:
 NO_EXECUTORCH = "the executorch package is not installed"
 
 
-@cache
 def registered_backends() -> frozenset[str] | None:
     """The delegates of the installed ExecuTorch runtime; None where there is none."""
-    try:
-        from executorch.extension.pybindings.portable_lib import _get_registered_backend_names
-    except ImportError:
-        return None
-    return frozenset(_get_registered_backend_names())
+    return _registered("_get_registered_backend_names")
+
+
+def registered_operators() -> frozenset[str] | None:
+    """The operators for which the installed ExecuTorch runtime has kernels; None where there is no runtime."""
+    return _registered("_get_operator_names")
 
 
 @cache
-def registered_operators() -> frozenset[str] | None:
-    """The operators for which the installed ExecuTorch runtime has kernels; None where there is no runtime."""
+def _registered(listing: str) -> frozenset[str] | None:
     try:
-        from executorch.extension.pybindings.portable_lib import _get_operator_names
+        from executorch.extension.pybindings import portable_lib
     except ImportError:
         return None
-    return frozenset(_get_operator_names())
+    return frozenset(getattr(portable_lib, listing)())
 
 
 def executorch_availability(target: str) -> Availability:
