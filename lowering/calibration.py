@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
 
 from lowering.errors import InvalidCalibration
 from mobizo_manifest import Manifest
@@ -88,6 +90,16 @@ class _Recorder(Interpreter):
         if n.name in self.names:
             self.seen[n.name] = value
         return value
+
+
+def digest_of(batches: Sequence[Any]) -> str:
+    """SHA-256 over the batches' tensors: bytes, dtypes and shapes, in order."""
+    digest = hashlib.sha256()
+    for value in pytree.tree_leaves(list(batches)):
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _scalars(specs: Sequence[Any], seed: int) -> dict[str, Tensor]:

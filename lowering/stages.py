@@ -15,7 +15,7 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lowering.calibration import Calibration
+from lowering.calibration import Calibration, digest_of
 from lowering.checks import (
     check_initial_values,
     check_inputs_alive,
@@ -74,14 +74,16 @@ def lower_to(
     described = program.manifest(adapter)
     cores = {name: program.core(name, adapter) for name in described["methods"]}
     first = (MarkWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
+    # Other ranges are another program.
+    options = {**target.chosen, **({} if calibration is None else {"calibration": digest_of(calibration)})}
     manifest = Manifest.model_validate(
         {
             **described,
             "target": target.name,
             "quantize": quantize,
-            "options": target.chosen,
+            "options": options,
             "tool_versions": _tool_versions(),
-            "program_id": program_id(cores, described["model"]["sha256"], target.name, target.chosen),
+            "program_id": program_id(cores, described["model"]["sha256"], target.name, options),
             "application": application or {},
         }
     )

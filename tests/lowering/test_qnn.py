@@ -16,6 +16,7 @@ import lowering
 import mobizo_passes as mz
 import mobizo_qnn
 import runtime_driver
+from lowering.calibration import digest_of
 from lowering.lowered import Lowered
 from lowering.stages import legalise, measured_on
 from lowering.targets import get_target
@@ -166,6 +167,7 @@ def test_a_quantised_language_model_computes_what_its_rounded_graph_does_and_lea
     lowered = lowering.lower(only(llm, "step", "apply"), **options)
     assert_one_binary(lowered, "step")
     assert lowered.manifest.options["precision"] == "16a8w"
+    assert lowered.manifest.options["calibration"] == digest_of([batch])
     session = saved(lowered, tmp_path)
     found = session.step(batch, **SCALARS, update=False)
     outputs = rounded_step(llm, batch, options)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lowering
 import mobizo_passes as mz
-from lowering.calibration import SPREAD, Calibration
+from lowering.calibration import SPREAD, Calibration, digest_of
 from lowering.passes.quantize_body import QuantizeBody
 from lowering.stages import legalise
 from lowering.targets import get_target
@@ -146,6 +146,13 @@ def test_noise_and_update_keep_their_bits(program: mz.TrainingProgram, monkeypat
     again = program.apply(program.initial_adapter(), seed=3, lr=0.5, projected_gradients=found["projected_gradients"])
     for fqn, value in again.items():
         torch.testing.assert_close(found[fqn], value, rtol=1e-6, atol=1e-7)
+
+
+def test_other_batches_have_another_digest():
+    first, second = BATCH
+    assert digest_of([BATCH]) == digest_of([(first.clone(), second.clone())])
+    others = ([(first + 1, second)], [(first.T, second)], [(first, second.int())], [BATCH, BATCH])
+    assert len({digest_of([BATCH]), *map(digest_of, others)}) == 5
 
 
 @pytest.mark.parametrize(
