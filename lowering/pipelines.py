@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowering.passes.base import LegalisationPass
+from lowering.passes.bounded_norms import BoundedNorms
 from lowering.passes.canonical_reshapes import CanonicalReshapes
 from lowering.passes.copy_views import CopyViews
 from lowering.passes.core_forms import CoreForms
@@ -66,8 +67,9 @@ XNNPACK: tuple[LegalisationPass, ...] = (
 )
 
 
-def _vulkan(mask: float) -> tuple[LegalisationPass, ...]:
-    """`mask`: what is subtracted from scores that do not count; the delegate's floats must hold it."""
+def _vulkan(mask: float, norms: tuple[LegalisationPass, ...] = ()) -> tuple[LegalisationPass, ...]:
+    """`mask`: what is subtracted from scores that do not count; the delegate's floats must hold it, and what `norms`
+    make of norms written out."""
     return (
         RemoveNoops(),
         FoldConstants(),
@@ -78,6 +80,7 @@ def _vulkan(mask: float) -> tuple[LegalisationPass, ...]:
         GroupRepeatedHeads(),
         DecomposeAttention(bias=mask),
         DecomposeNorms(),
+        *norms,
         DecomposeActivations(),
         GeluToExp(),
         WeightsToLinear(),
@@ -96,7 +99,7 @@ def _vulkan(mask: float) -> tuple[LegalisationPass, ...]:
 
 
 VULKAN = _vulkan(mask=1e9)
-VULKAN_FP16 = _vulkan(mask=3e4)
+VULKAN_FP16 = _vulkan(mask=3e4, norms=(BoundedNorms(),))
 
 
 def _qnn(mask: float) -> tuple[LegalisationPass, ...]:

@@ -35,7 +35,7 @@ class WholeNorms:
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0
         for node in editor.find(aten.mul.Tensor):
-            found = _written_out(node)
+            found = written_out(node)
             if found is None:
                 continue
             x, eps = found
@@ -91,7 +91,7 @@ def _constant(editor: ProgramEditor, size: int, value: float, dtype: torch.dtype
     return editor.constant(torch.full((size,), value, dtype=dtype), "norm", ("norm", size, value, dtype))
 
 
-def _written_out(node: Node) -> tuple[Node, float] | None:
+def written_out(node: Node) -> tuple[Node, float] | None:
     """x and eps when `node` is x * rsqrt(mean(x²) + eps) over the last axis."""
     pairs: Any = (node.args[:2], node.args[1::-1])
     for x, root in pairs:
