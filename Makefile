@@ -27,7 +27,7 @@ demo: $(DEMO_READY)
 	$(BIN)/python examples/01_train_sentiment.py $(DEMO_ARGS)
 
 test: $(TEST_READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .

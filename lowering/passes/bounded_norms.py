@@ -25,7 +25,7 @@ class BoundedNorms:
 
     BEFORE  y = x * rsqrt(mean(x * x, -1) + eps)                                                     x: f32[N,T,d]
     AFTER   s = mean(|x|, -1) * max(1, d / 200) + 1e-4;  u = x / s                                   s: f32[N,T,1]
-            t = rsqrt(s) * rsqrt(s) * sqrt(eps);  y = u * rsqrt(mean(u * u, -1) + t * t)
+            t = rsqrt(s) * rsqrt(s) * sqrt(eps);  y = u / sqrt(mean(u * u, -1) + t * t)
 
     The same number, and no square is above 40,000 whatever the row: halves end at 65504, and language models have
     activations of 20,000, whose norm would be zero. 1e-4 keeps a row of zeros from dividing by zero. For layer norms
@@ -54,4 +54,5 @@ def _bounded(editor: ProgramEditor, x: Node, eps: float) -> Node:
     t = editor.call(aten.mul.Tensor, editor.call(aten.mul.Tensor, root, root), math.sqrt(eps))
     square = editor.call(aten.mean.dim, editor.call(aten.mul.Tensor, u, u), [-1], True)
     spread = editor.call(aten.add.Tensor, square, editor.call(aten.mul.Tensor, t, t))
-    return editor.call(aten.mul.Tensor, u, editor.call(aten.rsqrt.default, spread))
+    # Not `rsqrt`: ExecuTorch's Vulkan stage would take that for a norm of its own, and fail on an eps that is computed.
+    return editor.call(aten.div.Tensor, u, editor.call(aten.sqrt.default, spread))
