@@ -108,8 +108,8 @@ def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Settin
     started = time.perf_counter()
     lowered = lowering.lower(program, target=setting.target, calibration=setting.calibration(inputs), **setting.options)
     seconds = time.perf_counter() - started
-    simulated = (name, setting.target) in UNRUNNABLE
-    ran = lowering.available()[setting.target].runs and not simulated
+    unrunnable = (name, setting.target) in UNRUNNABLE
+    ran = lowering.available()[setting.target].runs and not unrunnable
     found: tuple[Any, Any] | None = None
     with tempfile.TemporaryDirectory() as folder:
         path = lowered.save(Path(folder) / "model.pte")
@@ -117,7 +117,7 @@ def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Settin
         if ran:
             got = runtime_driver.Session(path).step(inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON, update=False)
             found = (got.losses, got.projected_gradients)
-        elif not simulated:
+        elif not unrunnable:
             found = rehearsed(program, inputs, setting)
     losses = gradients = None
     if found is not None:

@@ -14,12 +14,12 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from lowering.errors import InvalidCalibration
+from lowering.identity import raw_bytes
 from mobizo_manifest import Manifest
 
 #: Standard deviation by which trainable tensors are moved away from where they start, in half of the runs.
 SPREAD = 0.05
 _EPS = 1e-2
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Calibration:
         """What the nodes `wanted` of a legalised method compute, run by run."""
         specs = self.manifest.methods[method].inputs
         written = set(program.graph_signature.buffers_to_mutate.values())
+        stored: dict[str | None, Any] = {**program.constants, **program.state_dict}
         generator = torch.Generator().manual_seed(0)
         trainable = {each.fqn for each in self.manifest.trainable_adapter}
         for number, batch in enumerate(self.batches):
@@ -66,11 +67,8 @@ class Calibration:
                 places = iter([given[spec.name] for spec in specs])
                 values: list[Tensor] = []
                 for place in program.graph_signature.input_specs:
-                    stored = _stored(program, place.target)
-                    if stored is _ABSENT:
-                        values.append(next(places))
-                    else:
-                        values.append(moved(stored) if place.target in written else stored)
+                    value = stored[place.target] if place.target in stored else next(places)
+                    values.append(moved(value) if place.target in written else value)
                 runner = _Recorder(program.graph_module, {node.name for node in wanted})
                 with torch.no_grad():
                     runner.run(*values)
@@ -98,26 +96,17 @@ def digest_of(batches: Sequence[Any]) -> str:
     for value in pytree.tree_leaves(list(batches)):
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype}{list(value.shape)}".encode())
-            digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(raw_bytes(value))
     return digest.hexdigest()
 
 
 def _scalars(specs: Sequence[Any], seed: int) -> dict[str, Tensor]:
     numbers = {"seed": seed, "lr": 0.0, "eps": _EPS}
-    found: dict[str, Tensor] = {}
-    for spec in specs:
-        if spec.role in numbers:
-            found[spec.name] = torch.full(spec.shape, numbers[spec.role], dtype=getattr(torch, spec.dtype))
-        elif spec.role == "projected_gradients":
-            found[spec.name] = torch.zeros(spec.shape)
-    return found
-
-
-def _stored(program: ExportedProgram, fqn: str | None) -> Any:
-    for store in (program.state_dict, program.constants):
-        if fqn is not None and fqn in store:
-            return store[fqn]
-    return _ABSENT
+    return {
+        spec.name: torch.full(spec.shape, numbers[spec.role], dtype=getattr(torch, spec.dtype))
+        for spec in specs
+        if spec.role in numbers
+    }
 
 
 def _named(manifest: Manifest, number: int, batch: Any) -> dict[str, Tensor]:

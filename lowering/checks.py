@@ -134,10 +134,12 @@ def check_kernels(plans: Mapping[str, ExecutionPlan], programs: Mapping[str, Exp
         KernelMissing: it has none for an operator; loading the method would fail.
     """
     known = registered_operators()
+    if known is None:
+        return
     for method, plan in plans.items():
         for operator in plan.operators:
             name = f"{operator.name}.{operator.overload}" if operator.overload else operator.name
-            if known is None or name in known:
+            if name in known:
                 continue
             node = next((n for n in programs[method].graph.nodes if _is_call(n, operator.name)), None)
             if node is None:

@@ -55,8 +55,12 @@ def _content(program: ExportedProgram, fqn: str) -> str:
     value: Any = program.state_dict.get(fqn, program.constants.get(fqn))
     if not isinstance(value, torch.Tensor):
         return ""
-    raw = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(raw.data).hexdigest()
+    return hashlib.sha256(raw_bytes(value)).hexdigest()
+
+
+def raw_bytes(value: torch.Tensor) -> memoryview:
+    """A tensor's elements in row-major order, whatever its dtype and strides."""
+    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _type(node: Node) -> str:
