@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ManifestError(Exception):
     """A manifest that cannot be used.
@@ -24,11 +26,11 @@ class ManifestError(Exception):
 class ManifestVersionError(ManifestError):
     """A manifest whose ``format_version`` this release does not read."""
 
-    def __init__(self, found: object, supported: int) -> None:
+    def __init__(self, found: object, supported: Sequence[int]) -> None:
         self.found = found
         self.supported = supported
         super().__init__(
             "format_version",
-            f"expected {supported}, found {found!r}",
+            f"expected {' or '.join(map(str, supported))}, found {found!r}",
             "Use the mobizo release that wrote this file, or lower the model again with this one.",
         )

@@ -26,7 +26,9 @@ from mobizo_manifest.schema import (
 )
 
 FORMAT = "mobizo"
-FORMAT_VERSION = 1
+#: The version that is written. Version 1 is read too; what it lacks has a default that means what it meant.
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 
 class Manifest(BaseModel):
@@ -45,7 +47,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     format: Literal["mobizo"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     mobizo_version: Name
     tool_versions: dict[str, str] = {}
     model: ModelSpec
@@ -97,8 +99,9 @@ class Manifest(BaseModel):
                 f"expected {FORMAT!r}, found {data.get('format')!r}",
                 "Give a manifest or a .pte file that mobizo wrote.",
             )
-        if data.get("format_version") != FORMAT_VERSION:
-            raise ManifestVersionError(data.get("format_version"), FORMAT_VERSION)
+        version = data.get("format_version")
+        if type(version) is not int or version not in READABLE_VERSIONS:
+            raise ManifestVersionError(version, READABLE_VERSIONS)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -141,7 +144,7 @@ def _explain(error: ValidationError) -> ManifestError:
     if kind == "missing":
         return ManifestError(field, "is required, and absent")
     if kind == "extra_forbidden":
-        return ManifestError(field, f"is not a field of format version {FORMAT_VERSION}")
+        return ManifestError(field, f"is not a field of format versions 1 to {FORMAT_VERSION}")
     message = details["msg"]
     return ManifestError(field, f"{message[0].lower()}{message[1:]}; found {_short(details['input'])}")
 

@@ -27,7 +27,7 @@ def describe(program: TrainingProgram, methods: Mapping[str, Ir], adapter: str) 
     keys = peft_keys([*program.initial_adapter(), *program.frozen_adapter()])
     return {
         "format": "mobizo",
-        "format_version": 1,
+        "format_version": 2,
         "mobizo_version": MOBIZO_VERSION,
         "model": program.model,
         "estimator": dict(program.estimator.manifest()),

@@ -80,7 +80,7 @@ DELETED = object()
     [
         ("format", "onnx", "format", "expected 'mobizo', found 'onnx'"),
         ("program_id", DELETED, "program_id", "is required"),
-        ("colour", 1, "colour", "not a field of format version 1"),
+        ("colour", 1, "colour", "not a field of format versions 1 to 2"),
         ("batch.size", 0, "batch.size", "found 0"),
         ("batch.inputs", "x", "batch.inputs", "found 'x'"),
         ("batch.label_inputs", ["y"], "batch.label_inputs", "`y` is not one of"),
@@ -108,9 +108,9 @@ def test_fault_names_its_field(path: str, value: object, field: str, message: st
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1", True, 1.0])
 def test_other_versions(version: object):
-    with pytest.raises(ManifestVersionError, match="expected 1, found") as caught:
+    with pytest.raises(ManifestVersionError, match="expected 1 or 2, found") as caught:
         Manifest.from_dict(tiny.manifest_dict(format_version=version))
     assert caught.value.found == version
 
