@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lowering.errors import LoweringError
 from lowering.report import Report
+from mobizo_manifest import ProgramFileSpec
+from mobizo_manifest.seal import FileHash, write_sealed
 
 if TYPE_CHECKING:
     import networkx
@@ -46,6 +48,9 @@ class Lowered:
         """Write the program to `path`, the manifest beside it (`model.pte` -> `model.json`), and the weights
         (`model.ptd`) if they are in a file of their own that did not exist before; the program's path.
 
+        The program ends in a seal with its SHA-256 (`mobizo_manifest.seal`); the manifest beside it has that of the
+        whole file.
+
         All are written aside first and then moved into place, the program last: if one can't be written, none is there.
 
         Raises:
@@ -53,19 +58,27 @@ class Lowered:
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = self.manifest_json().encode()
-        files: dict[Path, Callable[[BinaryIO], object]] = {target.with_suffix(".json"): lambda file: file.write(text)}
+        seals: list[FileHash] = []
+        # Written in this order, as the manifest beside the program states the program's hash.
+        files: dict[Path, Callable[[BinaryIO], object]] = {
+            target: lambda file: seals.append(write_sealed(file, self.executorch.write_to_file)),
+            target.with_suffix(".json"): lambda file: file.write(self._beside(seals[0])),
+        }
         if self.weights is not None:
             files[target.with_suffix(".ptd")] = self.weights.write_to_file
-        _write({**files, target: self.executorch.write_to_file})
+        _write(files, last=target)
         return target
+
+    def _beside(self, program: FileHash) -> bytes:
+        spec = ProgramFileSpec(sha256=program.sha256, bytes=program.bytes)
+        return self.manifest.model_copy(update={"program_file": spec}).model_dump_json(indent=2).encode()
 
     def manifest_json(self) -> str:
         """The manifest as it stands in the program, in JSON."""
         return self.manifest.model_dump_json(indent=2)
 
 
-def _write(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+def _write(files: Mapping[Path, Callable[[BinaryIO], object]], last: Path) -> None:
     aside: dict[Path, Path] = {}
     try:
         for path, write in files.items():
@@ -76,8 +89,8 @@ def _write(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             aside[path].chmod(0o644)
-        for path, temporary in aside.items():
-            temporary.replace(path)
+        for path in sorted(aside, key=lambda each: each == last):
+            aside[path].replace(path)
     finally:
         for temporary in aside.values():
             temporary.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, (*kinds, OSError))
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """The message without line breaks."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

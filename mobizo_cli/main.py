@@ -31,6 +31,15 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *more: object) -> None:
+    """Ours in one line: where in our source it was raised helps nobody."""
+    if category.__module__ == "runtime_driver.errors":
+        print(f"mobizo: warning: {one_line(message)}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, file, line))
 
 
 app.command("inspect")(inspect.inspect)

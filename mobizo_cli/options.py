@@ -68,6 +68,13 @@ WeightsFile = Annotated[
     Path | None,
     typer.Option("--weights-file", help="The .ptd of a program with external weights. [default: beside the program]"),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Check the hashes of the program and its weights file first; reads them once, a gigabyte a second.",
+    ),
+]
 AdapterIn = Annotated[Path | None, typer.Option("--adapter", help="Start from this PEFT directory.")]
 
 

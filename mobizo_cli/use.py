@@ -74,8 +74,8 @@ class Use:
         return right
 
 
-def open_session(path: Path, weights_file: Path | None = None) -> Session:
-    """Open a program.
+def open_session(path: Path, weights_file: Path | None = None, *, verify: bool = True) -> Session:
+    """Open a program; with ``verify``, its hash is checked first.
 
     Raises:
         MissingPackageError: ExecuTorch is not installed.
@@ -84,18 +84,18 @@ def open_session(path: Path, weights_file: Path | None = None) -> Session:
     try:
         from runtime_driver import Session
 
-        return Session(path, weights_file)
+        return Session(path, weights_file, verify=verify)
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "cli") from error
 
 
-def open_task(path: Path, weights_file: Path | None = None) -> Use:
+def open_task(path: Path, weights_file: Path | None = None, *, verify: bool = True) -> Use:
     """Open a program and its tokenizer.
 
     Raises:
         mobizo_cli.errors.ModelError: no text task in the manifest, or no tokenizer beside the file.
     """
-    session = open_session(path, weights_file)
+    session = open_session(path, weights_file, verify=verify)
     task = TextTask.of(session.manifest, path)
     tokenizer = load_tokenizer(path.parent / task.tokenizer)
     # The words' tokens are in the manifest; another tokenizer beside the file would silently train on other prompts.

@@ -11,6 +11,7 @@ from mobizo_manifest.schema import (
     ModelSpec,
     NoiseSpec,
     OutputSpec,
+    ProgramFileSpec,
     WeightsFileSpec,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "ModelSpec",
     "NoiseSpec",
     "OutputSpec",
+    "ProgramFileSpec",
     "WeightsFileSpec",
 ]

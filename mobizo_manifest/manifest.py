@@ -9,7 +9,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from mobizo_manifest import strict_json
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
+from mobizo_manifest.files import read_regular
 from mobizo_manifest.rules import ManifestRuleError, check_adapter, check_batch, check_methods
 from mobizo_manifest.schema import (
     AdapterState,
@@ -21,6 +23,7 @@ from mobizo_manifest.schema import (
     ModelSpec,
     Name,
     NoiseSpec,
+    ProgramFileSpec,
     Trainable,
     WeightsFileSpec,
 )
@@ -40,6 +43,8 @@ class Manifest(BaseModel):
 
     ``weights_file``: the file that the methods which run the model need beside the program; None: they need none.
 
+    ``program_file``: in the ``.json`` beside a program, hash and size of that program; None in the program itself.
+
     Read one with :meth:`from_json`, :meth:`from_dict` or :meth:`load`, which raise :class:`ManifestError` or
     :class:`ManifestVersionError`. ``model_validate`` works too and raises pydantic's own error.
     """
@@ -56,6 +61,7 @@ class Manifest(BaseModel):
     options: FreeForm = {}
     program_id: Name
     weights_file: WeightsFileSpec | None = None
+    program_file: ProgramFileSpec | None = None
     estimator: EstimatorSpec
     noise: NoiseSpec
     trainable: Trainable
@@ -111,8 +117,8 @@ class Manifest(BaseModel):
     def from_json(cls, text: str | bytes) -> Manifest:
         """Parse and validate. Raises as :meth:`from_dict`, and :class:`ManifestError` for text that is not JSON."""
         try:
-            data = json.loads(text)
-        except (ValueError, UnicodeDecodeError) as error:
+            data = strict_json.loads(text)
+        except strict_json.StrictJsonError as error:
             raise ManifestError("manifest", f"expected JSON, but the text does not parse ({error})") from error
         return cls.from_dict(data)
 
@@ -120,7 +126,7 @@ class Manifest(BaseModel):
     def load(cls, path: str | Path) -> Manifest:
         """Read ``model.json``. Raises as :meth:`from_json`, and :class:`ManifestError` for an unreadable file."""
         try:
-            text = Path(path).read_bytes()
+            text = read_regular(path)
         except OSError as error:
             raise ManifestError("manifest", f"cannot read {path} ({error.strerror})", "Check the path.") from error
         return cls.from_json(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 InputRole = Literal["adapter", "batch", "seed", "lr", "eps", "projected_gradients"]
 OutputRole = Literal["loss", "losses", "projected_gradients", "adapter", "logits"]
@@ -17,8 +17,11 @@ AdapterState = Literal["external", "internal"]
 #: dtype names as torch prints them without the ``torch.`` prefix.
 DType = Literal["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
-Dim = Annotated[int, Field(ge=0)]
+# Strict: pydantic would take `true`, "1" and 1.0 for the number 1.
+Dim = Annotated[StrictInt, Field(ge=0)]
+Count = Annotated[StrictInt, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
@@ -39,9 +42,20 @@ class WeightsFileSpec(_Record):
     and ``bytes`` are those of the whole file.
     """
 
-    file: Annotated[str, Field(pattern=r"^[^/\\]+$")] | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
+    # Neither a path, nor `.` or `..`.
+    file: Annotated[str, Field(pattern=r"^[^/\\\x00]*[^/\\\x00.][^/\\\x00]*$")] | None = None
+    sha256: Sha256
+    bytes: Dim
+
+
+class ProgramFileSpec(_Record):
+    """The program file that a manifest belongs to: SHA-256 and size of all of its bytes.
+
+    It stands in the ``.json`` beside a program only: a file cannot hold its own hash.
+    """
+
+    sha256: Sha256
+    bytes: Dim
 
 
 class EstimatorSpec(_Record):
@@ -52,8 +66,8 @@ class EstimatorSpec(_Record):
     """
 
     kind: EstimatorKind
-    queries: Annotated[int, Field(ge=1)]
-    groups: Annotated[int, Field(ge=1)]
+    queries: Count
+    groups: Count
     normalize: Literal["std"] | None = None
 
 
@@ -61,7 +75,7 @@ class NoiseSpec(_Record):
     """The perturbation's distribution, and the version of the function that produces its bits."""
 
     kind: NoiseKind
-    version: Annotated[int, Field(ge=1)]
+    version: Count
 
 
 class AdapterTensor(_Record):
@@ -70,7 +84,7 @@ class AdapterTensor(_Record):
     fqn: Name
     shape: tuple[Dim, ...]
     dtype: DType
-    trainable: bool
+    trainable: StrictBool
     peft_key: Name
 
 
@@ -81,12 +95,12 @@ class BatchSpec(_Record):
     example (``None``: no limit). ``shift``: the model itself shifts the labels by one, so position 0 never counts.
     """
 
-    size: Annotated[int, Field(ge=1)]
+    size: Count
     inputs: tuple[Name, ...]
     label_inputs: tuple[Name, ...] = ()
-    max_labels: Annotated[int, Field(ge=1)] | None = None
-    ignore_index: int | None = None
-    shift: bool = False
+    max_labels: Count | None = None
+    ignore_index: StrictInt | None = None
+    shift: StrictBool = False
 
 
 class InputSpec(_Record):

@@ -1,37 +1,105 @@
 """A look at a .pte file's bytes before the runtime sees them.
 
-A .pte is a flatbuffer followed by segments (weights, delegate blobs). The runtime verifies the flatbuffer; whether the
-segments are all there only the sizes in the extended header tell, and a mapped file that is too short ends the process
-with SIGBUS at the first touch of a missing page. Hence this check.
+A .pte is a flatbuffer followed by segments (weights, delegate blobs). The runtime verifies the flatbuffer's structure;
+what is in the segments it takes as it is. The seal, a footer with a hash, covers all of it. The sizes in the extended
+header tell whether the file is whole. A mapped file that is too short ends the process with SIGBUS at the first touch of
+a missing page, so this is checked even where the seal is not.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from mobizo_manifest.files import open_regular
+from mobizo_manifest.seal import FileHash, SealError, check_seal
 from runtime_driver.errors import ProgramFileError
 
 #: Flatbuffer root offset and file identifier, then the extended header: magic, length, three 64-bit sizes.
 _HEAD = struct.Struct("<I4s4sIQQ")
 _SEGMENT_SIZE = struct.Struct("<Q")
-_COPY_AGAIN = "Copy the file again, or lower the model again."
+COPY_AGAIN = "Copy the file again, or lower the model again."
+#: A manifest as it stands in a program: ASCII JSON.
+_VERSION = re.compile(rb'"format":\s*"mobizo",\s*"format_version":\s*(\d+)')
 
 
-def check_container(path: Path) -> None:
-    """Check that ``path`` is a .pte file and whole.
+@dataclass(frozen=True)
+class Identity:
+    """What tells that a path still leads to the same, unchanged file."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Self:
+        """From ``os.stat`` or ``os.fstat``."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def is_that_of(self, path: Path) -> bool:
+        """Whether the file at ``path`` is still this one."""
+        try:
+            return Identity.of(path.stat()) == self
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Container:
+    """A program file that was looked at: its identity, and its hash unless that was not asked for."""
+
+    identity: Identity
+    hash: FileHash | None
+
+
+def examine(path: Path, *, verify: bool = True) -> Container:
+    """Check that ``path`` is a .pte file and whole; with ``verify``, that its bytes are those that were written.
 
     Raises:
-        ProgramFileError: missing, unreadable, not a .pte, or shorter than its own header says.
+        ProgramFileError: missing, unreadable, not a .pte, shorter than its own header says, or not what its seal says.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64)
+        descriptor = open_regular(path)
     except FileNotFoundError as error:
         raise ProgramFileError(path, "no such file", "Check the path; `mobizo lower` writes such a file.") from error
     except OSError as error:
         raise ProgramFileError(path, f"cannot be read ({error.strerror})", "Check the path.") from error
+    try:
+        identity = Identity.of(os.fstat(descriptor))
+        program_size = _check_header(path, os.pread(descriptor, 64, 0), identity.size)
+        found = check_seal(descriptor) if verify else None
+        if found is not None and not found.sealed:
+            _check_may_be_unsealed(path, descriptor, program_size)
+    except SealError as error:
+        raise ProgramFileError(path, f"damaged: {error}", COPY_AGAIN) from error
+    except OSError as error:
+        raise ProgramFileError(path, f"cannot be read ({error.strerror})", "Check the disk.") from error
+    finally:
+        os.close(descriptor)
+    return Container(identity, found)
+
+
+def unsealed(path: Path) -> ProgramFileError:
+    """The error of a program that must have a seal and has none."""
+    return ProgramFileError(path, "damaged: the seal at its end is missing", COPY_AGAIN)
+
+
+def _check_may_be_unsealed(path: Path, descriptor: int, program_size: int) -> None:
+    """Only programs of format 1 have no seal; the version is looked for without the runtime's help."""
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+        match = _VERSION.search(data, 0, program_size)
+        if match is not None and int(match.group(1)) > 1:
+            raise unsealed(path)
+
+
+def _check_header(path: Path, head: bytes, size: int) -> int:
+    """The size of the flatbuffer with the program."""
     if len(head) < 8 or not (head[4:6] == b"ET" and head[6:8].isdigit()):
         raise ProgramFileError(
             path,
@@ -39,13 +107,14 @@ def check_container(path: Path) -> None:
             "Give the .pte that `mobizo lower` or `lowered.save(...)` wrote.",
         )
     if len(head) < _HEAD.size + _SEGMENT_SIZE.size:
-        raise ProgramFileError(path, f"truncated: {size} bytes, less than its header", _COPY_AGAIN)
+        raise ProgramFileError(path, f"truncated: {size} bytes, less than its header", COPY_AGAIN)
     _, _, magic, length, program_size, segment_base = _HEAD.unpack_from(head)
     if magic != b"eh00":
         # A program without segments needs no extended header; the runtime verifies all of its bytes by itself.
-        return
+        return size
     # The third size is absent from headers of the first ExecuTorch releases, which are 24 bytes long.
     segment_size = _SEGMENT_SIZE.unpack_from(head, _HEAD.size)[0] if length >= 32 else 0
     needed = max(program_size, segment_base + segment_size if segment_base else 0)
     if size < needed:
-        raise ProgramFileError(path, f"truncated: its header promises {needed} bytes, it has {size}", _COPY_AGAIN)
+        raise ProgramFileError(path, f"truncated: its header promises {needed} bytes, it has {size}", COPY_AGAIN)
+    return program_size

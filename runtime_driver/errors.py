@@ -9,6 +9,18 @@ class DriverError(Exception):
     """Base of all errors raised by the driver."""
 
 
+class DriverWarning(UserWarning):
+    """Base of what the driver says about a run that goes on."""
+
+
+class UnprovenWarning(DriverWarning):
+    """A file of format 1, which cannot prove that it is undamaged."""
+
+
+class SnapshotWarning(DriverWarning):
+    """A snapshot that is damaged or not this journal's, and so is not used."""
+
+
 class ProgramFileError(DriverError):
     """A .pte file that is missing, truncated, not a .pte, not one of ours, or refused by the runtime."""
 
@@ -26,13 +38,15 @@ class WeightsFileError(DriverError):
 
 
 class SidecarMismatchError(DriverError):
-    """The ``.json`` beside a .pte disagrees with the manifest inside it."""
+    """The ``.json`` beside a .pte disagrees with the manifest inside it, or with the program's size or hash."""
 
-    def __init__(self, path: Path, field: str, inside: object, beside: object) -> None:
+    def __init__(
+        self, path: Path, field: str, inside: object, beside: object, source: str = "the manifest inside the .pte says"
+    ) -> None:
         self.path = path
         self.field = field
         super().__init__(
-            f"{path}: field `{field}` is {beside!r}, but the manifest inside the .pte says {inside!r}. "
+            f"{path}: field `{field}` is {beside!r}, but {source} {inside!r}. "
             "The two files come from different programs: copy both from the same place, or delete the .json."
         )
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mobizo_qnn
-from mobizo_manifest import Manifest
-from runtime_driver.container import check_container
+from mobizo_manifest import Manifest, ManifestError
+from runtime_driver.container import Container, examine, unsealed
 from runtime_driver.errors import (
     AdapterError,
     ExecutionError,
     MissingMethodError,
     ProgramFileError,
     SidecarMismatchError,
+    UnprovenWarning,
     WeightsFileError,
 )
 from runtime_driver.quiet import captured_stderr
-from runtime_driver.weights_file import find_weights
+from runtime_driver.weights_file import Weights, find_weights
 
 if TYPE_CHECKING:
     from executorch.runtime import Method, Program
@@ -39,20 +41,22 @@ class LoadedProgram:
     a program object keeps every method it has loaded, so this is how :meth:`release` can give one back.
     """
 
-    def __init__(self, path: str | Path, weights_file: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, weights_file: str | Path | None = None, *, verify: bool = True) -> None:
         """Open the file and read the manifest in it.
 
         Args:
             weights_file: where the weights are, if the program has them in a file of their own; None: beside it.
+            verify: read the whole file once and compare its hash with the one in its seal, before the runtime sees it.
 
         Raises:
             WeightsFileError: ``weights_file`` is given, and the program has its weights inside.
-            ProgramFileError: not a whole, loadable .pte with a manifest inside.
+            ProgramFileError: not a whole, undamaged, loadable .pte with a manifest inside.
             ManifestError, ManifestVersionError: the manifest inside is not valid.
             SidecarMismatchError: the ``.json`` of the same name differs from the manifest inside.
         """
         self.path = Path(path)
-        check_container(self.path)
+        self._verify = verify
+        self._container: Container = examine(self.path, verify=verify)
         self._methods: dict[str, Method] = {}
         self._programs: dict[str, Program] = {}
         program = self._open()
@@ -63,11 +67,12 @@ class LoadedProgram:
                 f"no `{MANIFEST_METHOD}` inside, only {list(self.method_names)}",
                 "This .pte was not written by mobizo: lower the model with `mobizo lower`.",
             )
-        self.manifest = Manifest.from_json(self._constant(MANIFEST_METHOD)[0])
+        self.manifest = Manifest.from_json(self._manifest_text())
+        self._check_sealed()
         self._check_methods()
         self._check_sidecar()
         self._given = None if weights_file is None else Path(weights_file)
-        self._weights: Path | None = None
+        self._weights: Weights | None = None
         if self._given is not None and self.manifest.weights_file is None:
             raise WeightsFileError(self._given, f"{self.path} has its weights inside", "Leave the weights file out.")
 
@@ -78,7 +83,7 @@ class LoadedProgram:
             WeightsFileError: it is missing, or not the one that the program was lowered with.
         """
         if self._weights is None and self.manifest.weights_file is not None:
-            self._weights = find_weights(self.path, self.manifest.weights_file, self._given)
+            self._weights = find_weights(self.path, self.manifest.weights_file, self._given, verify=self._verify)
 
     def execute(self, method: str, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run a method on contiguous tensors in the manifest's order; outputs are fresh tensors.
@@ -119,8 +124,23 @@ class LoadedProgram:
         self._methods.pop(method, None)
         self._programs.pop(method, None)
 
-    def _open(self, weights: Path | None = None) -> Program:
-        with captured_stderr() as log:
+    def _open(self, weights: Weights | None = None) -> Program:
+        """Let the runtime map the files; they are still those that were checked, before and after."""
+        self._require_unchanged(weights)
+        program = self._map(None if weights is None else weights.path)
+        self._require_unchanged(weights)
+        return program
+
+    def _require_unchanged(self, weights: Weights | None) -> None:
+        if not self._container.identity.is_that_of(self.path):
+            raise ProgramFileError(
+                self.path, "replaced or changed since this session opened it", "Open it again in a new session."
+            )
+        if weights is not None:
+            weights.require_unchanged()
+
+    def _map(self, weights: Path | None) -> Program:
+        with captured_stderr(f"opening {self.path}") as log:
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification
 
@@ -147,7 +167,7 @@ class LoadedProgram:
             program = self._open(None if name in _WITHOUT_WEIGHTS else self._weights)
             method: Method | None = None
             failure: Exception | None = None
-            with captured_stderr() as log:
+            with captured_stderr(f"loading method `{name}` of {self.path}") as log:
                 missing = "" if name in (MANIFEST_METHOD, INITIAL_ADAPTER_METHOD) else self._simulator()
                 try:
                     method = program.load_method(name)
@@ -202,6 +222,29 @@ class LoadedProgram:
         finally:
             self.release(name)
 
+    def _manifest_text(self) -> str:
+        values: list[Any] = []
+        try:
+            values = self._constant(MANIFEST_METHOD)
+        except UnicodeDecodeError as error:
+            raise ManifestError("manifest", f"expected UTF-8 text in {self.path} ({error.reason})") from error
+        if len(values) != 1 or not isinstance(values[0], str):
+            raise ManifestError("manifest", f"expected one text from `{MANIFEST_METHOD}` of {self.path}")
+        return values[0]
+
+    def _check_sealed(self) -> None:
+        found = self._container.hash
+        if found is None or found.sealed:
+            return
+        if self.manifest.format_version > 1:
+            raise unsealed(self.path)
+        warnings.warn(
+            f"{self.path}: written in format 1, which has no hash of the program: damage to its bytes would not be "
+            "noticed. Lower the model again to have one.",
+            UnprovenWarning,
+            stacklevel=4,
+        )
+
     def _check_methods(self) -> None:
         missing = sorted(set(self.manifest.methods) - set(self.method_names))
         if missing:
@@ -216,9 +259,13 @@ class LoadedProgram:
         if not sidecar.exists():
             return
         inside, beside = self.manifest.to_dict(), Manifest.load(sidecar).to_dict()
-        for field in inside:
+        stated, found = beside.pop("program_file"), self._container.hash
+        for field in beside:
             if inside[field] != beside[field]:
                 raise SidecarMismatchError(sidecar, field, _short(inside[field]), _short(beside[field]))
+        actual = {} if found is None else {"sha256": found.sha256, "bytes": found.bytes}
+        if stated is not None and actual and stated != actual:
+            raise SidecarMismatchError(sidecar, "program_file", actual, stated, "that program has")
 
 
 def _short(value: object, limit: int = 120) -> str:

@@ -34,21 +34,26 @@ class Session:
     ``loss`` (and ``logits`` for accuracy); :meth:`release` frees them. Not thread-safe.
     """
 
-    def __init__(self, path: str | Path, weights_file: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, weights_file: str | Path | None = None, *, verify: bool = True) -> None:
         """Open a .pte; the adapter is the initial one stored in it.
 
         Args:
             weights_file: the .ptd of a program that was lowered with external weights. None: it is beside the program.
                 It is looked for when a method first needs it; ``apply``, and so :meth:`replay`, never does.
+            verify: compare the program's SHA-256 with the one in its seal before the runtime sees it, and that of the
+                weights file when it is first needed; reads each file once (about a gigabyte a second).
+
+        Warns:
+            UnprovenWarning: the program is of format 1 and has no hash.
 
         Raises:
             WeightsFileError: a weights file is given, and the program has its weights inside.
-            ProgramFileError: not a whole, loadable .pte of ours.
+            ProgramFileError: not a whole, undamaged, loadable .pte of ours.
             mobizo_manifest.ManifestError: the manifest inside is not valid, or of another version.
             SidecarMismatchError: the ``.json`` of the same name belongs to another program.
             AdapterError: the stored initial adapter is not what the manifest says.
         """
-        self.program = LoadedProgram(path, weights_file)
+        self.program = LoadedProgram(path, weights_file, verify=verify)
         self.manifest: Manifest = self.program.manifest
         self.binder = BatchBinder(self.manifest)
         stored = self.program.initial_adapter()

@@ -17,12 +17,13 @@ def evaluate(
         Path | None, typer.Option(help="PEFT directory to evaluate. [default: the adapter in the .pte]")
     ] = None,
     weights_file: opt.WeightsFile = None,
+    verify: opt.Verify = True,
 ) -> None:
     """Loss and accuracy of a program with an adapter."""
     from mobizo_cli.console import facts
     from mobizo_cli.use import open_task
 
-    use = open_task(program, weights_file)
+    use = open_task(program, weights_file, verify=verify)
     if adapter is not None:
         use.session.load_adapter(adapter)
     score = use.score(use.examples(data))

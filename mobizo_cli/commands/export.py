@@ -16,12 +16,13 @@ def export_adapter(
     journal: Annotated[
         Path | None, typer.Option(help="Export the adapter of this run. [default: the one in the .pte]")
     ] = None,
+    verify: opt.Verify = True,
 ) -> None:
     """Write the adapter of a program, or of a run of it, as a PEFT directory."""
     from mobizo_cli.console import facts
     from mobizo_cli.use import open_session
 
-    session = open_session(program)
+    session = open_session(program, verify=verify)
     if journal is not None:
         session.replay(journal)
     session.save_adapter(output)

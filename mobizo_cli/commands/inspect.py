@@ -51,6 +51,7 @@ def inspect(
     graph: Graph = None,
     diff: Diff = None,
     everything: Everything = False,
+    verify: opt.Verify = True,
 ) -> None:
     """Show what the compiler does to a model, or, for a .pte, what is in its manifest."""
     if everything and diff is None:
@@ -58,7 +59,7 @@ def inspect(
     if Path(model).suffix == ".pte":
         if graph is not None or diff is not None:
             raise OptionError(f"--graph and --diff need a model: {model} holds lowered graphs only.")
-        _show_manifest(Path(model))
+        _show_manifest(Path(model), verify)
         return
     if graph is not None:
         from mobizo_passes.picture import check_suffix
@@ -119,11 +120,11 @@ def _show_program(program: mz.TrainingProgram) -> None:
     )
 
 
-def _show_manifest(path: Path) -> None:
+def _show_manifest(path: Path, verify: bool) -> None:
     from mobizo_cli.console import facts, table
     from runtime_driver.program import LoadedProgram
 
-    manifest = LoadedProgram(path).manifest
+    manifest = LoadedProgram(path, verify=verify).manifest
     estimator, batch = manifest.estimator, manifest.batch
     values = sum(math.prod(tensor.shape) for tensor in manifest.trainable_adapter)
     facts(

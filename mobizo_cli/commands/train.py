@@ -24,6 +24,7 @@ def train(
     ] = None,
     adapter: opt.AdapterIn = None,
     weights_file: opt.WeightsFile = None,
+    verify: opt.Verify = True,
     eval_data: Annotated[Path | None, typer.Option(help="Evaluated at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Evaluate every so many steps too.")] = None,
 ) -> None:
@@ -37,7 +38,7 @@ def train(
         raise OptionError("--eval-every needs --eval-data.")
     if adapter_out.exists() and not adapter_out.is_dir():
         raise OptionError(f"--adapter-out {adapter_out}: is a file. Give the name of a directory.")
-    use = open_task(program, weights_file)
+    use = open_task(program, weights_file, verify=verify)
     session = use.session
     if adapter is not None:
         session.load_adapter(adapter)

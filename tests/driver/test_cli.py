@@ -354,9 +354,9 @@ def test_debug_shows_the_traceback(tmp_path: Path):
 def test_an_error_that_is_not_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     import runtime_driver.program
 
-    def broken(path: object) -> None:
+    def broken(path: object, **options: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(runtime_driver.program, "check_container", broken)
+    monkeypatch.setattr(runtime_driver.program, "examine", broken)
     with pytest.raises(ZeroDivisionError):
         run(["inspect", "x.pte"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mobizo_manifest import Manifest
+from mobizo_manifest.seal import sealed
 
 SIZE, FEATURES, RANK, CLASSES, QUERIES, IGNORED = 4, 6, 2, 3, 2, -100
 FQN_B = "net.proj.lora_B.default.weight"
@@ -91,7 +92,7 @@ def manifest_dict(**changes: Any) -> dict[str, Any]:
     logits = _spec("logits", "float32", [SIZE, CLASSES], "logits")
     return {
         "format": "mobizo",
-        "format_version": 1,
+        "format_version": 2,
         "mobizo_version": "0.1.0",
         "tool_versions": {},
         "model": {"name": "Tiny", "sha256": "0" * 64},
@@ -139,7 +140,7 @@ def build(
     path: Path, manifest: str | None = None, methods: Sequence[str] = ("step", "apply", "loss", "logits")
 ) -> Path:
     """Export and lower the tiny program to ``path``; ``manifest`` replaces the text inside."""
-    path.write_bytes(_edge(manifest, methods).to_executorch().buffer)
+    path.write_bytes(sealed(_edge(manifest, methods).to_executorch().buffer))
     return path
 
 
@@ -153,7 +154,7 @@ def build_with_weights_file(path: Path) -> Path:
     data = path.with_suffix(".ptd").read_bytes()
     spec = {"file": None, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     finished = _edge(Manifest.from_dict(manifest_dict(weights_file=spec)).to_json()).to_executorch(config)
-    path.write_bytes(finished.buffer)
+    path.write_bytes(sealed(finished.buffer))
     return path
 
 
