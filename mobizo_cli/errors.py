@@ -43,6 +43,13 @@ class MissingPackageError(CliError):
         )
 
 
+class TrainingStopped(CliError):
+    """A run that gave NaN or infinity; what was kept of it comes first, then the reason."""
+
+    def __init__(self, reason: Exception, kept: str) -> None:
+        super().__init__(f"{kept} {reason}")
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether an error is one of ours or the file system's, to be shown as a line rather than as a traceback."""
     kinds = [getattr(sys.modules[name], base) for name, base in _BASES if name in sys.modules]

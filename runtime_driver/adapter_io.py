@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobizo_manifest.files import check_path, open_regular
+from mobizo_manifest.temporary import remove_leftovers, replace_with, temporary
 from runtime_driver.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -78,17 +78,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def replace_file(path: Path, data: bytes) -> None:
     """Make ``path`` hold ``data``: at every moment it is the old file or the new one. Raises :class:`AdapterError`."""
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_with(path, data)
     except OSError as error:
         raise AdapterError(
             f"{path}: cannot be written ({error.strerror}). Check the directory and the disk."
@@ -104,24 +94,36 @@ def save_adapter(directory: Path, manifest: Manifest, adapter: Mapping[str, Tens
     Raises:
         AdapterError: ``directory`` is a file, or the file system refuses.
     """
+    _require_name(directory)
     if directory.exists() and not directory.is_dir():
         raise AdapterError(f"{directory}: is a file. Give the name of a directory.")
     tensors = {spec.peft_key: adapter[spec.fqn] for spec in manifest.adapter}
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+        remove_adapter_leftovers(directory)
         if directory.is_dir():
             _write_files(directory, manifest, tensors)
             return
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
+        with temporary(directory, directory=True) as staging:
             _write_files(staging, manifest, tensors)
             staging.chmod(0o755)
             staging.rename(directory)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
     except OSError as error:
         raise AdapterError(f"{directory}: cannot be written ({error.strerror}). Check the path.") from error
+
+
+def _require_name(path: Path) -> None:
+    try:
+        check_path(path)
+    except OSError as error:
+        raise AdapterError(f"{path}: {error.strerror}. Give another name.") from error
+
+
+def remove_adapter_leftovers(directory: Path) -> None:
+    """Remove what killed processes left of their writes to an adapter directory."""
+    remove_leftovers(directory)
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        remove_leftovers(directory / name)
 
 
 def _write_files(directory: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -139,6 +141,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        # A pipe or a device would be waited for.
+        os.close(open_regular(path))
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
@@ -155,6 +159,7 @@ def load_adapter(directory: Path, manifest: Manifest, frozen: Mapping[str, Tenso
     """
     import torch
 
+    _require_name(directory)
     if not directory.is_dir():
         raise AdapterError(f"{directory}: no such directory. Give a PEFT adapter directory.")
     found, _ = read_tensors(directory / WEIGHTS_FILE)

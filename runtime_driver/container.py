@@ -2,8 +2,8 @@
 
 A .pte is a flatbuffer followed by segments (weights, delegate blobs). The runtime verifies the flatbuffer's structure;
 what is in the segments it takes as it is. The seal, a footer with a hash, covers all of it. The sizes in the extended
-header tell whether the file is whole. A mapped file that is too short ends the process with SIGBUS at the first touch of
-a missing page, so this is checked even where the seal is not.
+header tell whether the file is whole. A mapped file that is too short ends the process with SIGBUS at the first touch
+of a missing page, so this is checked even where the seal is not.
 """
 
 from __future__ import annotations

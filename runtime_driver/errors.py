@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DriverError(Exception):
@@ -154,15 +159,85 @@ class JournalLockedError(JournalError):
         super().__init__(f"{path}: another process is writing this journal. Wait for it, or give another file.")
 
 
-class NonFiniteLossError(DriverError):
-    """A loss or a projected gradient is NaN or infinite. The session keeps the adapter of the last good step."""
+class NonFiniteError(DriverError):
+    """A step gave NaN or infinity.
 
-    def __init__(self, step: int | None, loss: float, projected_gradients: list[float]) -> None:
+    Attributes:
+        step: the number of the step; None outside of a run.
+        last_good: the last adapter that a finite loss was measured for, by FQN; None if there is none, and outside of a
+            run. After a loss that is not finite this is the adapter before the run's last update, one step before the
+            session's, which stays at the end of the journal.
+        good_steps: the number of steps that led to ``last_good``.
+    """
+
+    def __init__(self, step: int | None, message: str) -> None:
         self.step = step
+        self.last_good: dict[str, Tensor] | None = None
+        self.good_steps: int | None = None
+        super().__init__(message)
+
+
+class NonFiniteLossError(NonFiniteError):
+    """A loss or a projected gradient is NaN or infinite; the update was not made.
+
+    Attributes:
+        outputs: which outputs of the step are not finite.
+        before_any_update: whether the program gave it with the adapter that the run started from.
+    """
+
+    def __init__(
+        self,
+        step: int | None,
+        loss: float,
+        projected_gradients: list[float],
+        *,
+        outputs: Sequence[str] = (),
+        bad_inputs: Sequence[str] = (),
+        before_any_update: bool = False,
+    ) -> None:
         self.loss = loss
         self.projected_gradients = projected_gradients
+        self.outputs = tuple(outputs)
+        self.before_any_update = before_any_update
         where = "The step" if step is None else f"Step {step}"
-        super().__init__(
-            f"{where} gave a loss of {loss} and projected gradients {projected_gradients}, which are not all finite. "
-            "The adapter is that of the last good step. Try a smaller learning rate or epsilon, and check the batch."
+        shown = f"{_some(projected_gradients)}, which are not all finite"
+        found = f"{where} gave a loss of {loss} and projected gradients {shown}"
+        super().__init__(step, f"{found}. {self._remedy(bad_inputs)}")
+
+    def _remedy(self, bad_inputs: Sequence[str]) -> str:
+        if bad_inputs:
+            return f"Batch input {_some(bad_inputs)} holds NaN or infinity: correct the data."
+        if not self.before_any_update:
+            return "Try a smaller learning rate or epsilon, and check the batch."
+        if set(self.outputs) == {"projected_gradients"}:
+            return "The losses are finite, and nothing was updated yet: try a larger epsilon."
+        return (
+            f"Nothing was updated yet: the program gives this with the adapter that the run starts from, in "
+            f"{_some(self.outputs)}. Check the batch and that adapter, or lower the model for another target or "
+            "precision: `portable` computes in float32 as the model does."
         )
+
+
+class NonFiniteAdapterError(NonFiniteError):
+    """An update gives an adapter with NaN or infinity; it was not made.
+
+    Attributes:
+        tensor: FQN of the first tensor that is not finite.
+        count: how many of its values are not.
+    """
+
+    def __init__(self, step: int | None, tensor: str, count: int, size: int) -> None:
+        self.tensor = tensor
+        self.count = count
+        where = "The update" if step is None else f"The update of step {step}"
+        super().__init__(
+            step,
+            f"{where} gives an adapter that is not finite: {count} of {size} values of `{tensor}` are NaN or infinite. "
+            "The adapter before it is kept. Try a smaller learning rate; in a replay, ask for fewer steps.",
+        )
+
+
+def _some(values: Sequence[object], most: int = 8) -> str:
+    shown = ", ".join(f"`{value}`" if isinstance(value, str) else str(value) for value in values[:most])
+    shown = shown + (f" and {len(values) - most} more" if len(values) > most else "")
+    return shown if values and isinstance(values[0], str) else f"[{shown}]"

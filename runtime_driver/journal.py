@@ -2,25 +2,36 @@
 
 Durability: a record is written with one ``write`` call and, by default, followed by ``fsync``, before the session takes
 the new adapter. Whatever kills the process, the file is a sequence of whole lines plus at most one torn line at its
-end, which the next writer cuts off. Any other damage is an error with its line number.
+end, which the next writer cuts off. Any other damage is an error with its line number, and so is a line of another
+journal: each line's checksum goes on from the one before. Journals of version 1 have a checksum for each line alone.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-from runtime_driver.errors import HyperparameterError, JournalCorruptError, JournalError, JournalLockedError
+from mobizo_manifest.files import open_regular, read_regular
+from runtime_driver.errors import (
+    HyperparameterError,
+    JournalCorruptError,
+    JournalError,
+    JournalLockedError,
+    UnprovenWarning,
+)
 from runtime_driver.records import (
     JOURNAL_FORMAT,
+    JOURNAL_VERSION,
     Header,
     Record,
     RecordError,
+    checksum,
     decode_header,
     decode_record,
     encode_header,
@@ -36,11 +47,23 @@ _HEADER_START = f'{{"format":"{JOURNAL_FORMAT}"'.encode()
 
 @dataclass(frozen=True)
 class JournalContents:
-    """What a journal holds: its header, its whole records, and the offset at which they end."""
+    """What a journal holds.
+
+    Attributes:
+        header: what the run is.
+        records: its whole records.
+        size: the offset at which they end.
+        version: the journal's format.
+        checksums: of each record's line; chained, unless the version is 1.
+    """
 
     header: Header
     records: tuple[Record, ...]
     size: int
+    version: int
+    checksums: tuple[int, ...]
+    #: The checksum from which the next line goes on.
+    end: int
 
 
 def read_journal(path: str | Path) -> JournalContents:
@@ -52,13 +75,24 @@ def read_journal(path: str | Path) -> JournalContents:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise JournalError(f"{path}: cannot read the journal ({error.strerror}). Check the path.") from error
     contents = parse_journal(path, data)
     if contents is None:
         raise JournalCorruptError(path, 1, "the journal is empty")
+    _say_what_is_unproven(path, contents)
     return contents
+
+
+def _say_what_is_unproven(path: Path, contents: JournalContents) -> None:
+    if contents.version == 1:
+        warnings.warn(
+            f"{path}: a journal of format 1, whose lines are not chained: a line of another run with the same seed "
+            "would not be noticed.",
+            UnprovenWarning,
+            stacklevel=4,
+        )
 
 
 def parse_journal(path: Path, data: bytes) -> JournalContents | None:
@@ -69,17 +103,21 @@ def parse_journal(path: Path, data: bytes) -> JournalContents | None:
         if _HEADER_START.startswith(data[: len(_HEADER_START)]):
             return None
         raise JournalCorruptError(path, 1, f"expected the header of a {JOURNAL_FORMAT}")
-    first, *lines = data[:end].splitlines()
-    header = _numbered(path, 1, lambda: decode_header(first))
+    first, *lines = data[: end - 1].split(b"\n")
+    header, version = _numbered(path, 1, lambda: decode_header(first))
+    before = 0 if version == 1 else checksum(first)
     records: list[Record] = []
+    checksums: list[int] = []
     for number, line in enumerate(lines, start=2):
-        record = _numbered(path, number, lambda line=line: decode_record(line, header.queries))
+        record = _numbered(path, number, lambda line=line, before=before: decode_record(line, header.queries, before))
         if record.step != len(records):
             raise JournalCorruptError(path, number, f"expected step {len(records)}, found step {record.step}")
         if record.seed != step_seed(header.seed, record.step):
             raise JournalCorruptError(path, number, f"seed {record.seed} is not that of step {record.step}")
         records.append(record)
-    return JournalContents(header, tuple(records), end)
+        checksums.append(checksum(line))
+        before = 0 if version == 1 else checksums[-1]
+    return JournalContents(header, tuple(records), end, version, tuple(checksums), before)
 
 
 def _numbered(path: Path, number: int, parse: Callable[[], T]) -> T:
@@ -108,19 +146,24 @@ class JournalWriter:
             raise HyperparameterError("fsync", '"step", "none" or a number of steps', fsync)
         self.path = Path(path)
         self._every = 1 if fsync == "step" else 0 if fsync == "none" else int(fsync)
-        self._created = not self.path.exists()
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd, self._created = _open(self.path)
         except OSError as error:
             raise JournalError(f"{self.path}: cannot open the journal ({error.strerror}). Check the path.") from error
         try:
             self._take_lock()
-            self.contents = parse_journal(self.path, self.path.read_bytes())
+            self.contents = parse_journal(self.path, _read(self._fd))
             self._size = 0 if self.contents is None else self.contents.size
+            # A new journal is of the version that is written now; one that goes on stays what it is.
+            self._chained = self.contents is None or self.contents.version > 1
+            #: The checksum of the last line, from which the next one goes on.
+            self.end = 0 if self.contents is None else self.contents.end
             os.ftruncate(self._fd, self._size)
         except BaseException:
             os.close(self._fd)
             raise
+        if self.contents is not None:
+            _say_what_is_unproven(self.path, self.contents)
         self._unsynced = 0
 
     def begin(self, header: Header) -> None:
@@ -129,7 +172,7 @@ class JournalWriter:
         Raises:
             JournalError: the disk is full or fails.
         """
-        self._write(encode_header(header), sync=self._every > 0)
+        self._write(encode_header(header, JOURNAL_VERSION), sync=self._every > 0)
         if self._every:
             directory = os.open(self.path.parent, os.O_RDONLY)
             try:
@@ -145,7 +188,7 @@ class JournalWriter:
         """
         self._unsynced += 1
         sync = 0 < self._every <= self._unsynced
-        self._write(encode_record(record), sync=sync)
+        self._write(encode_record(record, self.end if self._chained else 0), sync=sync)
         if sync:
             self._unsynced = 0
 
@@ -187,3 +230,23 @@ class JournalWriter:
             os.ftruncate(self._fd, self._size)
             raise JournalError(f"{self.path}: the disk is full. Free some space and run again to resume.")
         self._size += len(line)
+        self.end = checksum(line)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The journal's descriptor, and whether it was created."""
+    try:
+        return open_regular(path, os.O_RDWR), False
+    except FileNotFoundError:
+        return open_regular(path, os.O_RDWR | os.O_CREAT), True
+
+
+def _read(descriptor: int) -> bytes:
+    """All that stands in the file that is locked, whatever stands under its name by now."""
+    data, size = b"", os.fstat(descriptor).st_size
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), len(data))
+        if not more:
+            break
+        data += more
+    return data

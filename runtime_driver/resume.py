@@ -12,8 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobizo_manifest.temporary import remove_leftovers
 from runtime_driver.adapter_io import adapter_sha256, checked_adapter, read_tensors, write_tensors
-from runtime_driver.errors import AdapterError, JournalError, JournalMismatchError
+from runtime_driver.errors import AdapterError, JournalError, JournalMismatchError, SnapshotWarning
 from runtime_driver.records import Header, Record
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def initial_path(journal: Path) -> Path:
 def snapshot_path(journal: Path) -> Path:
     """Where a journal's latest snapshot is kept."""
     return journal.with_name(f"{journal.name}.snapshot.safetensors")
+
+
+def remove_leftovers_beside(journal: Path) -> None:
+    """Remove what killed processes left of their writes beside the journal; the caller holds its lock."""
+    for path in (initial_path(journal), snapshot_path(journal)):
+        remove_leftovers(path)
 
 
 def check_program(path: Path, header: Header, manifest: Manifest) -> None:
@@ -79,18 +86,26 @@ def initial_adapter(path: Path, header: Header, manifest: Manifest, candidates: 
     """The adapter at step 0: the candidate with the header's hash, else the file beside the journal.
 
     Raises:
-        JournalMismatchError: none of them has the header's hash.
-        AdapterError: the file beside the journal is damaged.
+        AdapterError: no candidate has the hash, and the file beside the journal is missing, damaged or of another run.
     """
-    stored = initial_path(path)
-    if stored.exists():
-        candidates = [*candidates, checked_adapter(manifest.trainable_adapter, read_tensors(stored)[0])]
     for candidate in candidates:
         if adapter_sha256(candidate) == header.initial_adapter:
             return candidate
-    raise JournalMismatchError(
-        path, "initial_adapter", header.initial_adapter, [adapter_sha256(candidate) for candidate in candidates]
-    )
+    stored = initial_path(path)
+    if not stored.exists():
+        raise AdapterError(
+            f"{path}: the run started from an adapter with the SHA-256 {header.initial_adapter}, which is neither the "
+            f"program's nor the session's, and {stored} is missing. Restore that file, or load the adapter first "
+            "(session.load_adapter, --adapter)."
+        )
+    found = checked_adapter(manifest.trainable_adapter, read_tensors(stored)[0])
+    if adapter_sha256(found) != header.initial_adapter:
+        raise AdapterError(
+            f"{stored}: damaged, or of another run: expected an adapter with the SHA-256 {header.initial_adapter}, "
+            f"found {adapter_sha256(found)}. Restore the file from a copy, or load the adapter that the run started "
+            "from first (session.load_adapter, --adapter)."
+        )
+    return found
 
 
 def replay(
@@ -118,9 +133,13 @@ def replay(
     return adapter
 
 
-def write_snapshot(path: Path, header: Header, record: Record, adapter: Adapter) -> None:
-    """Keep the adapter after ``record``'s step beside the journal. Raises :class:`AdapterError`."""
-    write_tensors(snapshot_path(path), adapter, _snapshot_key(header, record))
+def write_snapshot(path: Path, header: Header, record: Record, end: int, adapter: Adapter) -> None:
+    """Keep the adapter after ``record``'s step beside the journal; ``end``: the checksum of the record's line.
+
+    Raises:
+        AdapterError: the file system refuses.
+    """
+    write_tensors(snapshot_path(path), adapter, _snapshot_key(header, record, end, adapter_sha256(adapter)))
 
 
 def write_initial(path: Path, adapter: Adapter) -> None:
@@ -128,12 +147,22 @@ def write_initial(path: Path, adapter: Adapter) -> None:
     write_tensors(initial_path(path), adapter, {"sha256": adapter_sha256(adapter)})
 
 
-def _snapshot_key(header: Header, record: Record) -> dict[str, str]:
-    return {"initial_adapter": header.initial_adapter, "program_id": header.program_id, "record": repr(record)}
+def _snapshot_key(header: Header, record: Record, end: int, sha256: str) -> dict[str, str]:
+    """What ties a snapshot to one line of one journal, and to its own bytes."""
+    return {
+        "initial_adapter": header.initial_adapter,
+        "program_id": header.program_id,
+        "record": repr(record),
+        "checksum": f"{end:08x}",
+        "sha256": sha256,
+    }
 
 
 def _read_snapshot(path: Path, contents: JournalContents, manifest: Manifest) -> tuple[Adapter, int] | None:
-    """The snapshot and the number of steps in it, if it belongs to this very journal; replay works without one."""
+    """The snapshot and the number of steps in it, if it is undamaged and belongs to this very journal.
+
+    The journal alone is enough, a snapshot only saves time: what cannot be proved is not used.
+    """
     stored = snapshot_path(path)
     if not stored.exists():
         return None
@@ -141,10 +170,21 @@ def _read_snapshot(path: Path, contents: JournalContents, manifest: Manifest) ->
         tensors, metadata = read_tensors(stored)
         adapter = checked_adapter(manifest.trainable_adapter, tensors)
     except AdapterError as error:
-        # The journal alone is enough; the snapshot only saves time.
-        warnings.warn(f"Snapshot ignored, replaying from step 0. {error}", stacklevel=2)
+        _ignore_snapshot(str(error))
         return None
-    for record in reversed(contents.records):
-        if metadata == _snapshot_key(contents.header, record):
+    if "sha256" not in metadata:
+        _ignore_snapshot(f"{stored}: written by an earlier release, without a hash of its tensors.")
+        return None
+    sha256 = adapter_sha256(adapter)
+    if metadata["sha256"] != sha256:
+        _ignore_snapshot(f"{stored}: damaged: its tensors are not those that it has the hash of.")
+        return None
+    for record, end in zip(reversed(contents.records), reversed(contents.checksums), strict=True):
+        if metadata == _snapshot_key(contents.header, record, end, sha256):
             return adapter, record.step + 1
+    _ignore_snapshot(f"{stored}: damaged, or of another run: it belongs to no line of this journal.")
     return None
+
+
+def _ignore_snapshot(reason: str) -> None:
+    warnings.warn(f"Snapshot ignored, replaying from the first step. {reason}", SnapshotWarning, stacklevel=5)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_driver import adapter_io, resume
+from runtime_driver import adapter_io, adapter_out, finite, resume
 from runtime_driver.batches import BatchBinder
-from runtime_driver.errors import HyperparameterError, InternalStateError, MissingMethodError, NonFiniteLossError
+from runtime_driver.errors import HyperparameterError, InternalStateError, MissingMethodError
 from runtime_driver.evaluation import evaluate
 from runtime_driver.journal import FsyncPolicy, read_journal
 from runtime_driver.program import LoadedProgram
@@ -96,9 +96,19 @@ class Session:
 
         Raises:
             AdapterError: the path is a file, or the file system refuses.
+            NonFiniteAdapterError: the adapter holds NaN or infinity.
         """
+        finite.check_adapter(self._adapter)
         adapter_io.save_adapter(Path(directory), self.manifest, {**self._adapter, **self._frozen})
         return Path(directory)
+
+    def check_writable(self, directory: str | Path) -> None:
+        """Check that :meth:`save_adapter` could write there now; leaves nothing behind.
+
+        Raises:
+            AdapterError: the path is a file, or the file system refuses.
+        """
+        adapter_out.check_writable(Path(directory), {**self._adapter, **self._frozen})
 
     def load_adapter(self, directory: str | Path) -> None:
         """Take the adapter from a PEFT directory.
@@ -152,7 +162,8 @@ class Session:
             WeightsFileError: before anything is written.
             HyperparameterError, BatchError, LabelError, DataExhaustedError: before the step in question runs.
             JournalMismatchError, JournalCorruptError, JournalLockedError, JournalError: the journal cannot be used.
-            NonFiniteLossError: NaN or infinity; journal and adapter stay at the last good step.
+            NonFiniteLossError, NonFiniteAdapterError: NaN or infinity; journal and adapter stay at the last completed
+                step, and the error has the last adapter with a finite loss. A resumed run stops at the same step again.
             InternalStateError: the program holds its adapter inside, and it is not the one that the run would go on
                 from: a resumed journal's, or a loaded one.
         """
@@ -182,7 +193,7 @@ class Session:
             seed: ``0 <= seed < 2**31``.
 
         Raises:
-            HyperparameterError, BatchError, LabelError, NonFiniteLossError.
+            HyperparameterError, BatchError, LabelError, NonFiniteLossError, NonFiniteAdapterError.
             InternalStateError: the program holds another adapter inside than the session's.
         """
         inputs, _ = self.binder.bind("step", batch)
@@ -197,6 +208,7 @@ class Session:
 
         Raises:
             HyperparameterError: out of range, or not one projected gradient per query.
+            NonFiniteAdapterError: the update overflows; the session's adapter stays.
         """
         values = [float(value) for value in projected_gradients]
         queries = self.manifest.estimator.queries
@@ -212,7 +224,13 @@ class Session:
 
         Raises:
             JournalError, JournalCorruptError: unreadable, damaged, or shorter than ``steps``.
-            JournalMismatchError: of another program or initial adapter.
+            JournalMismatchError: of another program.
+            AdapterError: the adapter that the run started from is not to be had.
+            NonFiniteAdapterError: a step's update overflows (earlier releases recorded such steps).
+
+        Warns:
+            SnapshotWarning: the snapshot beside the journal cannot be used.
+            UnprovenWarning: the journal is of format 1.
         """
         path = Path(journal)
         contents = read_journal(path)
@@ -304,7 +322,7 @@ class Session:
         """Run ``step`` on bound inputs; the session's adapter stays.
 
         Raises:
-            NonFiniteLossError, InternalStateError.
+            NonFiniteLossError, NonFiniteAdapterError, InternalStateError.
         """
         self.check_state()
         self._inside = None
@@ -312,22 +330,27 @@ class Session:
         loss = float(out["loss"][0])
         gradients = tuple(float(value) for value in out["projected_gradients"][0].tolist())
         losses = tuple(float(value) for tensor in out.get("losses", ()) for value in tensor.tolist())
-        if not all(math.isfinite(value) for value in (loss, *gradients, *losses)):
-            raise NonFiniteLossError(number, loss, list(gradients))
+        first = number == 0 or _equal(self._adapter, self._initial)
+        finite.check_step(number, loss, losses, gradients, inputs, before_any_update=first)
         if self.manifest.adapter_state == "external":
             adapter = self._named(out["adapter"])
+            finite.check_adapter(adapter, number)
         else:
             # The same update on the same bits as inside the step.
-            adapter = self._inside = self._apply(self._adapter, seed, lr, list(gradients))
+            adapter = self._inside = self._apply(self._adapter, seed, lr, list(gradients), number)
         return StepOutput(loss, losses, gradients, adapter)
 
     def apply_record(self, adapter: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
-        """The adapter after a journal record's step."""
-        return self._apply(adapter, record.seed, record.lr, list(record.projected_gradients))
+        """The adapter after a journal record's step. Raises :class:`NonFiniteAdapterError`."""
+        return self._apply(adapter, record.seed, record.lr, list(record.projected_gradients), record.step)
 
-    def _apply(self, adapter: dict[str, Tensor], seed: int, lr: float, gradients: list[float]) -> dict[str, Tensor]:
+    def _apply(
+        self, adapter: dict[str, Tensor], seed: int, lr: float, gradients: list[float], number: int | None = None
+    ) -> dict[str, Tensor]:
         out = self._run("apply", adapter, {}, {"seed": seed, "lr": lr, "projected_gradients": gradients})
-        return self._named(out["adapter"])
+        result = self._named(out["adapter"])
+        finite.check_adapter(result, number)
+        return result
 
     def _loss(self, inputs: Mapping[str, Tensor]) -> float:
         return float(self._run("loss", self._adapter, inputs)["loss"][0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runtime_driver import resume
 from runtime_driver.adapter_io import adapter_sha256
 from runtime_driver.batches import BatchReader
-from runtime_driver.errors import HyperparameterError, JournalMismatchError
+from runtime_driver.errors import HyperparameterError, JournalMismatchError, NonFiniteError, NonFiniteLossError
 from runtime_driver.interrupt import DeferredInterrupt
 from runtime_driver.journal import FsyncPolicy, JournalWriter
 from runtime_driver.memory import peak_rss_bytes
@@ -22,6 +22,8 @@ from runtime_driver.schedule import Schedule, checked, describe
 from runtime_driver.seeds import step_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
     from runtime_driver.session import Session
@@ -72,6 +74,9 @@ class TrainingRun:
         self._options = options
         self._callbacks = callbacks
         self._losses: list[float] = []
+        # The adapter before the last update; a resumed run can ask its journal for it.
+        self._before: dict[str, Tensor] | None = None
+        self._replayed: Callable[[int], dict[str, Tensor]] | None = None
         self._evaluations: list[EvaluationRecord] = []
 
     def run(self) -> FitResult:
@@ -81,6 +86,7 @@ class TrainingRun:
         if path is None:
             return self._run(None, 0, started)
         with JournalWriter(path, self._options.fsync) as journal:
+            resume.remove_leftovers_beside(path)
             first = 0 if journal.contents is None else self._resume(path, journal)
             return self._run(journal, first, started)
 
@@ -123,18 +129,33 @@ class TrainingRun:
         options, session = self._options, self._session
         seed, lr, eps = step_seed(options.seed, step), options.lr_at(step), options.eps_at(step)
         begun = time.monotonic()
-        output = session.run_step(inputs, seed, lr, eps, step)
+        try:
+            output = session.run_step(inputs, seed, lr, eps, step)
+        except NonFiniteError as error:
+            self._name_last_good(step, error)
+            raise
         seconds = time.monotonic() - begun
         record = Record(step, seed, lr, eps, output.projected_gradients, output.loss)
         if journal is not None:
             journal.append(record)
         # Only now: an adapter that is not in the journal must not be the session's.
+        self._before = session.adapter
         session.adopt(output.adapter)
         self._losses.append(output.loss)
         every = options.snapshot_every
         if journal is not None and every is not None and (step + 1) % every == 0:
-            resume.write_snapshot(journal.path, header, record, output.adapter)
+            resume.write_snapshot(journal.path, header, record, journal.end, output.adapter)
         return StepRecord(step, seed, lr, eps, output.loss, output.projected_gradients, seconds)
+
+    def _name_last_good(self, step: int, error: NonFiniteError) -> None:
+        """Give the error the last adapter with a finite loss."""
+        if not isinstance(error, NonFiniteLossError):
+            # The step's own loss was finite, only its update was not.
+            error.last_good, error.good_steps = self._session.adapter, step
+        elif step > 0:
+            if self._before is None and self._replayed is not None:
+                self._before = self._replayed(step - 1)
+            error.last_good, error.good_steps = self._before, step - 1
 
     def _header(self) -> Header:
         options, manifest = self._options, self._session.manifest
@@ -168,7 +189,12 @@ class TrainingRun:
         resume.check_same_run(path, contents, wanted, options.lr_at, options.eps_at)
         if len(contents.records) > options.steps:
             raise JournalMismatchError(path, "steps", len(contents.records), options.steps)
-        final = resume.replay(path, contents, session.manifest, initial, session.apply_record)
+
+        def replayed(steps: int) -> dict[str, Tensor]:
+            return resume.replay(path, contents, session.manifest, initial, session.apply_record, steps)
+
+        final = replayed(len(contents.records))
+        self._replayed = replayed
         # A session may stand at the run's start or at its end, not at an unrelated adapter that would be lost.
         here = adapter_sha256(current)
         if here not in (contents.header.initial_adapter, adapter_sha256(final), adapter_sha256(own)):

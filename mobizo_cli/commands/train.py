@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mobizo_cli import options as opt
+
+if TYPE_CHECKING:
+    from runtime_driver import NonFiniteError, Session
 
 
 def train(
@@ -31,33 +34,35 @@ def train(
     """Train the adapter of a program. Ctrl-C ends after the running step; with --journal, run again to go on."""
     from mobizo_cli.console import facts, out
     from mobizo_cli.data import ExampleBatches
-    from mobizo_cli.errors import OptionError
+    from mobizo_cli.errors import OptionError, TrainingStopped
     from mobizo_cli.use import open_task
 
     if eval_every is not None and eval_data is None:
         raise OptionError("--eval-every needs --eval-data.")
-    if adapter_out.exists() and not adapter_out.is_dir():
-        raise OptionError(f"--adapter-out {adapter_out}: is a file. Give the name of a directory.")
     use = open_task(program, weights_file, verify=verify)
     session = use.session
+    session.check_writable(adapter_out)
     if adapter is not None:
         session.load_adapter(adapter)
     batches = ExampleBatches(use.examples(data), use.encoder, session.manifest.batch.size, seed)
     held_out = None if eval_data is None else use.eval_batches(use.examples(eval_data))
 
-    from runtime_driver import Constant, LinearDecay
+    from runtime_driver import Constant, LinearDecay, NonFiniteError
 
-    result = session.fit(
-        batches,
-        steps,
-        lr=Constant(lr) if schedule == "constant" else LinearDecay(lr, steps),
-        eps=eps,
-        seed=seed,
-        journal=journal,
-        eval_batches=held_out,
-        eval_every=eval_every,
-        label_ids=use.in_run_label_ids,
-    )
+    try:
+        result = session.fit(
+            batches,
+            steps,
+            lr=Constant(lr) if schedule == "constant" else LinearDecay(lr, steps),
+            eps=eps,
+            seed=seed,
+            journal=journal,
+            eval_batches=held_out,
+            eval_every=eval_every,
+            label_ids=use.in_run_label_ids,
+        )
+    except NonFiniteError as error:
+        raise TrainingStopped(error, _keep_last_good(session, error, adapter_out, journal)) from error
     session.save_adapter(adapter_out)
     rows: list[tuple[str, object]] = [("steps", f"{result.steps} ({result.first_step} from the journal)")]
     if result.losses:
@@ -75,3 +80,16 @@ def train(
         again = "" if journal is None else "; run the same command again to go on"
         out.print(f"interrupted after step {result.steps} of {steps}{again}", markup=False)
         raise typer.Exit(130)
+
+
+def _keep_last_good(session: Session, error: NonFiniteError, adapter_out: Path, journal: Path | None) -> str:
+    """Write the last adapter with a finite loss; what became of it, for the user."""
+    if error.last_good is None:
+        return "No adapter was written: none had a finite loss."
+    session.adapter = error.last_good
+    session.save_adapter(adapter_out)
+    again = "" if journal is None else f", and a new journal: {journal} would stop at the same step again"
+    return (
+        f"The last adapter with a finite loss, that after {error.good_steps} steps, is in {adapter_out}; "
+        f"to go on from it, use --adapter {adapter_out}{again}."
+    )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import runtime_driver
 from runtime_driver import Session
 from runtime_driver.journal import JournalWriter, parse_journal
-from runtime_driver.records import Record, decode_record, encode, encode_record
+from runtime_driver.records import Record, checksum, decode_record, encode, encode_record
 from tests.driver import tiny
 
 RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2, "seed": 7}
@@ -100,20 +100,33 @@ def test_somebody_elses_file_is_never_touched(built_pte: Path, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda line: line.replace(b'"step":2', b'"step":3'), "line 4: the line does not match its checksum"),
-        (lambda line: b"", "line 4: not JSON"),
-        (lambda line: b"[]", "line 4: expected a JSON object"),
-        (lambda line: line[:40], "line 4: not JSON"),
-        (lambda line: _edited(line, step=3), "line 4: expected step 2, found step 3"),
-        (lambda line: _edited(line, seed=1), "line 4: seed 1 is not that of step 2"),
-        (lambda line: _edited(line, projected_gradients=[0.5]), "line 4: expected 2 projected gradients"),
-        (lambda line: _edited(line, lr=0.1), "line 4: expected a float32, found 0.1"),
-        (lambda line: _edited(line, more=1), "line 4: expected the fields"),
+        (lambda line, before: line.replace(b'"step":2', b'"step":3'), "line 4: the line does not match its checksum"),
+        (lambda line, before: b"", "line 4: not JSON"),
+        (lambda line, before: b"[]", "line 4: expected a JSON object"),
+        (lambda line, before: line[:40], "line 4: not JSON"),
+        (lambda line, before: _edited(line, before, step=3), "line 4: expected step 2, found step 3"),
+        (lambda line, before: _edited(line, before, seed=1), "line 4: seed 1 is not that of step 2"),
+        (
+            lambda line, before: _edited(line, before, projected_gradients=[0.5]),
+            "line 4: expected 2 projected gradients",
+        ),
+        (lambda line, before: _edited(line, before, lr=0.1), "line 4: expected a float32, found 0.1"),
+        (lambda line, before: _edited(line, before, more=1), "line 4: expected the fields"),
+        (lambda line, before: _edited(line, before, step=True), "line 4: expected a non-negative integer in `step`"),
+        (lambda line, before: _edited(line, before, loss=True), "line 4: expected a float32, found True"),
+        (lambda line, before: _edited(line, before, loss=10**400), "line 4: expected a float32, found 1000"),
+        (lambda line, before: _edited(line, before, loss="1"), "line 4: expected a float32, found '1'"),
+        (lambda line, before: _edited(line, 0), "line 4: .* of another journal"),
+        (lambda line, before: line.replace(b'"step":2', b'"step":2,"step":2'), "line 4: not JSON: .* given twice"),
+        (lambda line, before: b"[" * 100_000, "line 4: not JSON: nested deeper than"),
+        (lambda line, before: b'{"step":"\\ud800"}', "line 4: not JSON: a lone surrogate"),
+        (lambda line, before: line[:-1] + b"\xff}", "line 4: not JSON: not UTF-8"),
+        (lambda line, before: line + b"\r", "line 4: the line does not match"),
     ],
 )
 def test_damage_in_the_middle_names_its_line(built_pte: Path, journal: Path, change, message: str):
     lines = journal.read_bytes().splitlines()
-    lines[3] = change(lines[3])
+    lines[3] = change(lines[3], checksum(lines[2]))
     damaged = b"\n".join(lines) + b"\n"
     journal.write_bytes(damaged)
     for use in (
@@ -126,19 +139,27 @@ def test_damage_in_the_middle_names_its_line(built_pte: Path, journal: Path, cha
     assert journal.read_bytes() == damaged
 
 
-def _edited(line: bytes, **changes) -> bytes:
+def _edited(line: bytes, before: int, **changes) -> bytes:
     """The line with other values and a checksum that fits them."""
     fields = json.loads(line)
     del fields["crc"]
-    return encode({**fields, **changes}).rstrip(b"\n")
+    return encode({**fields, **changes}, before).rstrip(b"\n")
+
+
+def _with_header(journal: Path, **changes) -> None:
+    """The journal with another header, and checksums that fit it."""
+    first, *rest = journal.read_bytes().splitlines()
+    lines = [_edited(first, 0, **changes)]
+    for line in rest:
+        lines.append(_edited(line, checksum(lines[-1])))
+    journal.write_bytes(b"\n".join(lines) + b"\n")
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("program_id", "other"), ("noise", "rademacher/1"), ("noise", "gaussian/2")]
 )
 def test_a_journal_of_another_program_is_refused(built_pte: Path, journal: Path, field: str, value: str):
-    first, *rest = journal.read_bytes().splitlines()
-    journal.write_bytes(b"\n".join([_edited(first, **{field: value}), *rest]) + b"\n")
+    _with_header(journal, **{field: value})
     for use in (
         lambda: Session(built_pte).replay(journal),
         lambda: Session(built_pte).fit(tiny.make_batches(3), 6, **RUN, journal=journal),
@@ -149,10 +170,83 @@ def test_a_journal_of_another_program_is_refused(built_pte: Path, journal: Path,
 
 
 def test_a_later_journal_version_is_refused(built_pte: Path, journal: Path):
-    first, *rest = journal.read_bytes().splitlines()
-    journal.write_bytes(b"\n".join([_edited(first, version=2), *rest]) + b"\n")
-    with pytest.raises(runtime_driver.JournalCorruptError, match="expected journal version 1, found 2"):
+    _with_header(journal, version=3)
+    with pytest.raises(runtime_driver.JournalCorruptError, match="expected journal version 1 or 2, found 3"):
         Session(built_pte).replay(journal)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", True),
+        ("queries", True),
+        ("queries", "2"),
+        ("seed", 7.0),
+        ("seed", 1 << 63),
+        ("steps", True),
+        ("program_id", 1),
+        ("data", False),
+        ("lr", None),
+    ],
+)
+def test_a_header_of_other_types_is_refused(built_pte: Path, journal: Path, field: str, value: object):
+    _with_header(journal, **{field: value})
+    with pytest.raises(runtime_driver.JournalCorruptError, match="line 1: expected"):
+        Session(built_pte).replay(journal)
+
+
+def test_a_line_of_another_run_with_the_same_seed_is_refused(built_pte: Path, journal: Path, tmp_path: Path):
+    other = tmp_path / "other.jsonl"
+    Session(built_pte).fit(tiny.make_batches(3, seed=1), 6, **RUN, journal=other, snapshot_every=None)
+    ours, theirs = (path.read_bytes().splitlines(keepends=True) for path in (journal, other))
+    for place in range(1, 7):
+        for mixed in (
+            [*ours[:place], theirs[place], *ours[place + 1 :]],
+            [*ours[:place], *theirs[place:]],
+            [*theirs[:place], *ours[place:]],
+        ):
+            if mixed in (ours, theirs):
+                continue  # the headers are the same: this is one of the two journals, whole
+            journal.write_bytes(b"".join(mixed))
+            with pytest.raises(runtime_driver.JournalCorruptError, match="of another journal"):
+                Session(built_pte).replay(journal)
+
+
+def test_a_journal_of_version_1_goes_on_as_one(built_pte: Path, journal: Path, tmp_path: Path):
+    """Each line on its own, as version 0.1 wrote it; what that cannot prove is said once."""
+    whole = Session(built_pte)
+    whole.fit(tiny.make_batches(3), 9, **RUN)
+    first, *rest = journal.read_bytes().splitlines()
+    lines = [_edited(first, 0, version=1), *(_edited(line, 0) for line in rest)]
+    journal.write_bytes(b"\n".join(lines) + b"\n")
+    for steps in (8, 9):
+        session = Session(built_pte)
+        with pytest.warns(runtime_driver.UnprovenWarning, match="journal of format 1") as told:
+            session.fit(tiny.make_batches(3), steps, **RUN, journal=journal)
+        assert len(told) == 1
+    assert torch.equal(session.adapter[tiny.FQN_B], whole.adapter[tiny.FQN_B])
+    first, *rest = journal.read_bytes().splitlines()
+    assert json.loads(first)["version"] == 1
+    assert rest == [_edited(line, 0) for line in rest]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory", "NUL", "surrogate"])
+def test_a_journal_that_is_no_file_is_not_waited_for(session: Session, tmp_path: Path, kind: str):
+    path = tmp_path / "run.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/full")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path = tmp_path / ("run\0.jsonl" if kind == "NUL" else "run\ud800.jsonl")
+    for use in (
+        lambda: session.fit(tiny.make_batches(3), 2, **RUN, journal=path),
+        lambda: session.replay(path),
+    ):
+        with pytest.raises(runtime_driver.JournalError, match="cannot"):
+            use()
 
 
 def test_two_writers_are_kept_apart(built_pte: Path, journal: Path):
