@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.driver import tiny
 from tests.driver.command import Cli, fails
 
 ROOT = Path(__file__).parents[2]
-RUN = {"lr": 0.5, "eps": 1e-2}
+RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2}
 
 
 @pytest.fixture
