@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+#: Metadata of an adapter file that we wrote; PEFT does not read it, and its own files have none.
+_HASH = "mobizo_sha256"
 
 
 def checked_adapter(specs: Sequence[AdapterTensor], adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +131,7 @@ def remove_adapter_leftovers(directory: Path) -> None:
 def _write_files(directory: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     if manifest.peft is not None:
         replace_file(directory / CONFIG_FILE, json.dumps(manifest.peft, indent=2).encode() + b"\n")
-    write_tensors(directory / WEIGHTS_FILE, tensors, {"format": "pt"})
+    write_tensors(directory / WEIGHTS_FILE, tensors, {"format": "pt", _HASH: adapter_sha256(tensors)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -162,7 +164,12 @@ def load_adapter(directory: Path, manifest: Manifest, frozen: Mapping[str, Tenso
     _require_name(directory)
     if not directory.is_dir():
         raise AdapterError(f"{directory}: no such directory. Give a PEFT adapter directory.")
-    found, _ = read_tensors(directory / WEIGHTS_FILE)
+    found, metadata = read_tensors(directory / WEIGHTS_FILE)
+    stated = metadata.get(_HASH)
+    if stated is not None and stated != adapter_sha256(found):
+        raise AdapterError(
+            f"{directory / WEIGHTS_FILE}: damaged: its tensors are not those that it has the hash of. Copy it again."
+        )
     by_key = {spec.peft_key: spec.fqn for spec in manifest.adapter}
     for key in found:
         if key not in by_key:

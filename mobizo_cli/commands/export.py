@@ -23,8 +23,7 @@ def export_adapter(
     from mobizo_cli.use import open_session
 
     session = open_session(program, verify=verify)
-    if journal is not None:
-        session.replay(journal)
+    steps = [] if journal is None else [("steps", session.replay(journal))]
     session.save_adapter(output)
     tensors = len(session.manifest.adapter)
-    facts([("tensors", tensors), ("adapter", output)])
+    facts([*steps, ("tensors", tensors), ("adapter", output)])
