@@ -75,6 +75,13 @@ Verify = Annotated[
         help="Check the hashes of the program and its weights file first; reads them once, a gigabyte a second.",
     ),
 ]
+BackendLibrary = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--backend-library",
+        help="A shared library with a backend for ExecuTorch's runtime, such as Vulkan's; may be given more than once.",
+    ),
+]
 AdapterIn = Annotated[Path | None, typer.Option("--adapter", help="Start from this PEFT directory.")]
 
 

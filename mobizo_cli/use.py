@@ -74,8 +74,22 @@ class Use:
         return right
 
 
-def open_session(path: Path, weights_file: Path | None = None, *, verify: bool = True) -> Session:
-    """Open a program; with ``verify``, its hash is checked first.
+def load_backends(libraries: Sequence[Path] | None) -> None:
+    """Load the libraries of ``--backend-library``. Raises :class:`runtime_driver.BackendLibraryError`."""
+    for library in libraries or ():
+        from runtime_driver import load_backend_library
+
+        load_backend_library(library)
+
+
+def open_session(
+    path: Path,
+    weights_file: Path | None = None,
+    *,
+    verify: bool = True,
+    backends: Sequence[Path] | None = None,
+) -> Session:
+    """Open a program; with ``verify``, its hash is checked first. ``backends``: libraries to load before.
 
     Raises:
         MissingPackageError: ExecuTorch is not installed.
@@ -84,18 +98,25 @@ def open_session(path: Path, weights_file: Path | None = None, *, verify: bool =
     try:
         from runtime_driver import Session
 
+        load_backends(backends)
         return Session(path, weights_file, verify=verify)
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "cli") from error
 
 
-def open_task(path: Path, weights_file: Path | None = None, *, verify: bool = True) -> Use:
+def open_task(
+    path: Path,
+    weights_file: Path | None = None,
+    *,
+    verify: bool = True,
+    backends: Sequence[Path] | None = None,
+) -> Use:
     """Open a program and its tokenizer.
 
     Raises:
         mobizo_cli.errors.ModelError: no text task in the manifest, or no tokenizer beside the file.
     """
-    session = open_session(path, weights_file, verify=verify)
+    session = open_session(path, weights_file, verify=verify, backends=backends)
     task = TextTask.of(session.manifest, path)
     tokenizer = load_tokenizer(path.parent / task.tokenizer)
     # The words' tokens are in the manifest; another tokenizer beside the file would silently train on other prompts.

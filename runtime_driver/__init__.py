@@ -7,10 +7,12 @@
 torch serves as a container of tensors only: no autograd, no torch model, no compiler.
 """
 
+from runtime_driver.backend_library import load_backend_library
 from runtime_driver.batches import Batch, Batches, BatchSource
 from runtime_driver.callbacks import Callback
 from runtime_driver.errors import (
     AdapterError,
+    BackendLibraryError,
     BatchError,
     DataExhaustedError,
     DriverError,
@@ -42,6 +44,7 @@ from runtime_driver.session import Session
 
 __all__ = [
     "AdapterError",
+    "BackendLibraryError",
     "Batch",
     "BatchError",
     "BatchSource",
@@ -77,6 +80,7 @@ __all__ = [
     "StepRecord",
     "UnprovenWarning",
     "WeightsFileError",
+    "load_backend_library",
     "peak_rss_bytes",
     "read_journal",
     "rss_bytes",

@@ -74,7 +74,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     from safetensors.torch import save
 
-    replace_file(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=dict(metadata)))
+    replace_file(path, _in_order(save({name: t.contiguous() for name, t in tensors.items()}, metadata=dict(metadata))))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted, which `save` writes in another order each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -42,6 +42,17 @@ class WeightsFileError(DriverError):
         super().__init__(f"{path}: {problem}. {remedy}")
 
 
+class BackendLibraryError(DriverError):
+    """A shared library with a delegate's backend that cannot be loaded."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: {problem}. Give a shared library with a backend, built for this machine and the installed "
+            "ExecuTorch."
+        )
+
+
 class SidecarMismatchError(DriverError):
     """The ``.json`` beside a .pte disagrees with the manifest inside it, or with the program's size or hash."""
 

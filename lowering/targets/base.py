@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -210,12 +209,12 @@ def registered_operators() -> frozenset[str] | None:
     return _registered("_get_operator_names")
 
 
-@cache
 def _registered(listing: str) -> frozenset[str] | None:
     try:
         from executorch.extension.pybindings import portable_lib
     except ImportError:
         return None
+    # Asked for each time: a library that is loaded later brings more.
     return frozenset(getattr(portable_lib, listing)())
 
 

@@ -18,12 +18,13 @@ def evaluate(
     ] = None,
     weights_file: opt.WeightsFile = None,
     verify: opt.Verify = True,
+    backend_library: opt.BackendLibrary = None,
 ) -> None:
     """Loss and accuracy of a program with an adapter."""
     from mobizo_cli.console import facts
     from mobizo_cli.use import open_task
 
-    use = open_task(program, weights_file, verify=verify)
+    use = open_task(program, weights_file, verify=verify, backends=backend_library)
     if adapter is not None:
         use.session.load_adapter(adapter)
     score = use.score(use.examples(data))

@@ -17,12 +17,13 @@ def export_adapter(
         Path | None, typer.Option(help="Export the adapter of this run. [default: the one in the .pte]")
     ] = None,
     verify: opt.Verify = True,
+    backend_library: opt.BackendLibrary = None,
 ) -> None:
     """Write the adapter of a program, or of a run of it, as a PEFT directory."""
     from mobizo_cli.console import facts
     from mobizo_cli.use import open_session
 
-    session = open_session(program, verify=verify)
+    session = open_session(program, verify=verify, backends=backend_library)
     steps = [] if journal is None else [("steps", session.replay(journal))]
     session.save_adapter(output)
     tensors = len(session.manifest.adapter)

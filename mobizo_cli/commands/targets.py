@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from mobizo_cli import options as opt
 from mobizo_cli.errors import MissingPackageError
 
 
-def targets() -> None:
+def targets(backend_library: opt.BackendLibrary = None) -> None:
     """List the targets and what each needs on this machine."""
     try:
         import lowering
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     from mobizo_cli.console import table
+    from mobizo_cli.use import load_backends
 
+    load_backends(backend_library)
     rows = [
         (
             name,

@@ -28,6 +28,7 @@ def train(
     adapter: opt.AdapterIn = None,
     weights_file: opt.WeightsFile = None,
     verify: opt.Verify = True,
+    backend_library: opt.BackendLibrary = None,
     eval_data: Annotated[Path | None, typer.Option(help="Evaluated at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Evaluate every so many steps too.")] = None,
 ) -> None:
@@ -39,7 +40,7 @@ def train(
 
     if eval_every is not None and eval_data is None:
         raise OptionError("--eval-every needs --eval-data.")
-    use = open_task(program, weights_file, verify=verify)
+    use = open_task(program, weights_file, verify=verify, backends=backend_library)
     session = use.session
     session.check_writable(adapter_out)
     if adapter is not None:
