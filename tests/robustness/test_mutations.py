@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 #: Of each kind of file.
 SHORT, LONG = 8, 250
 #: No command takes a hundredth of it; a file that is waited for forever does.
-SECONDS = 120
+SECONDS = 300
 
 
 @dataclass

@@ -113,11 +113,12 @@ def _fit(session, root: Path, journal: str, steps: int, snapshot_every: int | No
     session.fit(batches, steps, lr=Constant(0.05), eps=1e-2, journal=path, snapshot_every=snapshot_every)
 
 
-def run(root: Path, command: tuple[str, ...]) -> Ended:
-    """Run a command in this process; every file it changes is put back by the caller."""
+def run(root: Path, command: tuple[str, ...], *, fresh: bool = True) -> Ended:
+    """Run a command in this process, without an earlier one's output if ``fresh``."""
     from mobizo_cli.main import run as mobizo
 
-    shutil.rmtree(root / OUT, ignore_errors=True)
+    if fresh:
+        shutil.rmtree(root / OUT, ignore_errors=True)
     out, err = io.StringIO(), io.StringIO()
     code, fault = 0, None
     with (
@@ -137,8 +138,6 @@ def run(root: Path, command: tuple[str, ...]) -> Ended:
     lines = err.getvalue().splitlines()
     if code and not any(line.startswith("mobizo: error: ") for line in lines):
         fault = fault or f"exit code {code} without a line that says why"
-    if code and weights.exists():
-        fault = fault or "an adapter was written all the same"
     return Ended(
         code, _lasting(out.getvalue()) + err.getvalue(), weights.read_bytes() if weights.exists() else None, fault
     )
