@@ -24,6 +24,7 @@ from torch.export.graph_signature import (
 from torch.fx.graph import CodeGen
 
 from .errors import InputError
+from .infer import infer
 
 _STATE_KINDS = {
     "parameter": InputKind.PARAMETER,
@@ -141,9 +142,7 @@ class Ir:
 
     def refresh(self, node: fx.Node) -> None:
         """Infer a node's value again from the values of its arguments."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with self.fake:
-            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+        node.meta["val"] = infer(self.fake, node.target, node.args, node.kwargs)
 
     def substitute(self, old: fx.Node, new: fx.Node, *, keep: Iterable[fx.Node] = ()) -> None:
         """Let every user of `old`, except those in `keep` and `new` itself, use `new`."""
