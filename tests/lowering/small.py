@@ -106,6 +106,7 @@ class Program:
 
     def __init__(self, layers: int = 2) -> None:
         self.model = Model(layers)
+        self.exported: dict[str, ExportedProgram] = {}
         torch.manual_seed(1)
         self.adapter = {f"blocks.{i}.lora_b": torch.randn(WIDTH, RANK) * 0.1 for i in range(layers)}
         mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
@@ -132,6 +133,13 @@ class Program:
         return Method(self.model, method)(*self.inputs(method).values())
 
     def core(self, method: str, adapter: str = "external") -> ExportedProgram:
+        """One method, exported once: `lower` leaves what it is given as it was."""
+        if method not in self.exported:
+            self.exported[method] = self.export(method)
+        return self.exported[method]
+
+    def export(self, method: str) -> ExportedProgram:
+        """One method, exported anew."""
         with torch.no_grad():
             module = Method(self.model, method).eval()
             return torch.export.export(module, tuple(self.inputs(method).values())).run_decompositions({})

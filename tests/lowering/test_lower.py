@@ -226,7 +226,7 @@ def test_a_frozen_input_is_refused(program, monkeypatch):
 
     core = program.core("apply")
     spec = Manifest.model_validate({**program.manifest(), "target": "x", "program_id": "x"}).methods["apply"]
-    after = program.core("apply")
+    after = program.export("apply")
     placeholder = next(n for n in after.graph.nodes if n.name == after.graph_signature.user_inputs[0])
     other = next(n for n in after.graph.nodes if n.name == after.graph_signature.user_inputs[1])
     placeholder.replace_all_uses_with(other)
