@@ -4,8 +4,11 @@ VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
-# Test processes side by side; a file stays in one process, because its tests share what they compile.
+# Test processes side by side; a file stays in one process, because its tests share what they compile, unless its
+# tests are marked as several groups.
 WORKERS ?= 2
+# Where the long searches are.
+DEEP ?= tests/graphs tests/passes
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
@@ -13,11 +16,12 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 DEMO_READY := $(VENV)/.mobizo-demo-ready
 TEST_READY := $(VENV)/.mobizo-test-ready
 
-.PHONY: demo test lint format bench install clean help
+.PHONY: demo test test-deep lint format bench install clean help
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M inside a .pte, on Rotten Tomatoes sentences (up to 20 minutes)"
 	@echo "make test    run every test"
+	@echo "make test-deep  search for counter-examples with thousands of random models (a night)"
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   time one training step, side by side with its alternatives"
@@ -27,7 +31,12 @@ demo: $(DEMO_READY)
 	$(BIN)/python examples/01_train_sentiment.py $(DEMO_ARGS)
 
 test: $(TEST_READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+
+# For a night, and not run by CI: thousands of new random models, and of examples of every other property.
+test-deep: $(TEST_READY)
+	HYPOTHESIS_PROFILE=deep OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+		--timeout=0 $(DEEP) $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .

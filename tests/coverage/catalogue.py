@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.coverage import hf_rows, peft_rows, whole_rows, written_rows
@@ -30,20 +32,35 @@ Options other than the default (two queries, two-sided, Gaussian noise, `lora_B`
 """
 
 
+HEAD = ("| architecture | variant | options | sites | result |", "|---|---|---|--:|---|")
+
+
 def table() -> str:
     """Return the whole of docs/coverage.md; runs every row that has not run in this process."""
-    agree = sum(outcome(row).error is None for row in ROWS)
-    lines = [INTRODUCTION, f"{len(ROWS)} rows: {agree} agree, {len(ROWS) - agree} are refused on purpose."]
+    return document({row: line(row) for row in ROWS})
+
+
+def line(row: Row) -> str:
+    """Return the line of the table that a run of this row gives."""
+    got = outcome(row)
+    return f"{start(row)} {got.sites if got.error is None else '–'} | {got.text()} |"
+
+
+def start(row: Row) -> str:
+    """Return what stands in a row's line whatever the run gives."""
+    return f"| {row.architecture} | {row.variant} | {row.shown_options} |"
+
+
+def document(lines: Mapping[Row, str]) -> str:
+    """Return docs/coverage.md around the lines of all rows."""
+    agree = sum(each.endswith("| agrees |") for each in lines.values())
+    text = [INTRODUCTION, f"{len(lines)} rows: {agree} agree, {len(lines) - agree} are refused on purpose."]
     for title, rows in SECTIONS:
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| architecture | variant | options | sites | result |",
-            "|---|---|---|--:|---|",
-        ]
-        for row in rows:
-            got = outcome(row)
-            sites = str(got.sites) if got.error is None else "–"
-            lines.append(f"| {row.architecture} | {row.variant} | {row.shown_options} | {sites} | {got.text()} |")
-    return "\n".join(lines) + "\n"
+        text += ["", f"## {title}", "", *HEAD, *(lines[row] for row in rows)]
+    return "\n".join(text) + "\n"
+
+
+def written(text: str) -> dict[Row, str]:
+    """Return the lines of all rows as they stand in the document; raises `ValueError` if it has another number."""
+    rows = [each for each in text.splitlines() if re.match(r"\| (?!architecture \|)", each)]
+    return dict(zip(ROWS, rows, strict=True))

@@ -7,12 +7,27 @@ import re
 from collections import Counter
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
-from tests.coverage.catalogue import ROWS, TABLE, table
+from tests.coverage.catalogue import ROWS, TABLE, document, line, start, table, written
 from tests.coverage.row import Row, outcome
 
+UPDATE = bool(os.environ.get("MOBIZO_UPDATE_COVERAGE"))
+ADVICE = "run MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage"
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+# Rows share nothing, so a run spreads them over its processes: this many parts, each in one process.
+PARTS = 4
+
+
+def spread(rows: tuple[Row, ...]) -> list[ParameterSet]:
+    size = -(-len(rows) // PARTS)
+    return [
+        pytest.param(row, id=str(row), marks=pytest.mark.xdist_group(f"coverage-{place // size}"))
+        for place, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("row", spread(ROWS))
 def test_row(row: Row) -> None:
     got = outcome(row)
     expected = row.refused
@@ -25,13 +40,18 @@ def test_row(row: Row) -> None:
         assert got.error is not None, "agrees now: drop refused= from the row"
         assert type(got.error) is expected.error, repr(got.error)
         assert re.search(expected.reason, str(got.error), re.DOTALL), str(got.error)
+    if not UPDATE:
+        assert written(TABLE.read_text(encoding="utf-8"))[row] == line(row), ADVICE
 
 
 def test_table_is_up_to_date() -> None:
-    text = table()
-    if os.environ.get("MOBIZO_UPDATE_COVERAGE"):
-        TABLE.write_text(text, encoding="utf-8")
-    assert TABLE.read_text(encoding="utf-8") == text, "run MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage"
+    """`test_row` has compared the line of each row; here it is everything around them, and their order."""
+    if UPDATE:
+        TABLE.write_text(table(), encoding="utf-8")
+    text = TABLE.read_text(encoding="utf-8")
+    lines = written(text)
+    assert document(lines) == text, ADVICE
+    assert [row for row, each in lines.items() if not each.startswith(start(row))] == [], ADVICE
 
 
 def test_the_catalogue_is_what_it_says() -> None:

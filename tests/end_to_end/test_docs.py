@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -31,6 +32,7 @@ SHORTENED = {
     "make bench": f'{MAKE} bench BENCH_ARGS="--rounds 1 --only backprop-eager --out $PWD/out"',
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
     "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet'",
+    "make test-deep": f"{MAKE} test-deep PYTEST_ARGS='--collect-only --quiet'",
     "make install": f"{MAKE} install",
     # A Llama of the same family and with the same tokenizer, but with two narrow layers, and 32 of the sentences.
     "MODEL=$(python -m examples.packaged --data reviews)": "MODEL=$PWD/tiny-llama",
@@ -64,9 +66,6 @@ SHORTENED = {
     ".venv/bin/python -m pytest tests/passes": f"{sys.executable} -m pytest --collect-only --quiet {ROOT}/tests/passes",
     '.venv/bin/python -m pytest -m "not real_model"': (
         f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests'
-    ),
-    ".venv/bin/python -m pytest tests/graphs --hypothesis-profile=deep --timeout=0": (
-        f"{sys.executable} -m pytest {ROOT}/tests/graphs --hypothesis-profile=deep --timeout=0 --collect-only -q"
     ),
 }
 
@@ -182,14 +181,23 @@ ALL_SHELL_BLOCKS = [block for block in ALL_BLOCKS if block.language == "sh"]
 SHELL_BLOCKS = [block for block in ALL_SHELL_BLOCKS if not any(part_of(block, other) for other in ALL_SHELL_BLOCKS)]
 
 
+def shell_script(block: Block) -> str:
+    """One shell for the block, so that a variable set in one line is there in the next; stops at the first failure."""
+    return "\n".join(["set -euo pipefail", *(SHORTENED.get(command, command) for command in commands(block))])
+
+
+def beside_its_program(block: Block) -> ParameterSet:
+    """In the process that compiles the demo's program, if the block's commands run it."""
+    marks = (pytest.mark.xdist_group("demo"),) if "$DEMO_PROGRAM" in shell_script(block) else ()
+    return pytest.param(block, id=str(block), marks=marks)
+
+
 @pytest.mark.real_model
-@pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
+@pytest.mark.parametrize("block", [beside_its_program(block) for block in SHELL_BLOCKS])
 def test_commands_run(block: Block, tmp_path: Path, command_files: Path, request: pytest.FixtureRequest):
     shutil.copytree(command_files, tmp_path, dirs_exist_ok=True)
-    listed = commands(block)
+    listed, script = commands(block), shell_script(block)
     assert listed, f"{block} holds no command"
-    # One shell for the block, so that a variable set in one line is there in the next; it stops at the first failure.
-    script = "\n".join(["set -euo pipefail", *(SHORTENED.get(command, command) for command in listed)])
     variables = {"DEMO_PROGRAM": str(request.getfixturevalue("demo").program)} if "$DEMO_PROGRAM" in script else {}
     run(script, tmp_path, variables)
     if "make demo" in listed:

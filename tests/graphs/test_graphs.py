@@ -17,13 +17,19 @@ from tests.strategies import kinds, trainables
 # Hypothesis varies what it has already drawn once it has ten examples: many short runs try more kinds of graph.
 CHUNKS = 32
 PER_CHUNK = -(-max(settings.default.max_examples if settings.default else 0, 10 * CHUNKS) // CHUNKS)
+# Each part stays in one process of a run; what is refused is counted part by part.
+PARTS = 2
 # Without coupling across the batch, what is refused is an operator nobody wrote a rule for yet.
 REFUSED_SHARE = 0.1
-seen: Counter[str] = Counter()
+seen: dict[int, Counter[str]] = {number: Counter() for number in range(PARTS)}
 estimators = st.builds(lambda kind, q: kind(queries=q), st.sampled_from([mz.TwoSided, mz.OneSided]), st.integers(1, 2))
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+def part(number: int, value: int) -> Any:
+    return pytest.param(value, marks=pytest.mark.xdist_group(f"graphs-{number}"))
+
+
+@pytest.mark.parametrize("chunk", [part(chunk * PARTS // CHUNKS, chunk) for chunk in range(CHUNKS)])
 def test_random_graphs(chunk: int) -> None:
     @seed(chunk)
     @settings(max_examples=PER_CHUNK)
@@ -32,15 +38,18 @@ def test_random_graphs(chunk: int) -> None:
         refusal = judge(case, {"estimator": estimator, "noise": noise, "trainable": trainable})
         what = "agrees" if refusal is None else type(refusal).__name__
         event(f"{'coupled' if case.coupled else 'free'}: {what}")
-        seen[f"{'coupled' if case.coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"] += 1
+        kind = f"{'coupled' if case.coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"
+        seen[chunk * PARTS // CHUNKS][kind] += 1
 
     agrees_or_is_refused()
 
 
-def test_few_models_without_coupling_are_refused() -> None:
-    total = seen["free, agrees"] + seen["free, refused"]
+@pytest.mark.parametrize("number", [part(number, number) for number in range(PARTS)])
+def test_few_models_without_coupling_are_refused(number: int) -> None:
+    counts = seen[number]
+    total = counts["free, agrees"] + counts["free, refused"]
     if total < 100:
         pytest.skip(f"only {total} random models were tried in this process")
-    assert seen["free, refused"] <= REFUSED_SHARE * total, seen
+    assert counts["free, refused"] <= REFUSED_SHARE * total, counts
     # The strategy does draw models that must be refused.
-    assert seen["coupled, refused"] >= 5, seen
+    assert counts["coupled, refused"] >= 5, counts
