@@ -4,8 +4,8 @@ VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
-# Test processes side by side; a file stays in one process, because its tests share what they compile, unless its
-# tests are marked as several groups.
+# Test processes side by side; a file stays in one process, because its tests share what they compile, with the
+# exceptions that tests/conftest.py lists.
 WORKERS ?= 2
 # Where the long searches are.
 DEEP ?= tests/graphs tests/passes
@@ -31,11 +31,11 @@ demo: $(DEMO_READY)
 	$(BIN)/python examples/01_train_sentiment.py $(DEMO_ARGS)
 
 test: $(TEST_READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # For a night, and not run by CI: thousands of new random models, and of examples of every other property.
 test-deep: $(TEST_READY)
-	HYPOTHESIS_PROFILE=deep OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+	HYPOTHESIS_PROFILE=deep OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 		--timeout=0 $(DEEP) $(PYTEST_ARGS)
 
 lint: $(TEST_READY)

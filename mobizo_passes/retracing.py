@@ -33,7 +33,7 @@ def quick_retracing() -> Iterator[None]:
 
 
 _recompile = fx.GraphModule.recompile
-_collect = exported_program._collect_all_valid_cia_ops
+_collect = exported_program._collect_all_valid_cia_ops  # pyright: ignore[reportPrivateImportUsage]
 _register = torch._ops.OperatorBase.py_impl
 _composite: tuple[object, frozenset[Any]] = (None, frozenset())
 
@@ -60,7 +60,8 @@ def _first_read(module: fx.GraphModule) -> str:
 
 
 def _first_write(module: fx.GraphModule, code: str) -> None:
-    del type(module)._code
+    own: Any = type(module)
+    del own._code
     module._code = code
 
 

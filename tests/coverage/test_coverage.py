@@ -21,10 +21,7 @@ PARTS = 4
 
 def spread(rows: tuple[Row, ...]) -> list[ParameterSet]:
     size = -(-len(rows) // PARTS)
-    return [
-        pytest.param(row, id=str(row), marks=pytest.mark.xdist_group(f"coverage-{place // size}"))
-        for place, row in enumerate(rows)
-    ]
+    return [pytest.param(row, id=f"part{place // size}-{row}") for place, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("row", spread(ROWS))

@@ -188,8 +188,7 @@ def shell_script(block: Block) -> str:
 
 def beside_its_program(block: Block) -> ParameterSet:
     """In the process that compiles the demo's program, if the block's commands run it."""
-    marks = (pytest.mark.xdist_group("demo"),) if "$DEMO_PROGRAM" in shell_script(block) else ()
-    return pytest.param(block, id=str(block), marks=marks)
+    return pytest.param(block, id=f"demo-{block}" if "$DEMO_PROGRAM" in shell_script(block) else str(block))
 
 
 @pytest.mark.real_model

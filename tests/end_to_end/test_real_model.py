@@ -16,8 +16,7 @@ import runtime_driver
 from examples.packaged import load_model, load_sentences
 from tests.end_to_end.conftest import Demo
 
-# The demo's program takes minutes to compile: one process does it, for all tests that run it.
-pytestmark = [pytest.mark.real_model, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.real_model
 
 STEPS = 12
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ estimators = st.builds(lambda kind, q: kind(queries=q), st.sampled_from([mz.TwoS
 
 
 def part(number: int, value: int) -> Any:
-    return pytest.param(value, marks=pytest.mark.xdist_group(f"graphs-{number}"))
+    return pytest.param(value, id=f"part{number}-{value}")
 
 
 @pytest.mark.parametrize("chunk", [part(chunk * PARTS // CHUNKS, chunk) for chunk in range(CHUNKS)])

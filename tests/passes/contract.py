@@ -126,7 +126,7 @@ class PassContract:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "example" in vars(cls):
-            cls.example = _made_once(cls.example)
+            type.__setattr__(cls, "example", _made_once(cls.example))
 
     def example(self) -> Stage:
         raise NotImplementedError
