@@ -38,7 +38,6 @@ from lowering.targets import Target
 from lowering.tied import weights_kept_outside
 from lowering.weights_file import WeightsFile, move_weights
 from mobizo_manifest import Manifest
-from mobizo_passes.retracing import quick_retracing
 
 MANIFEST_METHOD = "mobizo_manifest"
 ADAPTER_METHOD = "initial_adapter"
@@ -185,7 +184,7 @@ def _to_edge(
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in settled.items() if (found := target.edge_passes(each))}
     try:
-        with torch.no_grad(), without_provenance(), quick_retracing():
+        with torch.no_grad(), without_provenance():
             return to_edge_transform_and_lower(
                 settled,  # pyright: ignore[reportArgumentType]
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
@@ -212,7 +211,7 @@ def _to_executorch(edge: Any) -> Any:
         external_constants=lambda node: TAG if is_marked(node) else None,
     )
     try:
-        with torch.no_grad(), without_provenance(), quick_retracing():
+        with torch.no_grad(), without_provenance():
             return edge.to_executorch(config)
     except Exception as error:
         methods = ", ".join(edge.methods)

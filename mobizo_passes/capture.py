@@ -16,7 +16,6 @@ from .errors import CaptureError, describe
 from .inline import WritesInPlace, inline
 from .inputs import Inputs, LossFn
 from .ir import Input, Ir, Output, identifier
-from .retracing import quick_retracing
 from .rules import RECURRENT, RULES
 
 aten = torch.ops.aten
@@ -124,9 +123,8 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
         try:
             # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
             examples = {name: value.clone() for name, value in inputs.tensors.items()}
-            with quick_retracing():
-                exported = torch.export.export(wrapper, (), examples)
-                exported = exported.run_decompositions({})
+            exported = torch.export.export(wrapper, (), examples)
+            exported = exported.run_decompositions({})
         except CaptureError:
             raise
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
