@@ -53,13 +53,15 @@ def test_a_run_goes_on(cli: Cli, files: Path, tmp_path: Path):
 
 def assert_said_once(done: Done) -> None:
     """What a program and a journal of format 1 cannot prove: a line for each."""
-    program, journal = done.err.splitlines()
-    assert program.startswith("mobizo: warning: ")
+    # Among them may be what a library says when it is first imported.
+    program, journal = (line for line in done.err.splitlines() if line.startswith("mobizo: "))
+    assert "mobizo: warning: " in program
     assert "written in format 1, which has no hash of the program" in program
-    assert journal.startswith("mobizo: warning: ")
+    assert "mobizo: warning: " in journal
     assert "a journal of format 1, whose lines are not chained" in journal
 
 
+@pytest.mark.filterwarnings("ignore::runtime_driver.UnprovenWarning")
 def test_an_old_snapshot_is_replayed_around(cli: Cli, files: Path, tmp_path: Path):
     """It has no hash of its tensors, so nothing proves them: here they are wrong."""
     record = read_journal(files / "portable.jsonl").records[7]

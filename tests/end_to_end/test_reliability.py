@@ -8,7 +8,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_promise_has_its_test():
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE
+    )
     promises = [row for row in rows if row[0] != "kind"]
     assert len(promises) > 20
     for _, promise, tests in promises:

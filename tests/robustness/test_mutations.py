@@ -19,7 +19,7 @@ from tests.robustness.world import KINDS
 
 ROOT = Path(__file__).parents[2]
 #: Of each kind of file.
-SHORT, LONG = 8, 250
+SHORT, LONG = 6, 250
 #: No command takes a hundredth of it; a file that is waited for forever does.
 SECONDS = 300
 

@@ -26,7 +26,7 @@ def root(world: Path, tmp_path: Path) -> Path:
 
 def test_a_kill_before_any_write_costs_nothing(world: Path, request: pytest.FixtureRequest):
     """Killed before its N-th write to disk and run again: the same bits, the same files, nothing left over."""
-    points = range(1, 60, 1 if request.config.getoption("--long", default=False) else 7)
+    points = range(1, 60, 1 if request.config.getoption("--long", default=False) else 9)
     command = [sys.executable, "-m", "tests.robustness.kill_points", str(world), "0", *map(str, points)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
