@@ -77,8 +77,8 @@ def check_seal(descriptor: int) -> FileHash:
     size = os.fstat(descriptor).st_size
     head = max(size - FOOTER_BYTES, 0)
     footer = os.pread(descriptor, FOOTER_BYTES, head)
-    has_seal = len(footer) == FOOTER_BYTES and footer.endswith(_MAGIC)
-    if has_seal:
+    expected: bytes | None = None
+    if len(footer) == FOOTER_BYTES and footer.endswith(_MAGIC):
         expected, covered, version, _ = _FOOTER.unpack(footer)
         if version != SEAL_VERSION:
             raise SealError(f"its seal is of version {version}, this release knows version {SEAL_VERSION}")
@@ -86,10 +86,10 @@ def check_seal(descriptor: int) -> FileHash:
             raise SealError(f"its seal covers {covered} bytes, but {head} come before it")
     digest = hashlib.sha256()
     _read(descriptor, head, digest)
-    if has_seal and digest.digest() != expected:
+    if expected is not None and digest.digest() != expected:
         raise SealError(f"expected SHA-256 {expected.hex()}, found {digest.hexdigest()}")
     digest.update(footer)
-    return FileHash(size, digest.hexdigest(), has_seal)
+    return FileHash(size, digest.hexdigest(), expected is not None)
 
 
 def _read(descriptor: int, size: int, digest: hashlib._Hash) -> None:
