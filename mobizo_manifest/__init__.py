@@ -3,9 +3,11 @@
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
 from mobizo_manifest.manifest import FORMAT, FORMAT_VERSION, Manifest
 from mobizo_manifest.schema import (
+    AdapterFile,
     AdapterTensor,
     BatchSpec,
     EstimatorSpec,
+    FileTensor,
     InputSpec,
     MethodSpec,
     ModelSpec,
@@ -18,9 +20,11 @@ from mobizo_manifest.schema import (
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "AdapterFile",
     "AdapterTensor",
     "BatchSpec",
     "EstimatorSpec",
+    "FileTensor",
     "InputSpec",
     "Manifest",
     "ManifestError",

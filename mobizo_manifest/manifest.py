@@ -12,12 +12,14 @@ from pydantic_core import ErrorDetails
 from mobizo_manifest import strict_json
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
 from mobizo_manifest.files import read_regular
-from mobizo_manifest.rules import ManifestRuleError, check_adapter, check_batch, check_methods
+from mobizo_manifest.rules import ManifestRuleError, check_adapter, check_batch, check_files, check_methods
 from mobizo_manifest.schema import (
+    AdapterFile,
     AdapterState,
     AdapterTensor,
     BatchSpec,
     EstimatorSpec,
+    FileTensor,
     FreeForm,
     MethodSpec,
     ModelSpec,
@@ -40,6 +42,9 @@ class Manifest(BaseModel):
     ``adapter_state`` says where the step's adapter is. ``"external"``: among the inputs and outputs of ``step``.
     ``"internal"``: inside ``step``, which starts from the initial adapter when it is loaded and goes on from call to
     call; the adapter is then known only by applying the projected gradients that it returns.
+
+    ``adapter_files``: what is written where when the adapter is saved. Version 1 has ``peft``, the configuration, and a
+    key with each tensor instead; see :attr:`files`.
 
     ``weights_file``: the file that the methods which run the model need beside the program; None: they need none.
 
@@ -67,6 +72,7 @@ class Manifest(BaseModel):
     trainable: Trainable
     adapter_state: AdapterState = "external"
     adapter: tuple[AdapterTensor, ...]
+    adapter_files: tuple[AdapterFile, ...] = ()
     peft: FreeForm | None = None
     batch: BatchSpec
     methods: dict[str, MethodSpec]
@@ -75,6 +81,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_adapter(self.adapter)
+        check_files(self.adapter, self.adapter_files)
         check_batch(self.batch)
         check_methods(self.methods, self.adapter, self.batch, self.estimator, self.adapter_state)
         return self
@@ -88,6 +95,14 @@ class Manifest(BaseModel):
     def frozen_adapter(self) -> tuple[AdapterTensor, ...]:
         """The LoRA tensors that training leaves alone (``lora_A`` by default)."""
         return tuple(tensor for tensor in self.adapter if not tensor.trainable)
+
+    @property
+    def files(self) -> tuple[AdapterFile, ...]:
+        """The directories of a saved adapter; of a program of version 1 the one that its ``peft_key``s make."""
+        if self.adapter_files:
+            return self.adapter_files
+        tensors = (FileTensor(key=tensor.peft_key or tensor.fqn, fqn=tensor.fqn) for tensor in self.adapter)
+        return (AdapterFile(config=self.peft, tensors=tuple(tensors)),)
 
     @classmethod
     def from_dict(cls, data: Any) -> Manifest:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from mobizo_manifest.schema import (
+    AdapterFile,
     AdapterState,
     AdapterTensor,
     BatchSpec,
@@ -35,7 +37,8 @@ def _duplicates(names: Iterable[str]) -> list[str]:
 def check_adapter(adapter: Sequence[AdapterTensor]) -> None:
     """Names are unique, at least one tensor is trainable, and the trainable ones come first."""
     for attribute in ("fqn", "peft_key"):
-        repeated = _duplicates(getattr(tensor, attribute) for tensor in adapter)
+        names = (getattr(tensor, attribute) for tensor in adapter)
+        repeated = _duplicates(name for name in names if name is not None)
         if repeated:
             raise ManifestRuleError("adapter", f"`{attribute}` must be unique, but {repeated} occurs more than once")
     flags = [tensor.trainable for tensor in adapter]
@@ -44,6 +47,37 @@ def check_adapter(adapter: Sequence[AdapterTensor]) -> None:
     if flags != sorted(flags, reverse=True):
         first = adapter[flags.index(False)].fqn
         raise ManifestRuleError("adapter", f"trainable tensors come first, but the frozen `{first}` precedes one")
+
+
+def check_files(adapter: Sequence[AdapterTensor], files: Sequence[AdapterFile]) -> None:
+    """Paths stay below the adapter's own, keys are unique, every tensor is known, every trainable one is stored."""
+    if not files:
+        lacking = [tensor.fqn for tensor in adapter if tensor.peft_key is None]
+        if lacking:
+            raise ManifestRuleError("adapter", f"without `adapter_files`, `{lacking[0]}` needs a `peft_key`")
+        return
+    specs = {tensor.fqn: tensor for tensor in adapter}
+    repeated = _duplicates(file.directory for file in files)
+    if repeated:
+        raise ManifestRuleError("adapter_files", f"`directory` must be unique, but {repeated} occurs more than once")
+    for file in files:
+        if file.directory and not all(part.strip(".") for part in re.split(r"[/\\]", file.directory)):
+            raise ManifestRuleError("adapter_files", f"expected a path below the adapter's, found {file.directory!r}")
+        repeated = _duplicates(tensor.key for tensor in file.tensors)
+        if repeated:
+            raise ManifestRuleError("adapter_files", f"`key` must be unique, but {repeated} occurs more than once")
+        for tensor in file.tensors:
+            spec = specs.get(tensor.fqn)
+            if spec is None:
+                raise ManifestRuleError("adapter_files", f"`{tensor.fqn}` is not one of `adapter`")
+            if tensor.dim is not None and (
+                tensor.dim >= len(spec.shape) or any(i >= spec.shape[tensor.dim] for i in tensor.index)
+            ):
+                raise ManifestRuleError("adapter_files", f"`{tensor.key}` selects beyond {list(spec.shape)}")
+    stored = {tensor.fqn for file in files for tensor in file.tensors}
+    for tensor in adapter:
+        if tensor.trainable and tensor.fqn not in stored:
+            raise ManifestRuleError("adapter_files", f"the trainable `{tensor.fqn}` is stored in none of them")
 
 
 def check_batch(batch: BatchSpec) -> None:

@@ -22,6 +22,8 @@ Dim = Annotated[StrictInt, Field(ge=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: Free-form JSON, written by one tool and read back by the same tool.
+FreeForm = dict[str, Any]
 
 
 class _Record(BaseModel):
@@ -79,13 +81,38 @@ class NoiseSpec(_Record):
 
 
 class AdapterTensor(_Record):
-    """One LoRA tensor: its FQN in the model, and its key in a PEFT ``adapter_model.safetensors``."""
+    """One tensor of the adapter: its FQN in the model.
+
+    ``peft_key`` is its key in the adapter's file, where the manifest has no ``adapter_files`` (format version 1).
+    """
 
     fqn: Name
     shape: tuple[Dim, ...]
     dtype: DType
     trainable: StrictBool
-    peft_key: Name
+    peft_key: Name | None = None
+
+
+class FileTensor(_Record):
+    """One key of an adapter's file, and the FQN of the adapter tensor that is stored under it.
+
+    With ``dim`` only the entries ``index`` of that dimension are stored.
+    """
+
+    key: Name
+    fqn: Name
+    dim: Dim | None = None
+    index: tuple[Dim, ...] = ()
+
+
+class AdapterFile(_Record):
+    """One directory of a saved adapter: ``directory`` below its path ("" for itself), what PEFT's
+    ``adapter_config.json`` says (None: there is none), and the tensors of ``adapter_model.safetensors``.
+    """
+
+    directory: str = ""
+    config: FreeForm | None = None
+    tensors: tuple[FileTensor, ...]
 
 
 class BatchSpec(_Record):
@@ -126,7 +153,3 @@ class MethodSpec(_Record):
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
-
-
-#: Free-form JSON, written by one tool and read back by the same tool.
-FreeForm = dict[str, Any]

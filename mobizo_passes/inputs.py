@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import InputError
+from .wrapped import unwrap
 
 LossFn = Callable[..., Tensor]
 
@@ -24,13 +25,23 @@ class Inputs:
     positional: tuple[str, ...]
 
 
-def _forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
-    """Return the names that the model's forward takes, and whether it also takes arbitrary ones."""
-    # PEFT's wrapper forwards *args, **kwargs to the model it wraps.
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+def _forward_parameters(model: nn.Module) -> tuple[list[str], bool, bool]:
+    """Return the names that the model's forward takes, and whether it takes any more args, and any more kwargs."""
+    # PEFT's wrapper forwards *args, **kwargs to the model it wraps; so does torch.compile's and that of DataParallel.
+    base, _ = unwrap(model)
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base  # type: ignore[operator]
+    base, _ = unwrap(base)
     parameters = inspect.signature(base.forward).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return named, any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    more_args = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    more_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    inner = list(base.children())
+    if more_kwargs and len(inner) == 1:
+        # A wrapper that passes on what it is given: the names are those of the model inside.
+        names, inner_args, more_kwargs = _forward_parameters(inner[0])
+        more_args = more_args and (inner_args or bool(named))
+        named = list(dict.fromkeys([*named, *names]))
+    return named, more_args, more_kwargs
 
 
 def _loss_parameters(loss: LossFn) -> list[str]:
@@ -46,10 +57,14 @@ def name_inputs(model: nn.Module, example_inputs: Any, loss: LossFn | None) -> I
 
     Raises `InputError` if they are neither, hold nested containers, or are more than the model takes.
     """
-    named, variadic = _forward_parameters(model)
+    named, variadic, open_ended = _forward_parameters(model)
     if isinstance(example_inputs, Mapping):
         items = dict(example_inputs)
-        loss_only = _loss_order([k for k in items if k not in named], loss) if loss is not None else ()
+        unknown = [k for k in items if k not in named]
+        if open_ended and not named and loss is not None:
+            # The forward says nothing: the loss says which of them are its own.
+            unknown = [k for k in unknown if k in _loss_parameters(loss)]
+        loss_only = _loss_order(unknown, loss) if loss is not None else ()
         positional: tuple[str, ...] = ()
     elif isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
         count = len(example_inputs) if variadic and loss is None else min(len(named), len(example_inputs))

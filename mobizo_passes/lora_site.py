@@ -53,6 +53,11 @@ def is_up(fqn: str) -> bool:
     return any(up.search(fqn) for _, up in _CONVENTIONS)
 
 
+def is_factor(fqn: str) -> bool:
+    """Return whether a parameter carries a conventional name of lora_A or lora_B."""
+    return any(low.search(fqn) or up.search(fqn) for low, up in _CONVENTIONS)
+
+
 def is_named(down: str, up: str) -> bool:
     """Return whether two parameters carry conventional names of lora_A and lora_B."""
     return any(low.search(down) and high.search(up) for low, high in _CONVENTIONS)

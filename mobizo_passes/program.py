@@ -21,10 +21,12 @@ from .inputs import Inputs, LossFn, bind_inputs
 from .ir import Ir
 from .passes import Pass
 from .passes.gather_labels import label_counts
+from .peft_files import AdapterFile
 from .pipelines import core, internal
 from .reference import StepResult
 from .sites import Sites
 from .text import to_text
+from .wrapped import unwrap
 
 if TYPE_CHECKING:
     import networkx
@@ -54,7 +56,11 @@ def run_passes(ir: Ir, passes: Sequence[Pass], history: list[PassRecord] | None 
 
 
 class TrainingProgram:
-    """A compiled training step: the methods step, apply, loss and logits as pure functions of tensors."""
+    """A compiled training step: the methods step, apply, loss and logits as pure functions of tensors.
+
+    `notes` says what `transform` did with the model that its user may not expect; `adapter_files` what is written when
+    the trained adapter is saved.
+    """
 
     def __init__(
         self,
@@ -72,8 +78,9 @@ class TrainingProgram:
         loss: LossFn | None,
         labels: Mapping[str, Any],
         model: Mapping[str, Any],
-        peft: Mapping[str, Any] | None,
+        files: Sequence[AdapterFile],
         verifier: Any,
+        notes: Sequence[str] = (),
     ) -> None:
         self._methods = dict(methods)
         self._captured = captured
@@ -89,7 +96,8 @@ class TrainingProgram:
         self.loss_fn = loss
         self.labels = dict(labels)
         self.model = dict(model)
-        self.peft = None if peft is None else dict(peft)
+        self.adapter_files = tuple(files)
+        self.notes = tuple(notes)
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -204,7 +212,7 @@ class TrainingProgram:
         return {fqn: value.clone() for fqn, value in self._adapter.items()}
 
     def frozen_adapter(self) -> dict[str, Tensor]:
-        """Return the adapter's tensors that are not trained (LoRA-FA: every lora_A), FQN -> tensor."""
+        """Return the tensors that are saved with the adapter and not trained, as every lora_A, FQN -> tensor."""
         return {fqn: value.clone() for fqn, value in self._frozen.items()}
 
     def frozen_state(self) -> dict[str, Tensor]:
@@ -286,4 +294,5 @@ def _seed(seed: int) -> Tensor:
 def class_name(model: nn.Module) -> str:
     """Return the model's class name, looking through PEFT's wrapper."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base, _ = unwrap(base)
     return type(base).__name__

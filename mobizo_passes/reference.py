@@ -17,6 +17,7 @@ from .capture import forward_with_loss
 from .estimators import Estimator, TwoSided
 from .inputs import LossFn, bind_inputs, name_inputs
 from .noise import noise, site_ids
+from .wrapped import unwrap
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def logits_of(
 
 
 def _run(model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], loss: LossFn | None) -> Sequence[Tensor]:
+    model, _ = unwrap(model)
     inputs = name_inputs(model, example_inputs, loss)
     batch = bind_inputs(inputs, example_inputs)
 

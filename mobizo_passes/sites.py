@@ -6,26 +6,31 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .discovery import Candidates
 from .errors import InputError, NoLoRASites, describe
 from .ir import Ir
-from .lora_site import LoRASite, is_up
+from .lora_site import LoRASite, is_factor, is_up
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A candidate that was not taken, and why."""
+    """A candidate that was not taken, and why; `read`: whether anything in the graph reads it."""
 
     name: str
     reason: str
+    read: bool = True
 
 
 class Sites(tuple[LoRASite, ...]):
-    """The sites of a program, in graph order; `rejected` lists the candidates that were not taken."""
+    """The sites of a program, in graph order.
+
+    `rejected` lists the candidates that were not taken; `left_out` has those that sites= or requires_grad left out.
+    """
 
     rejected: tuple[Rejected, ...] = ()
+    left_out: tuple[LoRASite, ...] = ()
 
 
 SiteChoice = Callable[[LoRASite], bool] | Sequence[str] | None
@@ -48,6 +53,7 @@ def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = (), fr
             missed[site] = "its lora_B is a buffer, not a parameter"
         else:
             found.append(site)
+    held: list[LoRASite] = []
     if any(s.lora_B not in frozen for s in found):
         held = [s for s in found if s.lora_B in frozen]
         found = [s for s in found if s.lora_B not in frozen]
@@ -59,9 +65,11 @@ def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = (), fr
     rejected = [Rejected(site.lora_B, reason) for site, reason in missed.items() if site not in chosen]
     for fqn in dict.fromkeys([*nodes, *declared]):
         if is_up(fqn) and fqn not in taken:
-            rejected.append(Rejected(fqn, _why_unused(nodes.get(fqn))))
+            node = nodes.get(fqn)
+            rejected.append(Rejected(fqn, _why_unused(node), node is not None and bool(node.users)))
     rejected += [Rejected(s.lora_B, "not selected by sites=") for s in found if s not in chosen]
     chosen.rejected = tuple(rejected)
+    chosen.left_out = tuple(s for s in (*held, *found) if s not in chosen)
     if not chosen:
         misses = "".join(f"\n  {r.name}: {r.reason}" for r in chosen.rejected[:8])
         raise NoLoRASites(
@@ -105,6 +113,46 @@ def trainable_fqns(sites: Sites, trainable: str) -> list[str]:
         raise InputError(f"trainable must be 'lora_B' or 'lora_A+lora_B', found {trainable!r}")
     names = [f for s in sites for f in ((s.lora_B,) if trainable == "lora_B" else (s.lora_A, s.lora_B))]
     return list(dict.fromkeys(names))
+
+
+def factors_of(sites: Sites, model: nn.Module) -> list[str]:
+    """Return the FQNs of all factors: those of the sites, of sites left out, and all that are named as factors are."""
+    found = [f for s in (*sites, *sites.left_out) for f in (s.lora_A, s.lora_B)]
+    return list(dict.fromkeys([*found, *(name for name, _ in model.named_parameters() if is_factor(name))]))
+
+
+def check_memory(model: nn.Module, fqns: Iterable[str]) -> None:
+    """Raise `InputError` if a trained tensor shares memory with another parameter or buffer, as tied adapters do.
+
+    In the program they are two: training would move one and leave the other. One tensor with two names is no such case.
+    """
+    state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    storages: dict[int, list[str]] = {}
+    for name, value in state.items():
+        if value.numel() and value.device.type != "meta":
+            storages.setdefault(value.untyped_storage().data_ptr(), []).append(name)
+    for fqn in fqns:
+        value = named[fqn]
+        for other in storages.get(value.untyped_storage().data_ptr(), ()):
+            if state[other] is not value and _overlap(value, state[other]):
+                raise InputError(
+                    f"trained tensor '{fqn}' shares its memory with '{other}': trained apart, they would no longer be "
+                    "tied. Leave the one out with sites=, or attach the adapter without tying "
+                    "(PEFT: ensure_weight_tying=False)"
+                )
+
+
+def _overlap(left: Tensor, right: Tensor) -> bool:
+    elements = [
+        torch.arange(t.untyped_storage().nbytes() // t.element_size())
+        .as_strided(t.shape, t.stride(), t.storage_offset())
+        .flatten()
+        for t in (left, right)
+    ]
+    if left.dtype != right.dtype:
+        return True
+    return bool(torch.isin(*elements).any())
 
 
 def check_dtypes(state: dict[str, Tensor], fqns: Iterable[str]) -> None:

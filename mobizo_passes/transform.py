@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import manifest, pipelines
+from . import manifest, peft_files, pipelines
 from .capture import capture
 from .errors import InputError
 from .estimators import Estimator, OneSided, TwoSided
 from .inputs import LossFn, name_inputs
 from .ir import Ir, Output
+from .lora_site import is_up
 from .noise import KINDS
 from .passes.gather_labels import find_token_loss, ignored_label, label_counts
 from .program import PassRecord, TrainingProgram, class_name, run_passes
-from .sites import SiteChoice, check_dtypes, discover, trainable_fqns
+from .sites import SiteChoice, Sites, check_dtypes, check_memory, discover, factors_of, trainable_fqns
+from .wrapped import unwrap
 
 
 def transform(
@@ -34,7 +37,8 @@ def transform(
     """Compile a model that bears LoRA into a zeroth-order training step (paper, section 3).
 
     Args:
-        model: any `nn.Module` bearing LoRA, in eval mode. It is not changed.
+        model: any `nn.Module` bearing LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
+            `DistributedDataParallel` around it are taken off; the program's `notes` say so.
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
         estimator: `TwoSided(queries=q)` (default, q = 4) or `OneSided(queries=q)`; with ``normalize="std"``
             the projected gradients are divided by the standard deviation of the perturbed losses (FZOO).
@@ -62,6 +66,7 @@ def transform(
         raise InputError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
         raise InputError(f"batch_dim must be a non-negative int, found {batch_dim!r}")
+    model, notes = unwrap(model)
     inputs = name_inputs(model, example_inputs, loss)
     captured, verifier = capture(model, inputs, loss)
     declared = [node.meta["input"].name for node in captured.placeholders("parameter")]
@@ -72,10 +77,11 @@ def transform(
     fqns = trainable_fqns(found, trainable)
     check_dtypes(captured.state, fqns)
     adapter = {fqn: captured.state[fqn].clone() for fqn in fqns}
-    factors = dict.fromkeys(f for s in found for f in (s.lora_A, s.lora_B))
-    # PEFT stores these with the factors: an adapter that lacks them would not load as it was trained.
-    factors |= dict.fromkeys(fqn for fqn in captured.state if manifest.belongs_to_adapter(fqn))
-    frozen = {fqn: captured.state[fqn] for fqn in factors if fqn not in adapter}
+    check_memory(model, fqns)
+    notes += _untrained(found, model)
+    files = peft_files.adapter_files(model, fqns, factors_of(found, model))
+    stored = peft_files.tensors_of(model, files)
+    frozen = {fqn: value for fqn, value in stored.items() if fqn not in adapter}
 
     # Labels are counted per example along dimension 1; elsewhere the loss reads every position.
     limit = _label_limit(captured, inputs.tensors, max_labels) if batch_dim == 0 else None
@@ -111,9 +117,24 @@ def transform(
             "shift": token is not None and token.labels.op != "placeholder",
         },
         model={"name": class_name(model), "sha256": manifest.weights_sha256(captured.state)},
-        peft=manifest.peft_config(model),
+        files=files,
+        notes=notes,
         verifier=verifier,
     )
+
+
+def _untrained(found: Sites, model: nn.Module) -> tuple[str, ...]:
+    """Say which LoRA matrices are not trained although they could be: active, not frozen, and not left out."""
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    chosen = {s.lora_B for s in found.left_out}
+    over = [r for r in found.rejected if r.read and is_up(r.name) and r.name in trainable and r.name not in chosen]
+    if not over:
+        return ()
+    listed = "".join(f"\n  {r.name}: {r.reason}" for r in over[:4])
+    more = f"\n  and {len(over) - 4} more, in program.sites.rejected" if len(over) > 4 else ""
+    note = f"{len(over)} LoRA matrices are not trained; they stay as they are:{listed}{more}"
+    warnings.warn(note, stacklevel=3)
+    return (note,)
 
 
 def _only(ir: Ir, kind: str) -> Ir:

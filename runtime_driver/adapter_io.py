@@ -16,7 +16,7 @@ from runtime_driver.errors import AdapterError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import AdapterTensor, Manifest
+    from mobizo_manifest import AdapterFile, AdapterTensor, FileTensor, Manifest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -74,7 +74,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     from safetensors.torch import save
 
-    replace_file(path, _in_order(save({name: t.contiguous() for name, t in tensors.items()}, metadata=dict(metadata))))
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        # The format has no two names for one memory.
+        shared = tensor.untyped_storage().data_ptr() in seen
+        separate[name] = tensor.clone() if shared else tensor.contiguous()
+        seen.add(separate[name].untyped_storage().data_ptr())
+    replace_file(path, _in_order(save(separate, metadata=dict(metadata))))
 
 
 def _in_order(data: bytes) -> bytes:
@@ -97,11 +104,11 @@ def replace_file(path: Path, data: bytes) -> None:
         ) from error
 
 
-def save_adapter(directory: Path, manifest: Manifest, adapter: Mapping[str, Tensor]) -> None:
-    """Write trainable and frozen tensors as a PEFT directory.
+def save_adapter(directory: Path, files: Sequence[AdapterFile], adapter: Mapping[str, Tensor]) -> None:
+    """Write trainable and frozen tensors, by FQN, as PEFT would: the directories, keys and configurations it would.
 
     A new directory appears whole, by one rename. In an existing one each file is replaced whole, the configuration
-    first. A model without a PEFT configuration gets the weights alone, under its manifest's keys.
+    first. A model without PEFT gets the weights alone, under its own FQNs.
 
     Raises:
         AdapterError: ``directory`` is a file, or the file system refuses.
@@ -109,16 +116,16 @@ def save_adapter(directory: Path, manifest: Manifest, adapter: Mapping[str, Tens
     _require_name(directory)
     if directory.exists() and not directory.is_dir():
         raise AdapterError(f"{directory}: is a file. Give the name of a directory.")
-    tensors = {spec.peft_key: adapter[spec.fqn] for spec in manifest.adapter}
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         remove_adapter_leftovers(directory)
         if directory.is_dir():
-            _write_files(directory, manifest, tensors)
+            _write_files(directory, files, adapter)
             return
         with temporary(directory, directory=True) as staging:
-            _write_files(staging, manifest, tensors)
-            staging.chmod(0o755)
+            _write_files(staging, files, adapter)
+            for path in (staging, *(p for p in staging.rglob("*") if p.is_dir())):
+                path.chmod(0o755)
             staging.rename(directory)
     except OSError as error:
         raise AdapterError(f"{directory}: cannot be written ({error.strerror}). Check the path.") from error
@@ -138,10 +145,23 @@ def remove_adapter_leftovers(directory: Path) -> None:
         remove_leftovers(directory / name)
 
 
-def _write_files(directory: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-    if manifest.peft is not None:
-        replace_file(directory / CONFIG_FILE, json.dumps(manifest.peft, indent=2).encode() + b"\n")
-    write_tensors(directory / WEIGHTS_FILE, tensors, {"format": "pt", _HASH: adapter_sha256(tensors)})
+def _write_files(directory: Path, files: Sequence[AdapterFile], adapter: Mapping[str, Tensor]) -> None:
+    for file in files:
+        path = directory / file.directory
+        path.mkdir(parents=True, exist_ok=True)
+        remove_adapter_leftovers(path)
+        if file.config is not None:
+            replace_file(path / CONFIG_FILE, json.dumps(file.config, indent=2, sort_keys=True).encode())
+        tensors = {tensor.key: _stored(tensor, adapter) for tensor in file.tensors}
+        write_tensors(path / WEIGHTS_FILE, tensors, {"format": "pt", _HASH: adapter_sha256(tensors)})
+
+
+def _stored(tensor: FileTensor, adapter: Mapping[str, Tensor]) -> Tensor:
+    """What is stored under a key: a tensor of the adapter, or some entries of one of its dimensions."""
+    import torch
+
+    value = adapter[tensor.fqn]
+    return value if tensor.dim is None else value.index_select(tensor.dim, torch.tensor(tensor.index, dtype=torch.long))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -161,10 +181,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterError(f"{path}: cannot be read as safetensors ({error}). Check the path.") from error
 
 
-def load_adapter(directory: Path, manifest: Manifest, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trainable tensors of a PEFT directory, by FQN.
+def load_adapter(
+    directory: Path, manifest: Manifest, initial: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The trainable tensors of a directory that :func:`save_adapter` wrote, or PEFT for the same model, by FQN.
 
     The frozen tensors are part of the compiled program, so those in the directory must equal them bit for bit.
+    Directories of adapters that are not trained may be absent. ``initial``: the trainable tensors of the program.
 
     Raises:
         AdapterError: unreadable; missing, unknown or unfit tensors; other frozen tensors than the program's.
@@ -174,21 +197,67 @@ def load_adapter(directory: Path, manifest: Manifest, frozen: Mapping[str, Tenso
     _require_name(directory)
     if not directory.is_dir():
         raise AdapterError(f"{directory}: no such directory. Give a PEFT adapter directory.")
-    found, metadata = read_tensors(directory / WEIGHTS_FILE)
+    trainable = {spec.fqn for spec in manifest.trainable_adapter}
+    wanted = [file for file in manifest.files if any(tensor.fqn in trainable for tensor in file.tensors)]
+    found: dict[str, Tensor] = {}
+    for file in manifest.files:
+        path = directory / file.directory
+        if not (path / WEIGHTS_FILE).exists():
+            if file not in wanted:
+                continue
+            if wanted == [file] and (directory / WEIGHTS_FILE).exists():
+                # The directory of the one named adapter itself, as PEFT takes it.
+                path = directory
+        tensors = _file_tensors(path, file)
+        for tensor in file.tensors:
+            spec = next(each for each in manifest.adapter if each.fqn == tensor.fqn)
+            value = tensors[tensor.key]
+            expected = _stored(tensor, {**initial, **frozen})
+            if value.dtype != expected.dtype or value.shape != expected.shape:
+                raise AdapterError(
+                    f"{path}: `{tensor.key}`: expected {_kind(expected)}, found {_kind(value)}. "
+                    "Use an adapter of this program's model, rank and target modules."
+                )
+            if not spec.trainable:
+                if not _same_bits(value, expected):
+                    raise AdapterError(
+                        f"{path}: `{tensor.key}` differs from the frozen tensor that the program was compiled with. "
+                        "Lower the model with this adapter loaded, then train that program."
+                    )
+            elif tensor.dim is not None:
+                index = torch.tensor(tensor.index, dtype=torch.long)
+                found[tensor.fqn] = found.get(tensor.fqn, initial[tensor.fqn]).index_copy(tensor.dim, index, value)
+            elif not _same_bits(found.setdefault(tensor.fqn, value), value):
+                raise AdapterError(
+                    f"{path}: `{tensor.key}` and another key hold different values of `{tensor.fqn}`, which is one "
+                    "tensor in the program. Use an adapter in which they are equal."
+                )
+    return checked_adapter(manifest.trainable_adapter, found)
+
+
+def _file_tensors(path: Path, file: AdapterFile) -> dict[str, Tensor]:
+    """The tensors of one file, which has the expected keys and no others."""
+    tensors, metadata = read_tensors(path / WEIGHTS_FILE)
     stated = metadata.get(_HASH)
-    if stated is not None and stated != adapter_sha256(found):
+    if stated is not None and stated != adapter_sha256(tensors):
         raise AdapterError(
-            f"{directory / WEIGHTS_FILE}: damaged: its tensors are not those that it has the hash of. Copy it again."
+            f"{path / WEIGHTS_FILE}: damaged: its tensors are not those that it has the hash of. Copy it again."
         )
-    by_key = {spec.peft_key: spec.fqn for spec in manifest.adapter}
-    for key in found:
-        if key not in by_key:
-            raise AdapterError(f"{directory}: tensor `{key}` is not part of the program. Use an adapter of this model.")
-    adapter = checked_adapter(manifest.adapter, {by_key[key]: tensor for key, tensor in found.items()})
-    for spec in manifest.frozen_adapter:
-        if not torch.equal(adapter[spec.fqn], frozen[spec.fqn]):
-            raise AdapterError(
-                f"{directory}: `{spec.peft_key}` differs from the frozen tensor that the program was compiled with. "
-                "Lower the model with this adapter loaded, then train that program."
-            )
-    return {spec.fqn: adapter[spec.fqn] for spec in manifest.trainable_adapter}
+    keys = {tensor.key for tensor in file.tensors}
+    for key in tensors:
+        if key not in keys:
+            raise AdapterError(f"{path}: tensor `{key}` is not part of the program. Use an adapter of this model.")
+    for tensor in file.tensors:
+        if tensor.key not in tensors:
+            raise AdapterError(f"{path}: tensor `{tensor.key}` is missing. Use an adapter of this model.")
+    return tensors
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    import torch
+
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (left, right)))
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -89,17 +89,17 @@ class Session:
         return {fqn: tensor.clone() for fqn, tensor in self._frozen.items()}
 
     def save_adapter(self, directory: str | Path) -> Path:
-        """Write the adapter as a PEFT directory, so that no reader ever sees half of it; returns the directory.
+        """Write the adapter as PEFT would, so that no reader ever sees half of it; returns the directory.
 
-        ``adapter_model.safetensors`` holds trainable and frozen tensors under PEFT's keys, ``adapter_config.json``
-        the configuration the model was compiled with. A model without one gets the weights alone.
+        Directories, keys and configurations are those of PEFT's ``save_pretrained`` when the model was compiled. A
+        model without PEFT gets ``adapter_model.safetensors`` alone: its LoRA factors under their own FQNs.
 
         Raises:
             AdapterError: the path is a file, or the file system refuses.
             NonFiniteAdapterError: the adapter holds NaN or infinity.
         """
         finite.check_adapter(self._adapter)
-        adapter_io.save_adapter(Path(directory), self.manifest, {**self._adapter, **self._frozen})
+        adapter_io.save_adapter(Path(directory), self.manifest.files, {**self._adapter, **self._frozen})
         return Path(directory)
 
     def check_writable(self, directory: str | Path) -> None:
@@ -111,12 +111,12 @@ class Session:
         adapter_out.check_writable(Path(directory), {**self._adapter, **self._frozen})
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Take the adapter from a PEFT directory.
+        """Take the adapter from a directory that :meth:`save_adapter` or PEFT wrote for this model.
 
         Raises:
             AdapterError: unreadable, unfit, or with other frozen tensors than the program was compiled with.
         """
-        self._adapter = adapter_io.load_adapter(Path(directory), self.manifest, self._frozen)
+        self._adapter = adapter_io.load_adapter(Path(directory), self.manifest, self._initial, self._frozen)
 
     # Training
 

@@ -101,8 +101,9 @@ def test_manifest_keys_are_those_peft_writes(compiled) -> None:
 
     program, model, _ = compiled("llama-qv")
     written = set(peft.get_peft_model_state_dict(model))
-    assert {entry["peft_key"] for entry in program.manifest()["adapter"]} == written
-    assert program.manifest()["peft"]["r"] == 3
+    (file,) = program.manifest()["adapter_files"]
+    assert {entry["key"] for entry in file["tensors"]} == written
+    assert file["config"]["r"] == 3
 
 
 @pytest.mark.parametrize(
@@ -128,11 +129,12 @@ def test_all_that_peft_stores_is_in_the_manifest(options: dict[str, Any]) -> Non
     lora = peft.LoraConfig(**{"r": 3, "target_modules": ["q_proj"], **options})
     model: Any = seeded(peft.get_peft_model(transformers.LlamaForCausalLM(config), lora), scale=0.3)
     program = mz.transform(model, llama_inputs(), estimator=mz.TwoSided(1))
-    written = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-    assert {entry["peft_key"] for entry in program.manifest()["adapter"]} == written
+    written = set(peft.get_peft_model_state_dict(model))
+    (file,) = program.manifest()["adapter_files"]
+    assert {entry["key"] for entry in file["tensors"]} == written
 
 
-def test_two_active_adapters_keep_their_names_in_the_manifest() -> None:
+def test_two_active_adapters_have_a_directory_each() -> None:
     import peft
 
     from tests.models import llama, llama_inputs
@@ -141,9 +143,9 @@ def test_two_active_adapters_keep_their_names_in_the_manifest() -> None:
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     model.base_model.set_adapter(["default", "second"])
     program = mz.transform(seeded(model), llama_inputs(), estimator=mz.TwoSided(1))
-    keys = [entry["peft_key"] for entry in program.manifest()["adapter"]]
-    assert len(keys) == len(set(keys)) == 8
-    assert {key.split(".")[-2] for key in keys} == {"default", "second"}
+    files = program.manifest()["adapter_files"]
+    assert [(file["directory"], len(file["tensors"])) for file in files] == [("", 4), ("second", 4)]
+    assert {entry["fqn"].split(".")[-2] for entry in files[1]["tensors"]} == {"second"}
 
 
 def test_training_both_factors() -> None:
