@@ -96,11 +96,12 @@ def _own_loss(out: Any) -> tuple[Any, Tensor | None]:
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Freeze all parameters and switch off Hugging Face's key-value cache for the time of the export."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    config: Any = getattr(model, "config", None)
-    cache = getattr(config, "use_cache", None)
+    # Inside a user's own module too.
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", None)]
     for p in trainable:
         p.requires_grad_(False)
-    if cache:
+    for config in cached:
         config.use_cache = False
     try:
         with torch.no_grad():
@@ -108,8 +109,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        if cache:
-            config.use_cache = cache
+        for config in cached:
+            config.use_cache = True
 
 
 def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, Any]:
