@@ -155,7 +155,8 @@ def _asked(model: nn.Module) -> list[AdapterFile]:
             "not be written there; merge or remove that adapter first"
         ) from failure
     raise InputError(
-        f"PEFT can't save this model's adapter, so a trained one could not be saved either: {failure}"
+        f"PEFT can't save this model's adapter, so a trained one could not be saved either "
+        f"({type(failure).__name__}: {failure})"
     ) from failure
 
 

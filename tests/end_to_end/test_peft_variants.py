@@ -12,7 +12,8 @@ import torch
 import lowering
 import mobizo_passes as mz
 import runtime_driver
-from tests.models import llama_inputs, seeded
+from tests.adapter_files import loaded, logits_of
+from tests.models import BATCH, Mlp, cross_entropy, integers, llama_inputs, random, seeded
 
 
 def base() -> Any:
@@ -27,20 +28,17 @@ def base() -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{"use_dora": True}, {"target_modules": ["v_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}],
-    ids=["dora", "embedding-and-saved-head"],
+    [
+        {"use_dora": True, "trainable_token_indices": [2, 5]},
+        {"target_modules": ["v_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["dora-and-token-rows", "embedding-and-saved-head"],
 )
 def test_a_trained_adapter_loads_in_peft(options: dict[str, Any], tmp_path: Path) -> None:
     import peft
 
     lora = peft.LoraConfig(**{"r": 3, "target_modules": ["q_proj"], **options})
     model = seeded(peft.get_peft_model(base(), lora), scale=0.3)
-    # Filling every parameter changed the base model too: PEFT gets it back as it was compiled.
-    frozen = base()
-    frozen.load_state_dict(
-        {k.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", ""): v
-         for k, v in model.state_dict().items() if "lora_" not in k and "modules_to_save" not in k}
-    )  # fmt: skip
     inputs = llama_inputs()
     program = mz.transform(model, inputs, estimator=mz.TwoSided(2))
     mz.verify(program, model, inputs)
@@ -53,8 +51,78 @@ def test_a_trained_adapter_loads_in_peft(options: dict[str, Any], tmp_path: Path
     with warnings.catch_warnings():
         # PEFT warns of keys that are missing from the file or that it does not know.
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
-        loaded = peft.PeftModel.from_pretrained(frozen, tmp_path / "adapter").eval()
+        loaded = peft.PeftModel.from_pretrained(model.unload(), tmp_path / "adapter").eval()
     with torch.no_grad():
         want = loaded(**inputs).logits
     # Two kernels' sums of eight products each.
     torch.testing.assert_close(program.logits(session.adapter, inputs), want, rtol=1e-5, atol=1e-5)
+
+
+def two_adapters() -> Any:
+    import peft
+
+    first = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(base(), first, adapter_name="first")
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["first", "second"])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def test_two_adapters_and_a_site_left_out(tmp_path: Path) -> None:
+    """What is not trained is in the files all the same, each adapter in its own directory."""
+    model, inputs = two_adapters(), llama_inputs()
+    program = mz.transform(model, inputs, estimator=mz.TwoSided(1), sites=lambda site: "q_proj" in site.name)
+    lowering.lower(program, target="portable").save(tmp_path / "step.pte")
+    session = runtime_driver.Session(tmp_path / "step.pte")
+    session.fit([inputs], steps=2, lr=0.1, eps=1e-2)
+    assert {fqn.split(".")[-2] for fqn in session.adapter} == {"first", "second"}
+    session.save_adapter(tmp_path / "ours")
+    assert {p.parent.name for p in (tmp_path / "ours").rglob("adapter_config.json")} == {"first", "second"}
+    got = logits_of(loaded(base(), tmp_path / "ours", ["first", "second"]), inputs)
+    # Two kernels' sums of eight products each.
+    torch.testing.assert_close(program.logits(session.adapter, inputs), got, rtol=1e-5, atol=1e-5)
+
+    trained = session.adapter
+    session.adapter = session.initial_adapter
+    session.load_adapter(tmp_path / "ours")
+    assert all(torch.equal(value, trained[fqn]) for fqn, value in session.adapter.items())
+    model.save_pretrained(str(tmp_path / "peft"))
+    session.load_adapter(tmp_path / "peft")
+    assert all(torch.equal(value, session.initial_adapter[fqn]) for fqn, value in session.adapter.items())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "v_proj.lora_B" in name:
+                parameter.add_(1)
+    model.save_pretrained(str(tmp_path / "other"))
+    with pytest.raises(runtime_driver.AdapterError, match="differs from the frozen tensor"):
+        session.load_adapter(tmp_path / "other")
+
+
+def test_without_peft_three_lines_load_an_adapter(tmp_path: Path) -> None:
+    """As the README has it."""
+    model, inputs = seeded(Mlp()), (random(BATCH, 6), integers(4, BATCH))
+    program = mz.transform(model, inputs, estimator=mz.TwoSided(1), loss=cross_entropy, sites=["second.widen"])
+    lowering.lower(program, target="portable").save(tmp_path / "step.pte")
+    session = runtime_driver.Session(tmp_path / "step.pte")
+    session.fit([dict(zip(session.manifest.batch.inputs, inputs, strict=True))], steps=2, lr=0.1, eps=1e-2)
+    session.save_adapter(tmp_path / "adapter")
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["adapter_model.safetensors"]
+    from safetensors.torch import load_file
+
+    fresh = seeded(Mlp())
+    with torch.no_grad():
+        for name, parameter in fresh.named_parameters():
+            if name.endswith(("squeeze", "widen")):
+                parameter.zero_()
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    missing, unknown = fresh.load_state_dict(tensors, strict=False)
+    assert not unknown
+    assert set(tensors) == {f"{layer}.{factor}" for layer in ("first", "second") for factor in ("squeeze", "widen")}
+    assert not set(missing) & set(tensors)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(inputs[0]), program.logits(session.adapter, inputs), rtol=1e-5, atol=1e-5)
