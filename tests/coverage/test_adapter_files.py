@@ -51,7 +51,7 @@ def tokens(**lora: Any) -> Callable[[], nn.Module]:
 def mixture(*parameters: str) -> nn.Module:
     import transformers
 
-    sizes = {**hf_rows.LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
+    sizes: dict[str, Any] = {**hf_rows.LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
     return filled(attach(model, ["q_proj"], target_parameters=list(parameters)))
 
@@ -60,7 +60,8 @@ def classifier(task: str) -> nn.Module:
     import transformers
 
     head = {"SEQ_CLS": "LlamaForSequenceClassification", "TOKEN_CLS": "LlamaForTokenClassification"}[task]
-    return attach(getattr(transformers, head)(transformers.LlamaConfig(**hf_rows.LLAMA)), task_type=task)
+    sizes: dict[str, Any] = dict(hf_rows.LLAMA)
+    return attach(getattr(transformers, head)(transformers.LlamaConfig(**sizes)), task_type=task)
 
 
 def other(kind: str, **options: Any) -> nn.Module:

@@ -22,6 +22,9 @@ FORBIDDEN = {
     "mobizo_cli": {"examples", "benchmarks", "tests"},
 }
 
+# The one file that asks PEFT how an adapter is saved, and then only if the model is PEFT's; PEFT brings safetensors.
+ALLOWED = {"mobizo_passes/peft_files.py": {"peft", "safetensors"}}
+
 # package -> what importing it must not load
 NOT_LOADED = {
     "mobizo_passes": HUB | {"executorch", "pydantic", "runtime_driver", "lowering"},
@@ -56,7 +59,7 @@ def test_no_file_imports_what_its_package_must_not_know(package: str):
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sources
         for name, line in imported_packages(path).items()
-        if name in FORBIDDEN[package]
+        if name in FORBIDDEN[package] - ALLOWED.get(path.relative_to(ROOT).as_posix(), set())
     ]
     assert not wrong
 

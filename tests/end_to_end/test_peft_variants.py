@@ -38,7 +38,7 @@ def test_a_trained_adapter_loads_in_peft(options: dict[str, Any], tmp_path: Path
     import peft
 
     lora = peft.LoraConfig(**{"r": 3, "target_modules": ["q_proj"], **options})
-    model = seeded(peft.get_peft_model(base(), lora), scale=0.3)
+    model: Any = seeded(peft.get_peft_model(base(), lora), scale=0.3)
     inputs = llama_inputs()
     program = mz.transform(model, inputs, estimator=mz.TwoSided(2))
     mz.verify(program, model, inputs)
@@ -62,7 +62,7 @@ def two_adapters() -> Any:
     import peft
 
     first = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"])
-    model = peft.get_peft_model(base(), first, adapter_name="first")
+    model: Any = peft.get_peft_model(base(), first, adapter_name="first")
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     model.base_model.set_adapter(["first", "second"])
     generator = torch.Generator().manual_seed(1)

@@ -21,8 +21,9 @@ ONE = mz.TwoSided(queries=1)
 def distributed() -> Iterator[None]:
     """A process group of one."""
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
