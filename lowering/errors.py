@@ -210,3 +210,11 @@ class RuleBroken(LoweringError):
             f"method {method!r}: {where} breaks a rule of target {target!r}: {rule}; the program is withheld: "
             "lower for another target and report the model"
         )
+
+
+class OutputNotOurs(LoweringError):
+    """A name that a program's files need is taken by something that `lower` did not write, and does not replace."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        self.path = path
+        super().__init__(f"{path} {problem} and will not be replaced: move it away, or choose another name")

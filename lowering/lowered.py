@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from lowering.errors import LoweringError
 from lowering.report import Report
+from lowering.saving import save
 from mobizo_manifest import ProgramFileSpec
 from mobizo_manifest.seal import FileHash, write_sealed
 
@@ -49,24 +49,23 @@ class Lowered:
         (`model.ptd`) if they are in a file of their own that did not exist before; the program's path.
 
         The program ends in a seal with its SHA-256 (`mobizo_manifest.seal`); the manifest beside it has that of the
-        whole file.
-
-        All are written aside first and then moved into place, the program last: if one can't be written, none is there.
+        whole file. At every moment, also if the process is killed, the old program or the new one is whole; see
+        `lowering.saving`.
 
         Raises:
-            OSError: the folder cannot be written to.
+            OutputNotOurs: one of the names is taken by something that this package did not write.
+            OSError: the folder cannot be written to; what was there is as it was.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         seals: list[FileHash] = []
-        # Written in this order, as the manifest beside the program states the program's hash.
-        files: dict[Path, Callable[[BinaryIO], object]] = {
-            target: lambda file: seals.append(write_sealed(file, self.executorch.write_to_file)),
-            target.with_suffix(".json"): lambda file: file.write(self._beside(seals[0])),
-        }
-        if self.weights is not None:
-            files[target.with_suffix(".ptd")] = self.weights.write_to_file
-        _write(files, last=target)
+        weights = None if self.weights is None else self.weights.write_to_file
+        save(
+            target,
+            lambda file: seals.append(write_sealed(file, self.executorch.write_to_file)),
+            lambda: self._beside(seals[0]),
+            weights,
+            "" if self.manifest.weights_file is None else self.manifest.weights_file.sha256,
+        )
         return target
 
     def _beside(self, program: FileHash) -> bytes:
@@ -76,21 +75,3 @@ class Lowered:
     def manifest_json(self) -> str:
         """The manifest as it stands in the program, in JSON."""
         return self.manifest.model_dump_json(indent=2)
-
-
-def _write(files: Mapping[Path, Callable[[BinaryIO], object]], last: Path) -> None:
-    aside: dict[Path, Path] = {}
-    try:
-        for path, write in files.items():
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-            aside[path] = Path(temporary)
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside[path].chmod(0o644)
-        for path in sorted(aside, key=lambda each: each == last):
-            aside[path].replace(path)
-    finally:
-        for temporary in aside.values():
-            temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
 from mobizo_manifest.manifest import FORMAT, FORMAT_VERSION, Manifest
+from mobizo_manifest.names import content_name
 from mobizo_manifest.schema import (
     AdapterFile,
     AdapterTensor,
@@ -35,4 +36,5 @@ __all__ = [
     "OutputSpec",
     "ProgramFileSpec",
     "WeightsFileSpec",
+    "content_name",
 ]

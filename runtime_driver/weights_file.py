@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobizo_manifest import WeightsFileSpec
+from mobizo_manifest import WeightsFileSpec, content_name
 from mobizo_manifest.files import open_regular
 from runtime_driver.container import Identity
 from runtime_driver.errors import WeightsFileError
@@ -39,7 +39,7 @@ def find_weights(program: Path, spec: WeightsFileSpec, given: Path | None, *, ve
     Raises:
         WeightsFileError: missing, unreadable, or not the file that the program was lowered with.
     """
-    path = given or (program.with_name(spec.file) if spec.file else program.with_suffix(".ptd"))
+    path = given or (program.with_name(spec.file) if spec.file else _own(program, spec))
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             identity = Identity.of(os.fstat(file.fileno()))
@@ -53,3 +53,10 @@ def find_weights(program: Path, spec: WeightsFileSpec, given: Path | None, *, ve
     if found != spec.sha256:
         raise WeightsFileError(path, f"expected SHA-256 {spec.sha256}, found {found}", _COPY)
     return Weights(path, identity)
+
+
+def _own(program: Path, spec: WeightsFileSpec) -> Path:
+    """A save that was killed may have left the program's own file under the name made from its hash."""
+    path = program.with_suffix(".ptd")
+    named = path.with_name(content_name(path.name, spec.sha256))
+    return named if named.is_file() else path
