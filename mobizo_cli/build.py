@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mobizo_cli import model as models
-from mobizo_cli.errors import OptionError
-from mobizo_cli.task import TextTask, parse_labels, parse_layers, template_columns
+from mobizo_cli import tokenizer_files
+from mobizo_cli.errors import ModelError, OptionError
+from mobizo_cli.task import TextTask, parse_labels, template_columns
 from mobizo_cli.text import PromptEncoder, label_ids
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import mobizo_passes as mz
     from mobizo_cli.options import BuildOptions
 
@@ -28,21 +31,21 @@ class Built:
     encoder: PromptEncoder
 
 
-def build(options: BuildOptions, tokenizer_name: str) -> Built:
+def build(options: BuildOptions, tokenizer_name: str, staged: Path | None = None) -> Built:
     """Load the model, make example inputs, transform.
 
     Args:
-        tokenizer_name: the tokenizer's directory, relative to the .pte.
+        tokenizer_name: the tokenizer's directory, beside the .pte.
+        staged: where to write the tokenizer's files; None: nowhere.
 
     Raises:
         OptionError, ModelError, MissingPackageError: see `mobizo_cli.model` and `mobizo_cli.task`.
         mobizo_passes.MobizoError: the model cannot be compiled.
     """
     # Cheap checks first: loading and compiling take minutes.
+    options.check()
     labels = parse_labels(options.labels)
     columns = template_columns(options.template)
-    if options.layers is not None:
-        parse_layers(options.layers)
 
     import mobizo_passes as mz
 
@@ -52,6 +55,8 @@ def build(options: BuildOptions, tokenizer_name: str) -> Built:
     estimator = kind(queries=options.queries, normalize=options.normalize)
     loaded = models.load(options)
     ids = label_ids(loaded.tokenizer.backend_tokenizer, list(labels.values()))
+    if staged is not None:
+        loaded.tokenizer.save_pretrained(staged)
     task = TextTask(
         template=options.template,
         label_column=options.label_column,
@@ -61,11 +66,13 @@ def build(options: BuildOptions, tokenizer_name: str) -> Built:
         loss=options.loss,
         max_length=options.max_length,
         tokenizer=tokenizer_name,
+        tokenizer_sha256={} if staged is None else tokenizer_files.hashes(staged),
     )
     encoder = PromptEncoder(loaded.tokenizer.backend_tokenizer, ids, options.loss, options.max_length)
+    _check_room(task, encoder)
     # Prompts of several lengths, so that the example's mask is as ragged as real data's.
-    texts = [" ".join(["text"] * (1 + place)) for place in range(options.batch)]
-    prompts = [options.template.format(**dict.fromkeys(columns, text)) for text in texts]
+    texts = [" ".join(["text"] * (1 + place % options.max_length)) for place in range(options.batch)]
+    prompts = [task.prompt(dict.fromkeys(columns, text)) for text in texts]
     inputs: dict[str, Any] = dict(encoder.batch(prompts, [place % len(ids) for place in range(options.batch)]))
     loss = None
     if options.loss == "label-words":
@@ -73,15 +80,31 @@ def build(options: BuildOptions, tokenizer_name: str) -> Built:
         if _takes_logits_to_keep(loaded.model):
             # The prompt ends at the last position: no other needs logits.
             inputs["logits_to_keep"] = 1
-    program = mz.transform(
-        loaded.model,
-        inputs,
-        estimator=estimator,
-        noise=options.noise,
-        trainable=options.trainable,
-        loss=loss,
-    )
+    try:
+        program = mz.transform(
+            loaded.model,
+            inputs,
+            estimator=estimator,
+            noise=options.noise,
+            trainable=options.trainable,
+            loss=loss,
+        )
+    except mz.MobizoError as error:
+        if loaded.kind == "LORA":
+            raise
+        raise ModelError(f"{options.model} is an adapter of the kind {loaded.kind}: {error}") from error
     return Built(program, task, loaded.tokenizer, encoder)
+
+
+def _check_room(task: TextTask, encoder: PromptEncoder) -> None:
+    """Raise OptionError where the template leaves no token to a text."""
+    alone = encoder.count(task.prompt(dict.fromkeys(task.columns, "")))
+    if alone >= encoder.prompt_length:
+        needed = task.max_length + alone + 1 - encoder.prompt_length
+        raise OptionError(
+            f"--max-length {task.max_length}: the template alone takes {alone} tokens, and a text at least one. "
+            f"Give at least {needed}."
+        )
 
 
 def _label_word_loss(ids: tuple[int, ...]) -> Any:

@@ -9,26 +9,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mobizo_cli.errors import printable
+
 #: Results. A file or a pipe has no width of its own: wide enough there for the names of modules.
 out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table."""
+    """Print a table. Cells are text as it is: brackets in them mean nothing."""
     result = Table(title=title, title_justify="left")
     for column in columns:
         result.add_column(column, overflow="fold")
     for row in rows:
-        result.add_row(*(str(cell) for cell in row))
+        result.add_row(*(Text("\n".join(map(printable, str(cell).split("\n")))) for cell in row))
     out.print(result)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
     """Print names and values, aligned, one pair a line."""
-    items = [(name, str(value)) for name, value in pairs]
+    items = [(printable(name), str(value)) for name, value in pairs]
     width = max((len(name) for name, _ in items), default=0)
     for name, value in items:
-        out.print(f"{name:<{width}}  {value}", markup=False)
+        out.print(f"{name:<{width}}  {printable(value)}", markup=False)
 
 
 _DIFF = {"-": "red", "+": "green", "~": "yellow", "@": "cyan", "…": "dim"}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobizo_cli.errors import DataError
+from mobizo_cli.rows import Number, Row, other_separator, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,65 +31,79 @@ def load_examples(path: Path, task: TextTask) -> list[Example]:
     """Read a ``.jsonl`` or ``.csv`` file.
 
     Raises:
-        DataError: missing or unreadable file, unknown ending, malformed line, missing column, label without a word, or
-            no row at all; with the row's line number.
+        DataError: missing or unreadable file, unknown ending, malformed line, missing column, a cell that is no text,
+            label without a word, or no row at all; with the line on which the row starts.
     """
-    rows = {".jsonl": _jsonl_rows, ".csv": _csv_rows}.get(path.suffix.lower())
-    if rows is None:
-        raise DataError(f"{path}: expected a file that ends in .jsonl or .csv.")
-    try:
-        examples = [_example(path, line, row, task) for line, row in rows(path)]
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Convert the file.") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    examples = [_example(f"{path}, line {line}", row, task) for line, row in read_rows(path)]
     if not examples:
         raise DataError(f"{path}: holds no rows.")
     return examples
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
-            yield number, row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                # Cells beyond the header are under None; cells that are absent are None.
-                yield reader.line_num, {name: cell for name, cell in row.items() if name and cell is not None}
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from error
-
-
-def _example(path: Path, line: int, row: dict[str, Any], task: TextTask) -> Example:
+def _example(place: str, row: Row, task: TextTask) -> Example:
     for column in (*task.columns, task.label_column):
         if column not in row:
-            raise DataError(f"{path}, line {line}: no column {column!r}; found {sorted(row)}.")
-    value = _as_text(row[task.label_column])
-    if value not in task.label_values:
-        raise DataError(
-            f"{path}, line {line}: the label {value!r} has no word; the program knows {list(task.label_values)}."
-        )
-    prompt = task.template.format(**{column: _as_text(row[column]) for column in task.columns})
-    return Example(prompt, task.label_values.index(value))
+            found = sorted(row)
+            raise DataError(f"{place}: no column {column!r}; found {found}.{other_separator(found)}")
+    label = _label(place, task.label_column, row[task.label_column])
+    if label not in task.label_values:
+        raise DataError(f"{place}: the label {label!r} has no word; the program knows {list(task.label_values)}.")
+    cells = {column: _text(place, column, row[column]) for column in task.columns}
+    prompt = task.prompt(cells)
+    if not prompt.strip():
+        raise DataError(f"{place}: the prompt is empty: {' and '.join(map(repr, task.columns))} without text.")
+    return Example(prompt, task.label_values.index(label))
 
 
-def _as_text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else json.dumps(value)
+def _text(place: str, column: str, value: Any) -> str:
+    if isinstance(value, Number):
+        # What the program would read must be what stands in the file.
+        if value.canonical != value:
+            raise DataError(f"{place}: column {column!r} is the number {value}; write text in double quotes.")
+        return value.canonical
+    if not isinstance(value, str):
+        raise DataError(f"{place}: column {column!r} is {_kind(value)}, expected text.")
+    return _checked(place, column, value)
+
+
+def _label(place: str, column: str, value: Any) -> str:
+    if isinstance(value, Number):
+        return value.canonical
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise DataError(f"{place}: the label, column {column!r}, is {_kind(value)}, expected text or a number.")
+    return _checked(place, column, value)
+
+
+def _checked(place: str, column: str, text: str) -> str:
+    if "\0" in text:
+        raise DataError(f"{place}: column {column!r} holds a zero byte; remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise DataError(f"{place}: column {column!r} holds {half!r}, half of a surrogate pair; remove it.") from error
+    return text.strip()
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def remarks(path: Path, examples: Sequence[Example], task: TextTask, encoder: PromptEncoder) -> list[str]:
+    """What a user should know of a data file that can be used: texts that lose tokens, and rows without text."""
+    cut = sum(encoder.count(example.prompt) > encoder.prompt_length for example in examples)
+    blank = task.prompt(dict.fromkeys(task.columns, ""))
+    empty = sum(example.prompt == blank for example in examples)
+    found = []
+    if cut:
+        found.append(f"{path}: {cut} of {len(examples)} texts were cut to {encoder.prompt_length} tokens")
+    if empty:
+        found.append(f"{path}: {empty} of {len(examples)} rows have no text")
+    return found
 
 
 class ExampleBatches:
@@ -106,9 +120,10 @@ class ExampleBatches:
         self._seed = seed
         self._epoch = -1
         self._order: list[int] = []
-        text = json.dumps([[example.prompt, example.label] for example in examples])
         #: Goes into the journal, so that a run is not resumed on other data.
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.fingerprint = _fingerprint(examples, encoder, size)
+        #: What version 0.1 wrote there; its journals can be resumed.
+        self.former_fingerprint = _former_fingerprint(examples)
 
     def indices(self, step: int) -> list[int]:
         """Which examples make the batch of ``step``."""
@@ -128,6 +143,19 @@ class ExampleBatches:
                 key=lambda index: hashlib.sha256(f"{self._seed}/{epoch}/{index}".encode()).digest(),
             )
         return self._order[place]
+
+
+def _fingerprint(examples: Sequence[Example], encoder: PromptEncoder, size: int) -> str:
+    """Over everything that batches are made from: prompts, their tokens, labels, the labels' tokens, batch size."""
+    digest = hashlib.sha256(json.dumps(["mobizo-data-2", size, list(encoder.label_ids)]).encode())
+    for example in examples:
+        digest.update(json.dumps([example.prompt, encoder.tokens(example.prompt), example.label]).encode())
+    return digest.hexdigest()
+
+
+def _former_fingerprint(examples: Sequence[Example]) -> str:
+    text = json.dumps([[example.prompt, example.label] for example in examples])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def in_order(examples: Sequence[Example], size: int) -> list[Sequence[Example]]:

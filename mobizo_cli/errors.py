@@ -51,15 +51,34 @@ class TrainingStopped(CliError):
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether an error is one of ours or the file system's, to be shown as a line rather than as a traceback."""
+    """Whether an error is one of ours or the system's, to be shown as a line rather than as a traceback."""
     kinds = [getattr(sys.modules[name], base) for name, base in _BASES if name in sys.modules]
-    return isinstance(error, (*kinds, OSError))
+    return isinstance(error, (*kinds, OSError, MemoryError)) or _is_out_of_memory(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's allocator raises a plain RuntimeError."""
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message without line breaks."""
+    """The message without line breaks and control characters, which may come from a file's name or content."""
+    if isinstance(error, BaseException) and (isinstance(error, MemoryError) or _is_out_of_memory(error)):
+        return "not enough memory; make --batch, --max-length, --queries or --rank smaller"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    text = " ".join(str(error).split()) or type(error).__name__
+        text = f"{where}{error.strerror}"
+    else:
+        text = str(error)
+    text = printable(text) or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... (all of it with `mobizo --debug`)"
+
+
+def printable(text: str) -> str:
+    """Text in one line, with what a terminal would obey written as an escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def note(text: str) -> None:
+    """Tell the user, on stderr, what is no error."""
+    print(f"mobizo: note: {printable(text)}", file=sys.stderr)

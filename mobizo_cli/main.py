@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mobizo_cli.commands import evaluate, export, inspect, lower, replay, targets, train
-from mobizo_cli.errors import is_expected, one_line
+from mobizo_cli.errors import OptionError, is_expected, one_line
 
 app = typer.Typer(
     name="mobizo",
@@ -54,8 +55,15 @@ app.command("targets")(targets.targets)
 def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 0, 1 after an error of ours (one line on stderr), 2 for wrong usage, 130 after Ctrl-C."""
     _state["debug"] = False
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    # A file's name need not be Unicode, and what was done is not undone by what cannot be printed.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="mobizo")
+        if any("\0" in argument for argument in given):
+            raise OptionError("an argument holds a zero byte; no name or text may.")
+        app(args=given, prog_name="mobizo")
     except KeyboardInterrupt:
         print("mobizo: interrupted", file=sys.stderr)
         sys.exit(130)

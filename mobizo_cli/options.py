@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mobizo_cli.task import LossKind
+from mobizo_cli.errors import OptionError
+from mobizo_cli.task import LossKind, check_text, parse_layers
 
 _LORA, _TASK, _STEP = "LoRA", "Task", "Training step"
 
@@ -17,7 +18,7 @@ ModelArgument = Annotated[
 ]
 ProgramArgument = Annotated[Path, typer.Argument(help="A .pte written by `mobizo lower`.")]
 Rank = Annotated[int | None, typer.Option(min=1, help="LoRA rank. [default: 16]", rich_help_panel=_LORA)]
-Alpha = Annotated[float | None, typer.Option(help="LoRA alpha. [default: 2 x rank]", rich_help_panel=_LORA)]
+Alpha = Annotated[float | None, typer.Option(help="LoRA alpha, above 0. [default: 2 x rank]", rich_help_panel=_LORA)]
 TargetModules = Annotated[
     str | None,
     typer.Option(help="Modules that get a LoRA, comma-separated. [default: q_proj,v_proj]", rich_help_panel=_LORA),
@@ -25,7 +26,26 @@ TargetModules = Annotated[
 Layers = Annotated[
     str | None, typer.Option(help="Layers that get a LoRA, e.g. 15-29. [default: all]", rich_help_panel=_LORA)
 ]
-InitSeed = Annotated[int, typer.Option(help="Seed of lora_A's initial values.", rich_help_panel=_LORA)]
+InitSeed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**63 - 1, help="Seed of lora_A's initial values, and of --new-weights.", rich_help_panel=_LORA
+    ),
+]
+NewWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights or modules that the model's files lack and that become random, comma-separated. [default: none]",
+        rich_help_panel=_LORA,
+    ),
+]
+UnusedWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights or modules in the model's files that it has no place for, comma-separated. [default: none]",
+        rich_help_panel=_LORA,
+    ),
+]
 TrainableOption = Annotated[
     Literal["lora_B", "lora_A+lora_B"], typer.Option(help="Which LoRA tensors are trained.", rich_help_panel=_LORA)
 ]
@@ -106,3 +126,35 @@ class BuildOptions:
     estimator: Literal["two-sided", "one-sided", "forward-gradient"]
     noise: Literal["gaussian", "rademacher"]
     normalize: Literal["std"] | None
+    new_weights: str | None = None
+    unused_weights: str | None = None
+
+    def check(self) -> None:
+        """Find, before a model is loaded, values that no model can have.
+
+        Raises:
+            OptionError: names the option.
+        """
+        check_text("--label-column", self.label_column)
+        if not self.label_column.strip():
+            raise OptionError("--label-column is empty: give the name of a column of the data.")
+        if self.layers is not None:
+            parse_layers(self.layers)
+        if self.target_modules is not None:
+            check_text("--target-modules", self.target_modules)
+            if not self.target_modules.replace(",", " ").strip():
+                raise OptionError(f"--target-modules {self.target_modules!r} names no module.")
+        if self.alpha is not None and not _SMALLEST <= self.alpha / (self.rank or 1) <= _LARGEST:
+            raise OptionError(f"--alpha {self.alpha}: expected a finite number above 0.")
+        tokens = self.batch * self.max_length * 2 * self.queries
+        if tokens > _MOST_TOKENS:
+            raise OptionError(
+                f"--batch {self.batch} x --max-length {self.max_length} x 2 x --queries {self.queries}: a step of "
+                f"{tokens:,} tokens; expected at most {_MOST_TOKENS:,}."
+            )
+
+
+#: Normal float32 numbers: alpha / rank is a factor in the graph.
+_SMALLEST, _LARGEST = 1.2e-38, 3.4e38
+#: More than any device has memory for; beyond it, making the example inputs alone would fill this machine's.
+_MOST_TOKENS = 2**22

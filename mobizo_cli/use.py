@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobizo_cli.data import Example, in_order, load_examples
-from mobizo_cli.errors import MissingPackageError
+from mobizo_cli import tokenizer_files
+from mobizo_cli.data import Example, in_order, load_examples, remarks
+from mobizo_cli.errors import MissingPackageError, ModelError, note
 from mobizo_cli.task import TextTask
 from mobizo_cli.text import PromptEncoder, label_ids, load_tokenizer
 
@@ -37,8 +38,11 @@ class Use:
     encoder: PromptEncoder
 
     def examples(self, path: Path) -> list[Example]:
-        """Read a data file. Raises :class:`mobizo_cli.errors.DataError`."""
-        return load_examples(path, self.task)
+        """Read a data file, and say what of it the program will not see. Raises :class:`DataError`."""
+        examples = load_examples(path, self.task)
+        for remark in remarks(path, examples, self.task, self.encoder):
+            note(remark)
+        return examples
 
     def eval_batches(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         """All examples in order; the last batch may be smaller."""
@@ -118,10 +122,13 @@ def open_task(
     """
     session = open_session(path, weights_file, verify=verify, backends=backends)
     task = TextTask.of(session.manifest, path)
-    tokenizer = load_tokenizer(path.parent / task.tokenizer)
-    # The words' tokens are in the manifest; another tokenizer beside the file would silently train on other prompts.
+    directory = tokenizer_files.find(path, task.tokenizer, task.tokenizer_sha256)
+    tokenizer = load_tokenizer(directory)
+    # Another tokenizer beside the file would silently train on other prompts.
     if label_ids(tokenizer, task.label_words) != task.label_ids:
-        from mobizo_cli.errors import ModelError
-
-        raise ModelError(f"{path.parent / task.tokenizer}: not the tokenizer that the program was lowered with.")
+        raise ModelError(f"{directory}: not the tokenizer that the program was lowered with.")
+    if task.tokenizer_sha256:
+        tokenizer_files.check(directory, task.tokenizer_sha256)
+    else:
+        note(f"{path} is of version 0.1 and has no hash of its tokenizer: only the label words were compared")
     return Use(session, task, PromptEncoder(tokenizer, task.label_ids, task.loss, task.max_length))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mobizo_manifest.files import check_path, open_regular
 from mobizo_manifest.temporary import remove_leftovers, replace_with, temporary
+from runtime_driver.adapter_config import CONFIG_FILE, check_config
 from runtime_driver.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mobizo_manifest import AdapterFile, AdapterTensor, FileTensor, Manifest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 #: Metadata of an adapter file that we wrote; PEFT does not read it, and its own files have none.
 _HASH = "mobizo_sha256"
 
@@ -190,7 +190,8 @@ def load_adapter(
     Directories of adapters that are not trained may be absent. ``initial``: the trainable tensors of the program.
 
     Raises:
-        AdapterError: unreadable; missing, unknown or unfit tensors; other frozen tensors than the program's.
+        AdapterError: unreadable; another rank or scaling than the program's; missing, unknown or unfit tensors; other
+            frozen tensors than the program's.
     """
     import torch
 
@@ -250,6 +251,7 @@ def _file_tensors(path: Path, file: AdapterFile) -> dict[str, Tensor]:
     for tensor in file.tensors:
         if tensor.key not in tensors:
             raise AdapterError(f"{path}: tensor `{tensor.key}` is missing. Use an adapter of this model.")
+    check_config(path, file.config)
     return tensors
 
 

@@ -21,6 +21,7 @@ class BatchSource(Protocol):
     """Batches as a function of the step number: the same step always gives the same batch.
 
     An optional attribute ``fingerprint: str`` identifies the data; a journal remembers it and a resumed run must match.
+    Another one, ``former_fingerprint``, is what an earlier release wrote for the same data; it is accepted too.
     """
 
     def batch(self, step: int) -> Batch:

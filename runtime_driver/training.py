@@ -186,6 +186,8 @@ class TrainingRun:
         current, own = session.adapter, session.initial_adapter
         initial = resume.initial_adapter(path, contents.header, session.manifest, [current, own])
         wanted = replace(self._header(), initial_adapter=contents.header.initial_adapter)
+        if contents.header.data == getattr(self._batches, "former_fingerprint", wanted.data):
+            wanted = replace(wanted, data=contents.header.data)
         resume.check_same_run(path, contents, wanted, options.lr_at, options.eps_at)
         if len(contents.records) > options.steps:
             raise JournalMismatchError(path, "steps", len(contents.records), options.steps)

@@ -48,6 +48,8 @@ def inspect(
     estimator: opt.EstimatorOption = "two-sided",
     noise: opt.NoiseOption = "gaussian",
     normalize: opt.NormalizeOption = None,
+    new_weights: opt.NewWeights = None,
+    unused_weights: opt.UnusedWeights = None,
     graph: Graph = None,
     diff: Diff = None,
     everything: Everything = False,
@@ -66,6 +68,9 @@ def inspect(
 
         # Before a model is loaded and compiled.
         check_suffix(graph)
+        if graph.is_dir() or not graph.parent.is_dir():
+            problem = "is a directory" if graph.is_dir() else f"the directory {graph.parent} does not exist"
+            raise OptionError(f"--graph {graph}: {problem}.")
     from mobizo_cli.build import build
 
     settings = opt.BuildOptions(
@@ -86,6 +91,8 @@ def inspect(
         estimator=estimator,
         noise=noise,
         normalize=normalize,
+        new_weights=new_weights,
+        unused_weights=unused_weights,
     )
     program = build(settings, "").program
     if diff is not None:

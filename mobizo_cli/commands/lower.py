@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mobizo_cli import options as opt
-from mobizo_cli.errors import MissingPackageError, OptionError
+from mobizo_cli.errors import MissingPackageError, OptionError, note
+
+if TYPE_CHECKING:
+    from mobizo_cli.build import Built
 
 
 def lower(
@@ -32,6 +33,8 @@ def lower(
     estimator: opt.EstimatorOption = "two-sided",
     noise: opt.NoiseOption = "gaussian",
     normalize: opt.NormalizeOption = None,
+    new_weights: opt.NewWeights = None,
+    unused_weights: opt.UnusedWeights = None,
     target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
     precision: Annotated[
         str | None, typer.Option(help="What the delegate computes in, for targets that have a choice.")
@@ -41,7 +44,7 @@ def lower(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Examples on which a quantised program's ranges are measured."),
     ] = None,
-    calibration_batches: Annotated[int, typer.Option(min=1, help="How many batches of them.")] = 8,
+    calibration_batches: Annotated[int, typer.Option(min=1, max=4096, help="How many batches of them.")] = 8,
     quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
     adapter: Annotated[
         Literal["external", "internal"],
@@ -65,13 +68,19 @@ def lower(
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     options = {name: value for name, value in (("precision", precision), ("soc", soc)) if value is not None}
-    _check_target(target, options, calibrate, external_weights or weights_file is not None)
+    _check_target(target, options, calibrate, quantize, external_weights or weights_file is not None)
     if weights_file is not None:
         from lowering.weights_file import check_weights_file
 
         check_weights_file(weights_file)
+    from lowering.saving import check_output, staging
+    from mobizo_cli import tokenizer_files
     from mobizo_cli.build import build
     from mobizo_cli.console import facts, table
+
+    place = output.with_suffix(".tokenizer")
+    check_output(output, external_weights and weights_file is None)
+    tokenizer_files.check_place(place)
 
     settings = opt.BuildOptions(
         model=model,
@@ -91,26 +100,24 @@ def lower(
         estimator=estimator,
         noise=noise,
         normalize=normalize,
+        new_weights=new_weights,
+        unused_weights=unused_weights,
     )
-    built = build(settings, f"{output.stem}.tokenizer")
-    calibration = None
-    if calibrate is not None:
-        from mobizo_cli.data import ExampleBatches, load_examples
-
-        batches = ExampleBatches(load_examples(calibrate, built.task), built.encoder, batch, seed=0)
-        calibration = [batches.batch(step) for step in range(calibration_batches)]
-    lowered = lowering.lower(
-        built.program,
-        target=target,
-        quantize=quantize,
-        adapter=adapter,
-        calibration=calibration,
-        application=built.task.application(),
-        external_weights=external_weights,
-        weights_file=weights_file,
-        **options,
-    )
-    _save(output, lowered, built.tokenizer, built.task.tokenizer)
+    with staging(output) as aside:
+        built = build(settings, place.name, aside / "tokenizer")
+        lowered = lowering.lower(
+            built.program,
+            target=target,
+            quantize=quantize,
+            adapter=adapter,
+            calibration=None if calibrate is None else _batches(calibrate, built, batch, calibration_batches),
+            application=built.task.application(),
+            external_weights=external_weights,
+            weights_file=weights_file,
+            **options,
+        )
+        with tokenizer_files.placed(aside / "tokenizer", place, aside):
+            lowered.save(output)
     methods = lowered.report.methods.items()
     table(
         "Methods",
@@ -127,7 +134,9 @@ def lower(
     facts([*rows, ("target", target)])
 
 
-def _check_target(target: str, options: dict[str, str], calibrate: Path | None, external_weights: bool) -> None:
+def _check_target(
+    target: str, options: dict[str, str], calibrate: Path | None, quantize: str | None, external_weights: bool
+) -> None:
     """Before minutes of compiling, not after."""
     from lowering.targets import get_target
 
@@ -136,19 +145,17 @@ def _check_target(target: str, options: dict[str, str], calibrate: Path | None, 
         raise OptionError(f"--precision {options['precision']} needs --calibrate FILE, examples to measure ranges on.")
     if calibrate is not None and not chosen.quantizes:
         raise OptionError(f"--calibrate {calibrate}: this program is not quantised; leave it out.")
+    chosen.check_quantize(quantize)
     chosen.require()
     if external_weights:
         chosen.require_external_weights()
 
 
-def _save(output: Path, lowered: Any, tokenizer: Any, tokenizer_name: str) -> None:
-    """Write everything into a temporary directory, then move it into place, the .pte last."""
-    with tempfile.TemporaryDirectory(prefix=".mobizo-", dir=output.parent) as name:
-        staging = Path(name)
-        tokenizer.save_pretrained(staging / tokenizer_name)
-        lowered.save(staging / output.name)
-        for entry in sorted(staging.iterdir(), key=lambda path: path.name == output.name):
-            place = output.parent / entry.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            entry.replace(place)
+def _batches(path: Path, built: Built, size: int, count: int) -> list[Any]:
+    from mobizo_cli.data import ExampleBatches, load_examples, remarks
+
+    examples = load_examples(path, built.task)
+    for remark in remarks(path, examples, built.task, built.encoder):
+        note(remark)
+    batches = ExampleBatches(examples, built.encoder, size, seed=0)
+    return [batches.batch(step) for step in range(count)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def train(
     program: opt.ProgramArgument,
     data: Annotated[Path, typer.Option(help="Training data, .jsonl or .csv.")],
-    steps: Annotated[int, typer.Option(min=1, help="Length of the run, steps in the journal included.")],
+    steps: Annotated[int, typer.Option(min=1, max=2**31, help="Length of the run, steps in the journal included.")],
     adapter_out: Annotated[Path, typer.Option(help="PEFT directory to write.")],
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     eps: Annotated[float, typer.Option(help="Radius of the perturbation.")] = 1e-2,

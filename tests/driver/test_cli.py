@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -69,6 +70,10 @@ def test_lower_writes_the_program_its_manifest_and_its_tokenizer(world: World):
         "loss": "label-words",
         "max_length": 12,
         "tokenizer": "sentiment.tokenizer",
+        "tokenizer_sha256": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in world.pte.with_suffix(".tokenizer").iterdir()
+        },
     }
 
 
@@ -320,8 +325,11 @@ def test_a_program_without_its_tokenizer_or_task(world: World, cli: Cli, built_p
     fails(cli("eval", "alone.pte", "--data", world.test), "sentiment.tokenizer", "no such file")
     shutil.copytree(world.pte.with_suffix(".tokenizer"), tmp_path / "sentiment.tokenizer")
     path = tmp_path / "sentiment.tokenizer" / "tokenizer.json"
-    path.write_text(path.read_text().replace('"great": 5', '"great": 6').replace('"a": 6', '"a": 5'))
+    own = path.read_text()
+    path.write_text(own.replace('"great": 5', '"great": 6').replace('"a": 6', '"a": 5'))
     fails(cli("eval", "alone.pte", "--data", world.test), "not the tokenizer that the program was lowered with")
+    path.write_text(own.replace('"a": 6', '"a": 7').replace('"film": 7', '"film": 6'))
+    fails(cli("eval", "alone.pte", "--data", world.test), "not the tokenizer", "tokenizer.json is another one")
     path.write_text("{}")
     fails(cli("eval", "alone.pte", "--data", world.test), "not a tokenizer")
     fails(cli("eval", built_pte, "--data", world.test), "carries no text task")

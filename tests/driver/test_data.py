@@ -175,7 +175,7 @@ def test_label_words_are_one_token_each(bad: list[str]):
 def test_parsing_of_options():
     assert parse_labels("0= terrible,1= great") == {"0": " terrible", "1": " great"}
     assert parse_layers("0,3,15-17") == [0, 3, 15, 16, 17]
-    assert template_columns("{a} {b!s} {a}") == ("a", "b")
+    assert template_columns("{a} {{x}} {b} {a}") == ("a", "b")
 
 
 @pytest.mark.parametrize("text", ["", "0", "0=a", "0=a,1", "0=a,0=b", "0= ,1=b", "=a,1=b"])
