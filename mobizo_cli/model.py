@@ -95,9 +95,9 @@ def _check_weights(name: str, kind: str, info: Mapping[str, Any], options: Build
     problems: list[str] = []
     if unnamed := [key for key in random if not _covers(new, key)]:
         listed = some(f"{key} ({shapes[key]})" if key in shapes else key for key in unnamed)
-        problems.append(f"{len(unnamed)} weights of {kind} are absent, or of another shape: {listed}")
+        problems.append(f"weights of {kind} are absent or of another shape ({len(unnamed)}): {listed}")
     if unnamed := [key for key in extra if not _covers(unused, key)]:
-        problems.append(f"{len(unnamed)} weights are of no use to {kind}: {some(unnamed)}")
+        problems.append(f"there are weights that {kind} has no place for ({len(unnamed)}): {some(unnamed)}")
     if info["error_msgs"]:
         problems.append("; ".join(info["error_msgs"]))
     if problems:

@@ -101,16 +101,21 @@ def find(program: Path, name: str, expected: Mapping[str, str]) -> Path:
 
 
 def check(directory: Path, expected: Mapping[str, str]) -> None:
-    """Check the files that are there against the manifest's hashes; only tokenizer.json has to be there.
+    """Check the files that are there against the manifest's hashes, before the library reads them.
+
+    Only tokenizer.json is used, and whoever loads it says that it is absent.
 
     Raises:
         ModelError: a file is another one than the one that was written with the program.
     """
     for name, sha256 in expected.items():
         path = directory / name
-        if not path.is_file() and name != TOKENIZER_FILE:
+        if not path.is_file():
             continue
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            if name == TOKENIZER_FILE and b'"model"' not in data:
+                raise ModelError(f"{path}: not a tokenizer. Copy the directory that `lower` wrote.")
             raise ModelError(
                 f"{directory}: not the tokenizer that the program was lowered with: {name} is another one. "
                 "Copy the directory that `lower` wrote."

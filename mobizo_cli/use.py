@@ -123,12 +123,12 @@ def open_task(
     session = open_session(path, weights_file, verify=verify, backends=backends)
     task = TextTask.of(session.manifest, path)
     directory = tokenizer_files.find(path, task.tokenizer, task.tokenizer_sha256)
+    if task.tokenizer_sha256:
+        tokenizer_files.check(directory, task.tokenizer_sha256)
+    else:
+        note(f"{path} has no hash of its tokenizer (version 0.1 wrote none): only the label words are compared")
     tokenizer = load_tokenizer(directory)
     # Another tokenizer beside the file would silently train on other prompts.
     if label_ids(tokenizer, task.label_words) != task.label_ids:
         raise ModelError(f"{directory}: not the tokenizer that the program was lowered with.")
-    if task.tokenizer_sha256:
-        tokenizer_files.check(directory, task.tokenizer_sha256)
-    else:
-        note(f"{path} is of version 0.1 and has no hash of its tokenizer: only the label words were compared")
     return Use(session, task, PromptEncoder(tokenizer, task.label_ids, task.loss, task.max_length))

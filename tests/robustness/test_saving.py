@@ -97,6 +97,7 @@ def killed(work: Callable[[], None], moves: int) -> bool:
 @pytest.mark.parametrize("there", [True, False])
 def test_killed_at_every_moment(tmp_path: Path, there: bool):
     target = tmp_path / "m.pte"
+    moves = -1
     for moves in range(20):
         for entry in tmp_path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
