@@ -125,8 +125,8 @@ def open_task(
     directory = tokenizer_files.find(path, task.tokenizer, task.tokenizer_sha256)
     if task.tokenizer_sha256:
         tokenizer_files.check(directory, task.tokenizer_sha256)
-    else:
-        note(f"{path} has no hash of its tokenizer (version 0.1 wrote none): only the label words are compared")
+    elif session.manifest.format_version > 1:  # Of format 1 the driver has said it.
+        note(f"{path} has no hash of its tokenizer: only the label words are compared")
     tokenizer = load_tokenizer(directory)
     # Another tokenizer beside the file would silently train on other prompts.
     if label_ids(tokenizer, task.label_words) != task.label_ids:

@@ -239,8 +239,8 @@ class LoadedProgram:
         if self.manifest.format_version > 1:
             raise unsealed(self.path)
         warnings.warn(
-            f"{self.path}: written in format 1, which has no hash of the program: damage to its bytes would not be "
-            "noticed. Lower the model again to have one.",
+            f"{self.path}: written in format 1, which has no hash of the program and its tokenizer: damage to "
+            "their bytes would not be noticed. Lower the model again to have one.",
             UnprovenWarning,
             stacklevel=4,
         )

@@ -39,7 +39,7 @@ class Version:
         self.id = Manifest.from_json(self.manifest).program_id
         self.weights = weights(bytes([number] * 4))
         self.spec = WeightsFileSpec(sha256=hashlib.sha256(self.weights).hexdigest(), bytes=len(self.weights))
-        self.files = {"tokenizer.json": f"{number}", "tokenizer_config.json": f"{{}}{number}"}
+        self.files = {"tokenizer.json": f'{{"model": {number}}}', "tokenizer_config.json": f"{{}}{number}"}
         self.hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in self.files.items()}
 
     def write(self, target: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_failure_in_the_midst_puts_everything_back(tmp_path: Path, monkeypatch
 
 def test_another_tokenizer_or_weights_file_is_refused(tmp_path: Path):
     OLD.write(tmp_path / "m.pte")
-    for file, swapped in (("tokenizer.json", "2"), ("tokenizer_config.json", "{}")):
+    for file, swapped in (("tokenizer.json", '{"model": 2}'), ("tokenizer_config.json", "{}")):
         path = tmp_path / "m.tokenizer" / file
         own = path.read_text()
         path.write_text(swapped)
