@@ -23,10 +23,12 @@ from lowering.errors import (
     LoweringError,
     LoweringFailed,
     MethodMismatch,
+    NonFiniteExample,
     OperatorNotTaken,
     OutputNotOurs,
     QuantizationNotSupported,
     RuleBroken,
+    SelfCheckFailed,
     StateLost,
     TargetNameTaken,
     TargetUnavailable,
@@ -52,6 +54,7 @@ def lower(
     calibration: Sequence[Any] | None = None,
     external_weights: bool = False,
     weights_file: str | os.PathLike[str] | None = None,
+    check: bool | None = None,
     **options: str,
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
@@ -69,6 +72,9 @@ def lower(
             `model.ptd`. Programs of the same model and target write the same file and can share one; see ADR 10.
         weights_file: the .ptd of another program: the weights that are in it are left out of this one, the others (a
             different head, for example) stay inside. Implies `external_weights`.
+        check: whether every method is run once on the example inputs, in the target's runtime and in eager PyTorch, and
+            the results compared; about two steps' time. None: where that runtime is at hand and no simulator; the
+            report says what was compared, or why nothing was. See ADR 15.
         options: what the target alone understands, such as `precision="fp16"` for `"vulkan"`; see `Target.options`.
 
     Raises:
@@ -84,6 +90,8 @@ def lower(
         InvalidProgram: the program contradicts its own manifest.
         LoweringFailed: a stage failed; names method and stage.
         FrozenInput, StateLost, MethodMismatch: the result is not what the manifest promises, and is withheld.
+        NonFiniteExample: on the example inputs, the program gives losses that are not finite, in eager PyTorch already.
+        SelfCheckFailed: the runtime fails on the example inputs, or gives something else than the eager program.
         RuleBroken: it holds something that the target's runtime is known to get wrong, and is withheld.
     """
     from lowering.targets import get_target
@@ -103,7 +111,7 @@ def lower(
     from lowering.stages import lower_to
 
     outside = external_weights if weights_file is None else Path(weights_file)
-    return lower_to(program, chosen, quantize, application, adapter, calibration, outside)
+    return lower_to(program, chosen, quantize, application, adapter, calibration, outside, check)
 
 
 def available() -> dict[str, Availability]:
@@ -122,10 +130,12 @@ __all__ = [
     "LoweringError",
     "LoweringFailed",
     "MethodMismatch",
+    "NonFiniteExample",
     "OperatorNotTaken",
     "OutputNotOurs",
     "QuantizationNotSupported",
     "RuleBroken",
+    "SelfCheckFailed",
     "StateLost",
     "TargetNameTaken",
     "TargetUnavailable",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LoweringError(Exception):
@@ -218,3 +222,63 @@ class OutputNotOurs(LoweringError):
     def __init__(self, path: object, problem: str) -> None:
         self.path = path
         super().__init__(f"{path} {problem} and will not be replaced: move it away, or choose another name")
+
+
+class NonFiniteExample(LoweringError):
+    """The training program itself, run in eager PyTorch on its example inputs, gives a number that is not finite."""
+
+    def __init__(self, method: str, output: str, count: int, total: int) -> None:
+        self.method = method
+        self.output = output
+        super().__init__(
+            f"method {method!r}: in eager PyTorch, on the example inputs and before any update, {count} of {total} "
+            f"values of output {output!r} are not finite, so it could not train: look for examples without a label, "
+            "masks without a place and numbers beyond the dtype's range, or give transform other example inputs; "
+            "check=False (--no-check) lowers it all the same"
+        )
+
+
+class SelfCheckFailed(LoweringError):
+    """On the example inputs, the lowered program does not give what its eager form gives; it is withheld.
+
+    `output` is None where the runtime failed, and `deviation` the largest absolute difference otherwise, at `place`.
+    """
+
+    def __init__(
+        self, method: str, problem: str, output: str | None, deviation: float, place: tuple[int, ...] = ()
+    ) -> None:
+        self.method = method
+        self.output = output
+        self.deviation = deviation
+        self.place = place
+        super().__init__(
+            f"method {method!r}, self-check on the example inputs: {problem}; the program is withheld: lower for "
+            "another target and report the model, or write the part at fault with other operators; "
+            "check=False (--no-check) skips this check"
+        )
+
+    @classmethod
+    def differs(
+        cls,
+        method: str,
+        output: str,
+        deviation: float,
+        tolerance: float,
+        place: tuple[int, ...],
+        expected: Tensor,
+        found: Tensor,
+        beside: str,
+    ) -> SelfCheckFailed:
+        """An output that is further from what it is compared with than rounding explains."""
+        at = f"[{', '.join(map(str, place))}]" if place else ""
+        problem = (
+            f"output {output!r} is {found[place].item():.9g} at {output}{at}, {beside} is "
+            f"{expected[place].item():.9g}: {deviation:.3g} apart, where rounding explains {tolerance:.2g}"
+        )
+        return cls(method, problem, output, deviation, place)
+
+    @classmethod
+    def broke(cls, method: str, failure: str, log: Iterable[str]) -> SelfCheckFailed:
+        """The runtime could not load or run the method."""
+        said = "; ".join([failure, *list(log)[:3]])
+        return cls(method, f"the runtime fails ({said})", None, float("inf"))

@@ -60,6 +60,41 @@ class MethodReport:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One output of a method beside its eager form: the largest absolute difference, and what rounding explains."""
+
+    method: str
+    output: str
+    deviation: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What was compared before the program was given out; nothing, and `skipped` says why, if it was not run."""
+
+    compared: tuple[Compared, ...] = ()
+    skipped: str = ""
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"self-check: not run: {self.skipped}"
+        lines = ["self-check on the example inputs: every output agrees with the eager program; largest deviations"]
+        for method in dict.fromkeys(each.method for each in self.compared):
+            found = [each for each in self.compared if each.method == method]
+            worst = {each.output: each for each in found if each.output in _NAMED}
+            others = [each for each in found if each.output not in _NAMED]
+            if others:
+                worst["adapter"] = max(others, key=lambda each: each.deviation)
+            shown = (f"{name} {each.deviation:.1e} (tolerance {each.tolerance:.1e})" for name, each in worst.items())
+            lines.append(f"  {method}: {', '.join(shown)}")
+        return "\n".join(lines)
+
+
+_NAMED = ("loss", "losses", "projected_gradients", "logits")
+
+
+@dataclass(frozen=True)
 class Report:
     """The report of a lowering, per method; `str(report)` groups equal nodes, `nodes` names each."""
 
@@ -68,6 +103,7 @@ class Report:
     weight_bytes: int
     program_bytes: int
     weights_file_bytes: int = 0
+    self_check: SelfCheck = SelfCheck(skipped="not asked for")
 
     @property
     def partitions(self) -> int:
@@ -86,6 +122,7 @@ class Report:
             "weight_bytes": self.weight_bytes,
             "program_bytes": self.program_bytes,
             "weights_file_bytes": self.weights_file_bytes,
+            "self_check": asdict(self.self_check),
             "methods": {
                 name: {**asdict(each), "delegated_share": each.delegated_share} for name, each in self.methods.items()
             },
@@ -99,7 +136,7 @@ class Report:
             f"target {self.target}: {self.partitions} partitions in {len(self.methods)} methods; "
             f"program {self.program_bytes / 1e6:.1f} MB, {weights}"
         )
-        return "\n".join([head, *(str(each) for each in self.methods.values())])
+        return "\n".join([head, *(str(each) for each in self.methods.values()), str(self.self_check)])
 
 
 def method_report(

@@ -32,7 +32,8 @@ from lowering.marks import TAG, is_marked
 from lowering.passes.base import LegalisationPass, PassRecord, run_passes
 from lowering.passes.mark_weights import MarkWeights
 from lowering.passes.split_shared_weights import SplitSharedWeights
-from lowering.report import Report, method_report
+from lowering.report import Report, SelfCheck, method_report
+from lowering.selfcheck import self_check, why_not
 from lowering.settled import settle, without_provenance
 from lowering.targets import Target
 from lowering.tied import weights_kept_outside
@@ -69,6 +70,7 @@ def lower_to(
     adapter: str,
     calibration: Sequence[Any] | None,
     external_weights: bool | Path = False,
+    check: bool | None = None,
 ) -> Lowered:
     """`lower`, its arguments checked; `external_weights` is the existing weights file, if one is given."""
     described = program.manifest(adapter)
@@ -121,7 +123,12 @@ def lower_to(
     for name in methods:
         check_initial_values(name, plans[name], state[name])
     outside_bytes = 0 if weights is None else weights.spec.bytes
-    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes)
+    skipped = why_not(target, program, check)
+    checked = SelfCheck(skipped=skipped or "")
+    if skipped is None:
+        beside = external_weights if isinstance(external_weights, Path) else None if weights is None else weights.content
+        checked = self_check(program, manifest, target, finished, beside)  # pyright: ignore[reportArgumentType]
+    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked)
     return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content)
 
 

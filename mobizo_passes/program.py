@@ -256,6 +256,17 @@ class TrainingProgram:
         """Return the model's logits; raises `InputError` if the model returns only a loss."""
         return self._ir("logits").run({**self._named(adapter), **self._batch(example_inputs)})["logits"]
 
+    def run(self, method: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run one method eagerly on tensors by their names in the manifest; the adapter is always passed in.
+
+        Raises `InputError` if there is no such method, or an input is missing or of another dtype or shape.
+        """
+        return self._ir(method).run(inputs)
+
+    def example_batch(self) -> dict[str, Tensor]:
+        """Return copies of the example inputs, by name."""
+        return {name: value.clone() for name, value in self.inputs.tensors.items()}
+
     def _ir(self, method: str) -> Ir:
         if method not in self._methods:
             raise InputError(f"no method '{method}'; this program has {', '.join(self._methods)}")

@@ -64,7 +64,8 @@ class Target(ABC):
     `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
     in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
     table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
-    `external_weights`: whether weights can be in a file outside of the program.
+    `external_weights`: whether weights can be in a file outside of the program. `checks_itself`: whether a program is run
+    beside its eager form before it is given out, unless the caller says otherwise; not where only a simulator runs it.
     """
 
     name: ClassVar[str]
@@ -73,6 +74,7 @@ class Target(ABC):
     runtime: ClassVar[str] = 'pip install "mobizo[executorch]"'
     small_share: ClassVar[float] = 0.01
     external_weights: ClassVar[bool] = False
+    checks_itself: ClassVar[bool] = True
     _asked: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -125,6 +127,20 @@ class Target(ABC):
         from lowering.settled import KEPT_WHOLE
 
         return KEPT_WHOLE
+
+    @property
+    def loss_tolerance(self) -> float:
+        """How far a loss may be from the eager program's, relative to the larger of it and 1.
+
+        In float32 the delegates sum in other orders than PyTorch; 8e-7 is the most seen on models of any size, and 2e-5
+        what `mobizo_passes.verify` allows for the same reason.
+        """
+        return 2e-5
+
+    @property
+    def logits_tolerance(self) -> float:
+        """How far a logit may be off, relative to the largest: it is one value where a loss is a mean of many."""
+        return 5 * self.loss_tolerance
 
     @property
     def chosen(self) -> dict[str, str]:

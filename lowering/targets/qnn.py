@@ -53,6 +53,7 @@ class QnnTarget(Target):
     name = "qnn"
     backend = "QnnBackend"
     small_share = 0.0
+    checks_itself = False
     options = (
         TargetOption("soc", SOCS, "SM8650", "The chip that the program is compiled for."),
         TargetOption(
@@ -85,6 +86,11 @@ class QnnTarget(Target):
         if state.ready or not state.runs:
             return state
         return replace(state, runs=False, runs_missing=state.missing, runs_remedy=state.remedy)
+
+    @property
+    def loss_tolerance(self) -> float:
+        """Ten times what was seen on the simulator: it is to find what is broken, not what is coarse."""
+        return {"fp16": 1e-2, "16a8w": 0.1, "8a8w": 0.5}[self.chosen["precision"]]
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:

@@ -6,6 +6,7 @@ one query, a seed-dependent perturbation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -131,6 +132,15 @@ class Program:
 
     def expected(self, method: str) -> tuple[Tensor, ...]:
         return Method(self.model, method)(*self.inputs(method).values())
+
+    def example_batch(self) -> dict[str, Tensor]:
+        return dict(self.batch)
+
+    def run(self, method: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        spec = self.method(method)
+        with torch.no_grad():
+            values = Method(self.model, method)(*(inputs[each["name"]] for each in spec["inputs"]))
+        return {each["name"]: value for each, value in zip(spec["outputs"], values, strict=True)}
 
     def core(self, method: str, adapter: str = "external") -> ExportedProgram:
         """One method, exported once: `lower` leaves what it is given as it was."""
