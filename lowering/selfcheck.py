@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
@@ -146,7 +145,9 @@ class _Check:
         expected = self._eager("loss", inputs)
         self._losses("step", expected, {"loss": found["loss"]}, lambda: self._sensitivity("loss", inputs))
 
-    def _updated(self, adapter: Values, gradients: Tensor, step: Values, bound: float) -> tuple[Values, dict[str, float]]:
+    def _updated(
+        self, adapter: Values, gradients: Tensor, step: Values, bound: float
+    ) -> tuple[Values, dict[str, float]]:
         """The adapter that belongs to the runtime's own gradients, and the tolerance of each tensor."""
         if "apply" in self.manifest.methods:
             given = {**self._inputs("apply"), **adapter, "projected_gradients": gradients}
@@ -244,7 +245,7 @@ class _Runner:
         self._loaded = None
 
     def _run(self, inputs: list[Tensor]) -> list[Tensor]:
-        given = [value.detach().contiguous() for value in inputs]
+        given = [torch.empty(value.shape, dtype=value.dtype).copy_(value) for value in inputs]
         # Copies: the runtime may hand out its own memory, which the next run overwrites.
         return self._heard(lambda: [value.clone() for value in self._loaded.execute(given)])
 
@@ -309,8 +310,8 @@ def gradient_bound(manifest: Manifest, expected: Mapping[str, Tensor], deviation
     """How far projected gradients may be off when no loss is off by more than `deviation` and its own last bits.
 
     g is a difference of two losses over 2ε (over ε, one-sided): 2·error/ε bounds both. Divided by the standard
-    deviation s of n losses, g = h/s, it is (2·error/ε + r·|g|) / (s − r), where r = error·√(n/(n−1)) is how far s moves;
-    infinite where s is not above r, since rounding alone makes any number of it then.
+    deviation s of n losses, g = h/s, it is (2·error/ε + r·|g|) / (s − r), where r = error·√(n/(n−1)) is how far s
+    moves; infinite where s is not above r, since rounding alone makes any number of it then.
     """
     losses, gradients = expected["losses"], expected["projected_gradients"]
     error = deviation + 4 * torch.finfo(torch.float32).eps * max(1.0, largest(losses))

@@ -126,7 +126,9 @@ def lower_to(
     skipped = why_not(target, program, check)
     checked = SelfCheck(skipped=skipped or "")
     if skipped is None:
-        beside = external_weights if isinstance(external_weights, Path) else None if weights is None else weights.content
+        beside = (
+            external_weights if isinstance(external_weights, Path) else None if weights is None else weights.content
+        )
         checked = self_check(program, manifest, target, finished, beside)  # pyright: ignore[reportArgumentType]
     report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked)
     return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content)

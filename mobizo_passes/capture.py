@@ -16,6 +16,7 @@ from .errors import CaptureError, describe
 from .inline import WritesInPlace, inline
 from .inputs import Inputs, LossFn
 from .ir import Input, Ir, Output, identifier
+from .layouts import forget_layouts, plain_state
 from .rules import RECURRENT, RULES
 
 aten = torch.ops.aten
@@ -120,7 +121,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     """
     wrapper = _WithLoss(model, inputs, loss)
     wrapper.training = model.training
-    with _frozen(model):
+    with _frozen(model), plain_state(model):
         try:
             # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
             examples = {name: value.clone() for name, value in inputs.tensors.items()}
@@ -133,9 +134,10 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
             raise CaptureError(
                 f"torch.export could not capture {type(model).__name__}: {first[0] if first else type(error).__name__}"
             ) from error
-    ir = _to_ir(exported)
+        ir = _to_ir(exported)
     _trace_to_loss(ir, loss)
     _take_apart(ir)
+    forget_layouts(ir)
     return ir, exported.verifier
 
 

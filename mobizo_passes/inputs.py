@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import InputError
+from .layouts import copied
 from .wrapped import unwrap
 
 LossFn = Callable[..., Tensor]
@@ -82,14 +83,15 @@ def name_inputs(model: nn.Module, example_inputs: Any, loss: LossFn | None) -> I
         raise InputError(
             f"example_inputs must be a tuple of args or a dict of kwargs, found {type(example_inputs).__name__}"
         )
-    tensors = {k: v for k, v in items.items() if isinstance(v, Tensor)}
+    # Copies: the program keeps them, and their memory layout is not part of it.
+    plain = {k: copied(v) for k, v in items.items() if isinstance(v, Tensor)}
     constants = {k: v for k, v in items.items() if not isinstance(v, Tensor)}
     for name, value in constants.items():
         if isinstance(value, Mapping | list | tuple | set):
             raise InputError(f"example input '{name}' is a {type(value).__name__}; pass its tensors as separate inputs")
-    if not tensors:
+    if not plain:
         raise InputError("example_inputs holds no tensor")
-    return Inputs(tensors, constants, tuple(n for n in loss_only if n in tensors), positional)
+    return Inputs(plain, constants, tuple(n for n in loss_only if n in plain), positional)
 
 
 def _loss_order(names: list[str], loss: LossFn) -> tuple[str, ...]:

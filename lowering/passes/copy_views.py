@@ -27,7 +27,8 @@ class CopyViews:
     AFTER   y = view_copy(permute_copy(x, [0,2,1,3]), [N,T,H*d])
 
     ExecuTorch's edge dialect has only these. Made by us, they come without the `clone` that decomposing a `reshape` of
-    a permuted tensor leaves between the two, which XNNPACK would run as a copy.
+    a permuted tensor leaves between the two, which XNNPACK would run as a copy. Every value is inferred anew, so that
+    none keeps the memory layout of a view or of a node that is gone.
     """
 
     name: str = "copy-views"
@@ -37,6 +38,6 @@ class CopyViews:
         for node in nodes:
             node.target = _COPIES[node.target]
         for node in editor.graph.nodes:
-            if nodes and node.op == "call_function":
+            if node.op == "call_function":
                 editor.revalue(node)
         return len(nodes)

@@ -64,8 +64,8 @@ class Target(ABC):
     `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
     in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
     table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
-    `external_weights`: whether weights can be in a file outside of the program. `checks_itself`: whether a program is run
-    beside its eager form before it is given out, unless the caller says otherwise; not where only a simulator runs it.
+    `external_weights`: whether weights can be in a file outside of the program. `checks_itself`: whether a program is
+    run beside its eager form before it is given out, unless the caller says otherwise; not where a simulator runs it.
     """
 
     name: ClassVar[str]
