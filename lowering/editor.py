@@ -142,6 +142,18 @@ class ProgramEditor:
             self._constant_nodes[key] = node
         return node
 
+    def store(self, node: Node, value: torch.Tensor) -> None:
+        """Let the placeholder `node`, for which `is_constant` holds, hold `value` under its FQN, as a buffer."""
+        spec = self._specs[node.name]
+        assert spec.target is not None
+        self._constants.pop(spec.target, None)
+        self._new_state[spec.target] = value.detach()
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            self._specs[node.name] = InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=True)
+        elif spec.kind is InputKind.PARAMETER:
+            self._new_state[spec.target] = torch.nn.Parameter(value.detach(), requires_grad=False)
+        node.meta["val"] = self._fake_mode.from_tensor(value.detach(), static_shapes=True)
+
     def replace(self, old: Node, new: Node) -> None:
         """Every user of `old` (outputs too) uses `new`; `old` is erased when nothing else needs it."""
         old.replace_all_uses_with(new)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from lowering.flops import operation_name
 from lowering.passes.base import run_passes
 from lowering.passes.split_shared_weights import SplitSharedWeights
+from lowering.passes.widen_halves import widened
 from lowering.report import MethodReport, method_report
 from lowering.stages import Program, legalise, measured_on, partition
 from lowering.targets import get_target
@@ -57,7 +58,9 @@ def rehearse(
     chosen.check_calibration(calibration)
     described = {**program.manifest("external"), "target": target, "program_id": "rehearsal"}
     measured = measured_on(program, Manifest.model_validate(described), calibration)
-    made = {name: legalise(name, program.core(name, "external"), chosen, measured) for name in {"step", method}}
+    made = {
+        name: legalise(name, widened(program.core(name, "external")), chosen, measured) for name in {"step", method}
+    }
     outside = weights_kept_outside({name: each.program for name, each in made.items()}, chosen.small_share)
     legal, _ = run_passes(made[method].program, (SplitSharedWeights(outside),))
     partitioner = chosen.partitioner(method, outside)

@@ -96,7 +96,10 @@ _NAMED = ("loss", "losses", "projected_gradients", "logits")
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a lowering, per method; `str(report)` groups equal nodes, `nodes` names each."""
+    """The report of a lowering, per method; `str(report)` groups equal nodes, `nodes` names each.
+
+    `widened`: the half-precision dtypes of the model, whose values the program stores and computes in float32.
+    """
 
     target: str
     methods: Mapping[str, MethodReport]
@@ -104,6 +107,7 @@ class Report:
     program_bytes: int
     weights_file_bytes: int = 0
     self_check: SelfCheck = SelfCheck(skipped="not asked for")
+    widened: tuple[str, ...] = ()
 
     @property
     def partitions(self) -> int:
@@ -123,6 +127,7 @@ class Report:
             "program_bytes": self.program_bytes,
             "weights_file_bytes": self.weights_file_bytes,
             "self_check": asdict(self.self_check),
+            "widened": list(self.widened),
             "methods": {
                 name: {**asdict(each), "delegated_share": each.delegated_share} for name, each in self.methods.items()
             },
@@ -136,7 +141,9 @@ class Report:
             f"target {self.target}: {self.partitions} partitions in {len(self.methods)} methods; "
             f"program {self.program_bytes / 1e6:.1f} MB, {weights}"
         )
-        return "\n".join([head, *(str(each) for each in self.methods.values()), str(self.self_check)])
+        note = f"the model has {' and '.join(self.widened)} values: they are stored and computed in float32 here"
+        methods = (str(each) for each in self.methods.values())
+        return "\n".join([head, *([note] if self.widened else []), *methods, str(self.self_check)])
 
 
 def method_report(

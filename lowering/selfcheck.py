@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from lowering.errors import NonFiniteExample, SelfCheckFailed
 from lowering.quiet import CapturedOutput, captured_output
@@ -26,6 +27,8 @@ SPREAD = 0.02
 ROUNDING, LARGEST_NOISE = 1e-5, 4.5
 # Where one step of rounding at the inputs moves an output by more than its tolerance, this many of them are allowed.
 SLACK = 4.0
+# What rounding to 11 and to 8 bits at every value of a model does to a loss, relative to the larger of it and 1.
+HALF_TOLERANCE = {"float16": 1e-2, "bfloat16": 5e-2}
 _REASONS = ("Check failed", "failed at instruction", "Error", "error")
 
 Values = dict[str, Tensor]
@@ -54,18 +57,28 @@ def why_not(target: Target, program: object, check: bool | None) -> str | None:
     return None
 
 
-def self_check(program: Checkable, manifest: Manifest, target: Target, finished: Any, weights: Any) -> SelfCheck:
+def self_check(
+    program: Checkable,
+    manifest: Manifest,
+    target: Target,
+    finished: Any,
+    weights: Any,
+    cores: Mapping[str, ExportedProgram] | None = None,
+    halves: Collection[str] = (),
+) -> SelfCheck:
     """Run every method in the target's runtime and in eager PyTorch on the same inputs, and compare all outputs.
 
-    `finished`: ExecuTorch's program; `weights`: its weights file, as a path or as what writes it; None if it has none.
-    Nothing is left on disk: the files have no name.
+    `finished`: ExecuTorch's program; `weights`: its weights file, a path or what writes it; None if it has none.
+    Nothing is left on disk: the files have no name. A model with `halves` is compared with its float32 form `cores`, and
+    its losses once more with its own.
 
     Raises:
         NonFiniteExample: the eager program itself gives a loss, a gradient or an adapter that is not finite.
         SelfCheckFailed: the runtime fails, or an output differs by more than rounding explains.
     """
     with _stored(finished, weights) as (path, data):
-        check = _Check(program, manifest, target, lambda method: _Runner(method, path, data))
+        eager = program.run if not halves or cores is None else _InFloat32(program, manifest, cores).run
+        check = _Check(program, eager, manifest, target, lambda method: _Runner(method, path, data), halves)
         for method in manifest.methods:
             getattr(check, method)()
     return SelfCheck(tuple(check.compared))
@@ -75,9 +88,17 @@ class _Check:
     """One program under comparison; a method of the program is checked by the method of its name."""
 
     def __init__(
-        self, program: Checkable, manifest: Manifest, target: Target, runner: Callable[[str], _Runner]
+        self,
+        program: Checkable,
+        eager: Callable[[str, Values], Values],
+        manifest: Manifest,
+        target: Target,
+        runner: Callable[[str], _Runner],
+        halves: Collection[str],
     ) -> None:
         self.program = program
+        self.eager = eager
+        self.halves = halves
         self.manifest = manifest
         self.target = target
         self.runner = runner
@@ -125,6 +146,10 @@ class _Check:
     def loss(self) -> None:
         expected, found, given = self._both("loss")
         self._losses("loss", expected, found, lambda: self._sensitivity("loss", given))
+        if self.halves:
+            limit = max(HALF_TOLERANCE[each] for each in self.halves) * max(1.0, largest(expected["loss"]))
+            own = self.program.run("loss", given)
+            self._compare("loss", "loss", own, found, limit, f"the model's own in {' and '.join(self.halves)}")
 
     def logits(self) -> None:
         expected, found, given = self._both("logits", finite=False)
@@ -186,7 +211,7 @@ class _Check:
 
     def _sensitivity(self, method: str, inputs: Values) -> Values:
         """How far each output of the eager program moves when its floating-point inputs move by their last bit."""
-        first = self.program.run(method, inputs)
+        first = self.eager(method, inputs)
         spread = {name: torch.zeros_like(value) for name, value in first.items()}
         for sign in (1, -1):
             near = {
@@ -195,7 +220,7 @@ class _Check:
                 else value
                 for name, value in inputs.items()
             }
-            for name, value in self.program.run(method, near).items():
+            for name, value in self.eager(method, near).items():
                 spread[name] = torch.maximum(spread[name], (value - first[name]).abs().nan_to_num())
         return spread
 
@@ -217,11 +242,29 @@ class _Check:
         return {spec.name: value for spec, value in zip(self.manifest.methods[method].outputs, values, strict=True)}
 
     def _eager(self, method: str, inputs: Values, finite: bool = True) -> Values:
-        values = self.program.run(method, inputs)
+        values = self.eager(method, inputs)
         for name, value in values.items() if finite else ():
             if not bool(value.isfinite().all()):
                 raise NonFiniteExample(method, name, int((~value.isfinite()).sum()), value.numel())
         return values
+
+
+class _InFloat32:
+    """A half-precision program as it was before it was legalised, but computed in float32."""
+
+    def __init__(self, program: Checkable, manifest: Manifest, cores: Mapping[str, ExportedProgram]) -> None:
+        self.program = program
+        self.manifest = manifest
+        self.cores = cores
+
+    def run(self, method: str, inputs: Values) -> Values:
+        """The method's outputs by name."""
+        if method == "step" and self.manifest.adapter_state == "internal":
+            return self.program.run(method, inputs)
+        spec = self.manifest.methods[method]
+        with torch.no_grad():
+            values = self.cores[method].module()(*(inputs[each.name] for each in spec.inputs))
+        return {each.name: value for each, value in zip(spec.outputs, values, strict=True)}
 
 
 class _Runner:

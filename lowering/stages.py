@@ -32,6 +32,7 @@ from lowering.marks import TAG, is_marked
 from lowering.passes.base import LegalisationPass, PassRecord, run_passes
 from lowering.passes.mark_weights import MarkWeights
 from lowering.passes.split_shared_weights import SplitSharedWeights
+from lowering.passes.widen_halves import halves_in, widened
 from lowering.report import Report, SelfCheck, method_report
 from lowering.selfcheck import self_check, why_not
 from lowering.settled import settle, without_provenance
@@ -74,7 +75,9 @@ def lower_to(
 ) -> Lowered:
     """`lower`, its arguments checked; `external_weights` is the existing weights file, if one is given."""
     described = program.manifest(adapter)
-    cores = {name: program.core(name, adapter) for name in described["methods"]}
+    given = {name: program.core(name, adapter) for name in described["methods"]}
+    halves = sorted({each for core in given.values() for each in halves_in(core)})
+    cores = {name: widened(core) for name, core in given.items()}
     first = (MarkWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
     # Other ranges are another program.
     options = {**target.chosen, **({} if calibration is None else {"calibration": digest_of(calibration)})}
@@ -85,7 +88,7 @@ def lower_to(
             "quantize": quantize,
             "options": options,
             "tool_versions": _tool_versions(),
-            "program_id": program_id(cores, described["model"]["sha256"], target.name, options),
+            "program_id": program_id(given, described["model"]["sha256"], target.name, options),
             "application": application or {},
         }
     )
@@ -129,8 +132,8 @@ def lower_to(
         beside = (
             external_weights if isinstance(external_weights, Path) else None if weights is None else weights.content
         )
-        checked = self_check(program, manifest, target, finished, beside)  # pyright: ignore[reportArgumentType]
-    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked)
+        checked = self_check(program, manifest, target, finished, beside, cores, halves)  # pyright: ignore[reportArgumentType]
+    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked, tuple(halves))
     return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content)
 
 
