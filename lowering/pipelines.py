@@ -90,6 +90,7 @@ def _vulkan(mask: float, norms: tuple[LegalisationPass, ...] = ()) -> tuple[Lega
         NormaliseDims(),
         ReduceLastAxis(),
         MergeAxes(),
+        FlatLinears(least_rank=4),
         FloatScalars(),
         FoldConstants(),
         CanonicalReshapes(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,22 @@ from mobizo_manifest import Manifest
 _HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
+# A float32 value as a float16 one holds it, in float32 again.
+Narrow = Callable[[Tensor], Tensor]
+
+
+def nearest(value: Tensor) -> Tensor:
+    """The float16 number next to each float32 one, in float32."""
+    return value.half().float()
+
+
+def truncated(value: Tensor) -> Tensor:
+    """Each float32 number cut to float16 towards zero, in float32."""
+    half = value.half()
+    beyond = half.float().abs() > value.abs()
+    return torch.where(beyond, torch.nextafter(half, torch.zeros_like(half)), half).float()
+
+
 @dataclass(frozen=True)
 class Rehearsal:
     """One method, legalised and partitioned for a target, and its report."""
@@ -33,15 +49,17 @@ class Rehearsal:
     report: MethodReport
     half: bool
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def run(self, inputs: Mapping[str, Tensor], truncate: bool = False) -> tuple[Tensor, ...]:
         """The method's outputs for `inputs` (in the manifest's order), from the partitioned graph.
 
-        Where the delegate computes in float16, every value inside of it is rounded to float16; sums within one operator
-        are still accumulated in float32, so a device may be further off.
+        Where the delegate computes in float16, every value inside of it is rounded to float16: to the nearest, or with
+        `truncate` towards zero, as some GPUs do. Sums within one operator are still accumulated in float32, so a device
+        may be further off than the worse of the two.
         """
         stored: dict[str, Any] = {**self.partitioned.state_dict, **self.partitioned.constants}
+        narrow = None if not self.half else truncated if truncate else nearest
         with torch.no_grad():
-            return _run(self.partitioned, stored, list(inputs.values()), self.half, inside=False)
+            return _run(self.partitioned, stored, list(inputs.values()), narrow, inside=False)
 
 
 def rehearse(
@@ -71,7 +89,7 @@ def rehearse(
 
 
 def _run(
-    program: ExportedProgram, stored: Mapping[str, Any], inputs: list[Tensor], half: bool, inside: bool
+    program: ExportedProgram, stored: Mapping[str, Any], inputs: list[Tensor], narrow: Narrow | None, inside: bool
 ) -> tuple[Tensor, ...]:
     signature = program.graph_signature
     places = {
@@ -80,7 +98,7 @@ def _run(
         **signature.inputs_to_lifted_tensor_constants,
     }
     given = iter(inputs)
-    runner = _Runner(program, half, inside)
+    runner = _Runner(program, narrow, inside)
     values = [
         runner.constant(stored[places[node.name]]) if node.name in places else runner.rounded(next(given))
         for node in program.graph.nodes
@@ -92,10 +110,10 @@ def _run(
 class _Runner(Interpreter):
     """Runs one level: delegate calls run as graphs of their own, rounded if they compute in float16."""
 
-    def __init__(self, program: ExportedProgram, half: bool, inside: bool) -> None:
+    def __init__(self, program: ExportedProgram, narrow: Narrow | None, inside: bool) -> None:
         super().__init__(program.graph_module)
-        self.half = half
-        self.rounds = half and inside
+        self.narrow = narrow
+        self.within = narrow if inside else None
 
     def run_node(self, n: Node) -> Any:
         """One node; a delegate call runs its own graph."""
@@ -106,7 +124,7 @@ class _Runner(Interpreter):
             return pytree.tree_map_only(Tensor, self.rounded, result) if n.op == "call_function" else result
         (lowered, *arguments), _ = self.fetch_args_kwargs_from_env(n)
         inner = lowered.original_module
-        return list(_run(inner, {**inner.state_dict, **inner.constants}, arguments, self.half, inside=True))
+        return list(_run(inner, {**inner.state_dict, **inner.constants}, arguments, self.narrow, inside=True))
 
     def constant(self, value: Tensor) -> Tensor:
         """A constant as the delegate stores it: ExecuTorch cuts what float16 cannot hold down to its largest number."""
@@ -114,7 +132,7 @@ class _Runner(Interpreter):
 
     def rounded(self, value: Tensor) -> Tensor:
         """A value as the delegate holds it, in float32 again."""
-        return value.half().float() if self._rounds(value) else value
+        return self.within(value) if self.within is not None and self._rounds(value) else value
 
     def _rounds(self, value: Tensor) -> bool:
-        return self.rounds and value.dtype == torch.float32
+        return self.within is not None and value.dtype == torch.float32

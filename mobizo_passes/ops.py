@@ -117,9 +117,14 @@ def regroup(x: Tensor, dim: int, outer: int, size: int) -> Tensor:
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:
-    """Pick positions of each example: x [B, T, D] and index int64 [B, K] give [B, K, D].
+    """Pick positions of each example: x [B, T, D] and index int64 [B, K] give [B, K, D]."""
+    return torch.gather(x, 1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
-    Decomposed as a product with a one-hot matrix, which is exact and which every delegate takes; a gather is not.
+
+def pick_by_product(x: Tensor, index: Tensor) -> Tensor:
+    """`pick` as a product with a one-hot matrix, which every delegate takes; a gather is taken by few.
+
+    Exact where x is finite. A single NaN spreads over all that is picked, even where its factor is 0.
     """
     positions = torch.arange(x.shape[1], device=x.device)
     onehot = (index.unsqueeze(2) == positions).to(x.dtype)

@@ -17,7 +17,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
 )
 
 from lowering.checkers.vulkan_graph import Graph
-from lowering.rules.vulkan import LOOK_UPS, MAX_RANK, MAX_ROWS, SERIALISED
+from lowering.rules.vulkan import LOOK_UPS, MAX_LINEAR_RANK, MAX_RANK, MAX_ROWS, SERIALISED
 
 _INTEGERS = (VkDataType.INT8, VkDataType.UINT8, VkDataType.INT32, VkDataType.INT64)
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -69,6 +69,12 @@ def _integer_comparisons(graph: Graph) -> Iterator[str]:
 
 def _rank(graph: Graph) -> Iterator[str]:
     return (f"{where}: shape {tensor.dims}" for where, tensor in graph.tensors() if len(tensor.dims) > MAX_RANK)
+
+
+def _linear_rank(graph: Graph) -> Iterator[str]:
+    for call in graph.calls:
+        if call.name.split(".")[1].startswith("linear") and len(call.arguments[0].dims) > MAX_LINEAR_RANK:
+            yield f"{call.where}: shape {call.arguments[0].dims}"
 
 
 def _no_dims(graph: Graph) -> Iterator[str]:
@@ -134,6 +140,7 @@ RULES = (
     Rule("short-tables", f"a look-up in more than {MAX_ROWS} rows is silently wrong", _long_tables),
     Rule("no-0-dim", "a computed tensor of 0 dimensions is an error", _no_dims),
     Rule("rank", f"more than {MAX_RANK} dimensions crash the runtime", _rank),
+    Rule("linear-rank", "a linear writes the first slice alone of a tensor of four dimensions", _linear_rank),
     Rule("no-64-bit", "there are no 64-bit numbers in shaders", _wide),
     Rule("no-exact-gelu", "the shader computes the tanh form", _absent("aten.gelu.default")),
     Rule("last-axis", "reductions over other axes than the last are not tried", _middle_reductions),

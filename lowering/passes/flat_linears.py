@@ -15,13 +15,16 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FlatLinears:
-    """`linear` on a tensor of rank 3 or more works on its rows.
+    """`linear` on a tensor of rank `least_rank` or more works on its rows.
 
     BEFORE  y = linear(x: f32[N,T,d], w: f32[o,d])
     AFTER   y = reshape(linear(reshape(x, [N*T,d]), w), [N,T,o])
 
-    QNN's fully connected layer gives a matrix, whatever the rank of what it is given.
+    QNN's fully connected layer gives a matrix, whatever the rank of what it is given. Vulkan's shader is right up to
+    rank 3; of four axes, where the first is above 1, it writes the first slice alone.
     """
+
+    least_rank: int = 3
 
     name: str = "flat-linears"
 
@@ -30,7 +33,7 @@ class FlatLinears:
         for node in editor.find(aten.linear.default):
             x: Any = node.args[0]
             shape = shape_of(x)
-            if len(shape) == 2 or not is_float(node):
+            if len(shape) < self.least_rank or not is_float(node):
                 continue
             with editor.before(node):
                 rows = editor.reshape(x, [math.prod(shape[:-1]), shape[-1]])

@@ -12,6 +12,8 @@ from lowering.flops import overload_name
 MAX_RANK = 4
 # Rows of a table that is looked up: the extent of a 3-D image that every Vulkan driver has.
 MAX_ROWS = 2048
+# Above this rank the shader's work groups take their batch from the third axis from the end: the rest is not written.
+MAX_LINEAR_RANK = 3
 
 _FLOAT = (torch.float32, torch.float16)
 # Operators whose integer operand holds positions; it is passed through, never computed with.
@@ -85,6 +87,8 @@ def why_not(node: Node) -> str | None:
         return _look_up(node)
     if any(value.dtype not in _FLOAT for value in tensors):
         return "integers and booleans stay outside: Vulkan has no 64-bit integers and compares no integers"
+    if name == "aten.linear.default" and _rank(node) > MAX_LINEAR_RANK:
+        return f"Vulkan's linear writes the first slice alone of more than {MAX_LINEAR_RANK} dimensions"
     if name in ("aten.mean.dim", "aten.sum.dim_IntList"):
         return _reduction(node)
     return None

@@ -26,6 +26,10 @@ from lowering.tied import parameter_of
 
 _IN_PROLOGUE = "Vulkan could take it, but it feeds a node outside that feeds the body: it would split the partition"
 _IN_EPILOGUE = "it comes after the last matrix product: the loss is computed in float32, outside of a float16 delegate"
+_IN_FLOAT32 = (
+    "no matrix product leads to it: noise, perturbed tensors and masks are made in float32, outside of a float16 "
+    "delegate, which would hand them back rounded"
+)
 _ALONE = "Vulkan could take it, but only as a partition of its own without a matrix product: not worth one"
 _TRIED_FUSIONS = ("rms_norm",)
 _TIED = "its weight is also an embedding table, which ExecuTorch's own kernels read: one copy serves both"
@@ -90,7 +94,8 @@ class GuardedPartitioner(Partitioner):
         supported = {node for node in graph.nodes if support.is_node_supported({}, node)}
         prologue = prologue_of(graph, supported)
         epilogue = _after_products(graph, supported) if self.force_fp16 else set()
-        support.left = prologue | epilogue
+        exact = _before_products(graph, supported) if self.force_fp16 else set()
+        support.left = prologue | epilogue | exact
         partitioner = CapabilityBasedPartitioner(program.graph_module, support, allows_single_node_partition=True)
         proposed = partitioner.propose_partitions()
         weighed = [(sum(flops_of(node) for node in each.nodes), each) for each in proposed]
@@ -103,7 +108,15 @@ class GuardedPartitioner(Partitioner):
                 continue
             stated = support.reasons.get(node)
             if stated is None:
-                stated = _IN_EPILOGUE if node in epilogue else _IN_PROLOGUE if node in prologue else _ALONE
+                stated = (
+                    _IN_FLOAT32
+                    if node in exact
+                    else _IN_EPILOGUE
+                    if node in epilogue
+                    else _IN_PROLOGUE
+                    if node in prologue
+                    else _ALONE
+                )
             self.reasons[node.name] = stated
         return kept
 
@@ -133,6 +146,15 @@ class _Support(VulkanSupportedOperators):
 
     def log_skip(self, node: Node, reason: str) -> None:
         self.reasons[node] = f"Vulkan's constraints for {overload_name(node)} refuse it: {reason}"
+
+
+def _before_products(graph: Graph, supported: set[Node]) -> set[Node]:
+    """Supported nodes that no product leads to: rounded, the noise would differ between `step` and `apply`."""
+    after: set[Node] = set()
+    for node in graph.nodes:
+        if flops_of(node) or any(source in after for source in node.all_input_nodes):
+            after.add(node)
+    return {node for node in supported if node not in after}
 
 
 def _after_products(graph: Graph, supported: set[Node]) -> set[Node]:

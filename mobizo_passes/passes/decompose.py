@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from .. import noise
+from ..finiteness import may_hold_nan
 from ..inline import inline
 from ..ir import Ir
-from ..ops import DECOMPOSITIONS
+from ..ops import DECOMPOSITIONS, pick_by_product
 from .base import Pass
 
 aten = torch.ops.aten
@@ -30,10 +31,12 @@ def token_loss(
     counted = target != ignore_index
     index = torch.where(counted, target, torch.zeros_like(target)).unsqueeze(1)
     losses = -torch.gather(torch.log_softmax(scores, 1), 1, index).squeeze(1)
+    # Not a product with 0: an ignored row may be NaN.
+    losses = torch.where(counted, losses, torch.zeros_like(losses))
     weights = counted.to(losses.dtype)
     if weight is not None:
         weights = weights * torch.index_select(weight, 0, index.squeeze(1))
-    losses = losses * weights
+        losses = losses * weights
     if reduction == 0:
         return losses
     return losses.sum(0) if reduction == 2 else losses.sum(0) / weights.sum(0)
@@ -87,6 +90,8 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
             return z.reshape(*lead, queries, *shape)
 
         return draw, [seed, ids, shared.get("table")]
+    if target is mobizo.pick.default and not may_hold_nan(ir, args[0]):
+        return pick_by_product, args
     if target in DECOMPOSITIONS:
         return DECOMPOSITIONS[target], args
     if node.target is aten.cross_entropy_loss.default and not node.kwargs:
