@@ -110,26 +110,27 @@ def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Settin
     seconds = time.perf_counter() - started
     unrunnable = (name, setting.target) in UNRUNNABLE
     ran = lowering.available()[setting.target].runs and not unrunnable
-    found: tuple[Any, Any] | None = None
+    found: list[tuple[Any, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = lowered.save(Path(folder) / "model.pte")
         size = path.stat().st_size / 2**20
         if ran:
             got = runtime_driver.Session(path).step(inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON, update=False)
-            found = (got.losses, got.projected_gradients)
+            found = [(got.losses, got.projected_gradients)]
         elif not unrunnable:
             found = rehearsed(program, inputs, setting)
     losses = gradients = None
-    if found is not None:
+    if found:
         want = program.step(program.initial_adapter(), inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON)
-        losses, gradients = largest(found[0], want.losses), largest(found[1], want.projected_gradients)
+        losses = max(largest(each, want.losses) for each, _ in found)
+        gradients = max(largest(each, want.projected_gradients) for _, each in found)
     step = lowered.report.methods["step"]
     share = step.delegated_share
     return Row(name, str(setting), step.partitions, share, losses, gradients, seconds, size, ran, outside(step))
 
 
-def rehearsed(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> tuple[Any, Any]:
-    """Losses and projected gradients of the partitioned graph, run in PyTorch."""
+def rehearsed(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> list[tuple[Any, Any]]:
+    """Losses and projected gradients of the partitioned graph, run in PyTorch: halves rounded, and halves cut."""
     import torch
 
     from lowering.rehearse import rehearse
@@ -138,9 +139,13 @@ def rehearsed(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> tup
     given = {**program.initial_adapter(), **inputs, **scalars}
     spec = program.manifest()["methods"]["step"]
     ordered = {each["name"]: given[each["name"]] for each in spec["inputs"]}
-    outputs = rehearse(program, setting.target, calibration=setting.calibration(inputs), **setting.options).run(ordered)
-    by_name = dict(zip((each["name"] for each in spec["outputs"]), outputs, strict=True))
-    return by_name["losses"], by_name["projected_gradients"]
+    rehearsal = rehearse(program, setting.target, calibration=setting.calibration(inputs), **setting.options)
+    found = []
+    for truncate in (False, True) if rehearsal.half else (False,):
+        outputs = rehearsal.run(ordered, truncate=truncate)
+        by_name = dict(zip((each["name"] for each in spec["outputs"]), outputs, strict=True))
+        found.append((by_name["losses"], by_name["projected_gradients"]))
+    return found
 
 
 def largest(found: Any, wanted: Any) -> float:

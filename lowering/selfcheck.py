@@ -69,8 +69,8 @@ def self_check(
     """Run every method in the target's runtime and in eager PyTorch on the same inputs, and compare all outputs.
 
     `finished`: ExecuTorch's program; `weights`: its weights file (a path, or what writes it), if it has one.
-    Nothing is left on disk: the files have no name. A model with `halves` is compared with its float32 form `cores`, and
-    its losses once more with its own.
+    Nothing is left on disk: the files have no name. A model with `halves` is compared with its float32 form `cores`,
+    and its losses once more with its own.
 
     Raises:
         NonFiniteExample: the eager program itself gives a loss, a gradient or an adapter that is not finite.
