@@ -57,6 +57,14 @@ def lower(
         Path | None,
         typer.Option(help="Leave out the weights that are in this .ptd of another program of the same model."),
     ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Run the program once beside its eager form. [default: where its runtime is at hand]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compile a model with LoRA into a .pte that trains itself, with its tokenizer in a directory beside it."""
     if output.suffix != ".pte":
@@ -114,6 +122,7 @@ def lower(
             application=built.task.application(),
             external_weights=external_weights,
             weights_file=weights_file,
+            check=check,
             **options,
         )
         with tokenizer_files.placed(aside / "tokenizer", place, aside):

@@ -139,8 +139,6 @@ def test_an_error_of_the_runtime_is_reported_the_same_way(program, tmp_path):
     ):
         run(wrong)
     assert (caught.value.output, caught.value.deviation) == (None, float("inf"))
-    with pytest.raises(SelfCheckFailed, match="'absent', self-check"), selfcheck._Runner("absent", str(path), None):
-        pass
 
 
 def test_an_example_without_a_finite_loss_is_named(monkeypatch):
@@ -177,7 +175,7 @@ def test_masked_rows_do_not_reach_the_losses_on_xnnpack():
     assert report.self_check.compared
 
 
-@pytest.mark.parametrize(("dtype", "target"), [("float16", "xnnpack"), ("bfloat16", "portable")])
+@pytest.mark.parametrize(("dtype", "target"), [("float16", "xnnpack")])
 def test_half_precision_weights_are_widened_and_it_is_said(dtype, target):
     made = transformed(Tiny(getattr(torch, dtype)), (IDS.int(), CLASSES))
     report = lowering.lower(Only(made, "step", "loss"), target=target).report

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import lowering
 import mobizo_passes as mz
-from lowering.rehearse import Rehearsal, rehearse
+from lowering.rehearse import Rehearsal, nearest, rehearse, truncated
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
 from tests.lowering.small import Program
@@ -67,6 +67,30 @@ def test_in_half_precision_the_loss_itself_stays_outside(program, rehearsed):
     losses, expected = half.run(program.inputs("step"))[1], program.expected("step")[1]
     torch.testing.assert_close(losses, expected, rtol=2e-3, atol=0)
     assert not torch.equal(losses, rehearsed("fp32").run(program.inputs("step"))[1])
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_in_half_precision_step_and_apply_agree_to_the_bit(program, rehearsed, truncate):
+    """Noise that a delegate hands back is rounded; replay, which has no delegate, would end elsewhere."""
+    inputs = program.inputs("step")
+    out = rehearsed("fp16").run(inputs, truncate=truncate)
+    given = {**program.adapter, "seed": inputs["seed"], "lr": inputs["lr"], "projected_gradients": out[2]}
+    for new, again in zip(out[3:], program.run("apply", given).values(), strict=True):
+        assert torch.equal(new, again)
+    made = [
+        node for node in rehearsed("fp16").report.portable if node.reason.startswith("no matrix product leads to it")
+    ]
+    assert made, "the perturbed copies are formed in float32"
+
+
+def test_halves_are_rounded_or_cut():
+    values = torch.tensor([1.0, 1.0 + 2**-11 + 2**-12, -1.0 - 2**-11 - 2**-12, 0.1, -0.1, 0.0, 65504.0])
+    cut = truncated(values)
+    assert (cut.abs() <= values.abs()).all()
+    assert nearest(values)[1] == 1.0 + 2**-10
+    assert cut[1] == 1.0
+    assert torch.equal(cut, cut.half().float())
+    assert ((values - cut).abs() <= 2**-10 * values.abs()).all()
 
 
 def test_every_node_left_outside_has_a_reason(rehearsed):

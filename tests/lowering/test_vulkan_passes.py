@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lowering.passes.canonical_reshapes import CanonicalReshapes
+from lowering.passes.flat_linears import FlatLinears
 from lowering.passes.fold_constants import FoldConstants
 from lowering.passes.gelu_to_exp import GeluToExp
 from lowering.passes.merge_axes import MergeAxes
@@ -184,3 +185,14 @@ def test_look_ups_along_a_negative_axis_get_a_positive_one():
     axes = [[n.args[1] for n in each.graph.nodes if n.target in kinds] for each in (result.before, result.after)]
     assert axes == [[-1, -3], [2, 0]]
     assert result.error == 0
+
+
+def test_linears_of_four_axes_work_on_rows():
+    result = rewrite(torch.nn.Linear(4, 5), (torch.rand(2, 3, 6, 4),), FlatLinears(least_rank=4))
+    assert result.rewrites["flat-linears"] == 1
+    assert result.error < 1e-6
+    (linear,) = result.after.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+    assert linear.meta["val"].shape == (36, 5)
+    assert (
+        rewrite(torch.nn.Linear(4, 5), (torch.rand(3, 6, 4),), FlatLinears(least_rank=4)).rewrites["flat-linears"] == 0
+    )
