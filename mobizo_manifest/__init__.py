@@ -1,6 +1,7 @@
 """The manifest of a lowered program: its schema, its reader and its errors. Needs pydantic and nothing heavier."""
 
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
+from mobizo_manifest.evaluation import EvaluationSpec
 from mobizo_manifest.manifest import FORMAT, FORMAT_VERSION, Manifest
 from mobizo_manifest.names import content_name
 from mobizo_manifest.schema import (
@@ -25,6 +26,7 @@ __all__ = [
     "AdapterTensor",
     "BatchSpec",
     "EstimatorSpec",
+    "EvaluationSpec",
     "FileTensor",
     "InputSpec",
     "Manifest",

@@ -11,8 +11,16 @@ from pydantic_core import ErrorDetails
 
 from mobizo_manifest import strict_json
 from mobizo_manifest.errors import ManifestError, ManifestVersionError
+from mobizo_manifest.evaluation import EvaluationSpec
 from mobizo_manifest.files import read_regular
-from mobizo_manifest.rules import ManifestRuleError, check_adapter, check_batch, check_files, check_methods
+from mobizo_manifest.rules import (
+    ManifestRuleError,
+    check_adapter,
+    check_batch,
+    check_evaluation,
+    check_files,
+    check_methods,
+)
 from mobizo_manifest.schema import (
     AdapterFile,
     AdapterState,
@@ -46,6 +54,8 @@ class Manifest(BaseModel):
     ``adapter_files``: what is written where when the adapter is saved. Version 1 has ``peft``, the configuration, and a
     key with each tensor instead; see :attr:`files`.
 
+    ``evaluation``: how losses of batches combine into the loss of all of them; None (version 1): it is not known.
+
     ``weights_file``: the file that the methods which run the model need beside the program; None: they need none.
 
     ``program_file``: in the ``.json`` beside a program, hash and size of that program; None in the program itself.
@@ -76,6 +86,7 @@ class Manifest(BaseModel):
     peft: FreeForm | None = None
     batch: BatchSpec
     methods: dict[str, MethodSpec]
+    evaluation: EvaluationSpec | None = None
     application: FreeForm = {}
 
     @model_validator(mode="after")
@@ -84,6 +95,7 @@ class Manifest(BaseModel):
         check_files(self.adapter, self.adapter_files)
         check_batch(self.batch)
         check_methods(self.methods, self.adapter, self.batch, self.estimator, self.adapter_state)
+        check_evaluation(self.evaluation, self.methods)
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from mobizo_manifest.evaluation import EvaluationSpec, faults
 from mobizo_manifest.schema import (
     AdapterFile,
     AdapterState,
@@ -88,6 +89,9 @@ def check_batch(batch: BatchSpec) -> None:
     for name in batch.label_inputs:
         if name not in batch.inputs:
             raise ManifestRuleError("batch.label_inputs", f"`{name}` is not one of batch.inputs {list(batch.inputs)}")
+    for name in batch.dims or {}:
+        if name not in batch.inputs:
+            raise ManifestRuleError("batch.dims", f"`{name}` is not one of batch.inputs {list(batch.inputs)}")
 
 
 def check_methods(
@@ -108,6 +112,12 @@ def check_methods(
         for item in spec.inputs:
             if item.role == "batch" and item.name not in batch.inputs:
                 raise ManifestRuleError(f"methods.{name}.inputs", f"`{item.name}` is not one of {list(batch.inputs)}")
+            dim = (batch.dims or {}).get(item.name)
+            if dim is not None and (dim >= len(item.shape) or item.shape[dim] != batch.size):
+                raise ManifestRuleError(
+                    f"batch.dims.{item.name}",
+                    f"dimension {dim} of {list(item.shape)} does not hold the batch of {batch.size}",
+                )
     if state == "internal" and "apply" not in methods:
         raise ManifestRuleError(
             "methods", "expected a method `apply`: an adapter inside the program is known only through it"
@@ -123,6 +133,15 @@ def check_methods(
         _need(methods["loss"].outputs, "methods.loss.outputs", ("loss",))
     if "logits" in methods:
         _need(methods["logits"].outputs, "methods.logits.outputs", ("logits",))
+
+
+def check_evaluation(evaluation: EvaluationSpec | None, methods: Mapping[str, MethodSpec]) -> None:
+    """What the evaluation reads is an output of `loss`, and every step reads what is known by then."""
+    if evaluation is not None:
+        outputs = [item.name for item in methods["loss"].outputs] if "loss" in methods else []
+        problem = faults(evaluation, outputs)
+        if problem:
+            raise ManifestRuleError("evaluation", problem)
 
 
 def _check_adapter_io(name: str, spec: MethodSpec, adapter: Sequence[AdapterTensor]) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 InputRole = Literal["adapter", "batch", "seed", "lr", "eps", "projected_gradients"]
-OutputRole = Literal["loss", "losses", "projected_gradients", "adapter", "logits"]
+OutputRole = Literal[
+    "loss", "losses", "projected_gradients", "adapter", "logits", "loss_sum", "loss_weight", "loss_scalar"
+]
 EstimatorKind = Literal["two_sided", "one_sided", "forward_gradient"]
 NoiseKind = Literal["gaussian", "rademacher"]
 Trainable = Literal["lora_B", "lora_A+lora_B"]
@@ -120,6 +122,10 @@ class BatchSpec(_Record):
 
     ``max_labels``: the step and loss programs read at most that many labelled (``!= ignore_index``) positions of each
     example (``None``: no limit). ``shift``: the model itself shifts the labels by one, so position 0 never counts.
+    ``dims``: the dimension of each input that holds the batch (``None``: it holds none); without it, dimension 0 of
+    every input whose size there is ``size``. ``logits_dim``: that of the logits, ``None`` if no dimension of theirs is
+    the batch. ``class_inputs``: the inputs that name classes, whose values are columns of the logits; without it, all
+    label inputs.
     """
 
     size: Count
@@ -128,6 +134,9 @@ class BatchSpec(_Record):
     max_labels: Count | None = None
     ignore_index: StrictInt | None = None
     shift: StrictBool = False
+    dims: dict[Name, Dim | None] | None = None
+    logits_dim: Dim | None = 0
+    class_inputs: tuple[Name, ...] | None = None
 
 
 class InputSpec(_Record):

@@ -23,6 +23,7 @@ from torch.export.graph_signature import (
 )
 from torch.fx.graph import CodeGen
 
+from .combination import Combination
 from .errors import InputError
 from .infer import infer
 
@@ -45,8 +46,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """An output's role: `kind` is loss | losses | projected_gradients | adapter | logits | state (the new value of the
-    state of that name)."""
+    """An output's role: `kind` is loss | losses | projected_gradients | adapter | logits | loss_sum, loss_weight and
+    loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of that name)."""
 
     kind: str
     name: str
@@ -64,6 +65,8 @@ class Ir:
         self.fake = fake
         # Name of the pass at work: stamped on every node that it creates.
         self.pass_name = "capture"
+        # How the outputs of a split loss combine over batches; None until the loss is split.
+        self.combination: Combination | None = None
         self._stale = False
 
     @property
@@ -77,7 +80,9 @@ class Ir:
         for node in self.graph.nodes:
             values[node] = graph.node_copy(node, values.__getitem__)
             values[node].meta = dict(node.meta)
-        return Ir(graph, dict(self.state), self.outputs, self.fake)
+        copy = Ir(graph, dict(self.state), self.outputs, self.fake)
+        copy.combination = self.combination
+        return copy
 
     # Reading -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ _STATE = ("parameter", "buffer", "state", "constant")
 
 def describe(program: TrainingProgram, methods: Mapping[str, Ir], adapter: str) -> dict[str, Any]:
     """Return the manifest's fields that do not depend on a target (see the manifest's schema for their meaning)."""
+    combination = methods["loss"].combination
     return {
         "format": "mobizo",
         "format_version": 2,
@@ -37,6 +38,7 @@ def describe(program: TrainingProgram, methods: Mapping[str, Ir], adapter: str) 
         ],
         "adapter_files": [peft_files.describe(each) for each in program.adapter_files],
         "batch": program.labels,
+        "evaluation": None if combination is None else combination.manifest(),
         "methods": {name: _method(ir) for name, ir in methods.items()},
     }
 

@@ -149,6 +149,14 @@ def reduce_loss(values: Tensor, weights: Tensor | None, groups: int, dim: int, o
     return total / weights.sum()
 
 
+def row_sums(values: Tensor, dim: int, outer: int, size: int) -> Tensor:
+    """Sum what belongs to each of the `size` examples of the batch, which lies in `dim`: returns [size]."""
+    before = math.prod(values.shape[:dim]) * outer
+    if before == 1:
+        return values.reshape(size, -1).sum(1)
+    return values.reshape(before, size, -1).sum((0, 2))
+
+
 def projected_gradients(losses: Tensor, eps: Tensor, estimator: str, normalize: str | None = None) -> Tensor:
     """Projected gradients [q] from losses [P] and eps [1] (paper, eq. 1).
 
@@ -205,6 +213,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "(Tensor values, Tensor? weights, int groups, int dim, int outer, str reduction) -> Tensor",
         reduce_loss,
     ),
+    "row_sums": ("(Tensor values, int dim, int outer, int size) -> Tensor", row_sums),
     "projected_gradients": (
         "(Tensor losses, Tensor eps, str estimator, str? normalize=None) -> Tensor",
         projected_gradients,

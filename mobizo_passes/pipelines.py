@@ -23,8 +23,10 @@ from .passes import (
     Pass,
     RegroupLoss,
     SimplifyLayouts,
+    SplitLoss,
     StackNoise,
 )
+from .rules import Batch
 
 
 def clean() -> tuple[Pass, ...]:
@@ -38,15 +40,20 @@ def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:
 
 
 def evaluate(max_labels: int | None) -> tuple[Pass, ...]:
-    """-> the loss without what it does not read: `loss` ends here."""
+    """-> the loss without what it does not read."""
     gather = () if max_labels is None else (GatherLabels(max_labels),)
     return (*gather, HoistSelections())
 
 
-def step(estimator: Estimator, noise: str, batch_dim: int = 0) -> tuple[Pass, ...]:
+def parts(batch: Batch) -> tuple[Pass, ...]:
+    """-> the loss with what evaluation needs to combine batches: `loss` ends here."""
+    return (SplitLoss(batch),)
+
+
+def step(estimator: Estimator, noise: str, batch_dim: int = 0, batch: Batch | None = None) -> tuple[Pass, ...]:
     """-> the readable training step."""
     return (
-        InsertMpLora(batch_dim),
+        InsertMpLora(batch_dim, batch),
         RegroupLoss(),
         InsertNoise(estimator.queries, noise),
         ExpandPerturbations(estimator),

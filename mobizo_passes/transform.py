@@ -10,14 +10,17 @@ from torch import nn
 
 from . import manifest, peft_files, pipelines
 from .capture import capture
+from .confirm import confirm
 from .errors import InputError
 from .estimators import Estimator, OneSided, TwoSided
 from .inputs import LossFn, name_inputs
 from .ir import Ir, Output
 from .lora_site import is_up
 from .noise import KINDS
-from .passes.gather_labels import find_token_loss, ignored_label, label_counts
+from .passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
+from .passes.split_loss import open_reductions
 from .program import PassRecord, TrainingProgram, class_name, run_passes
+from .rules import Batch, find_batch, track_batch
 from .sites import SiteChoice, Sites, check_dtypes, check_memory, discover, factors_of, trainable_fqns
 from .wrapped import unwrap
 
@@ -89,11 +92,13 @@ def transform(
     methods: dict[str, Ir] = {}
     evaluated = _only(captured, "loss")
     run_passes(evaluated, pipelines.evaluate(limit), history)
-    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch_dim), history)
+    batch = _find_batch(evaluated, batch_dim)
+    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch_dim, batch), history)
     methods["apply"] = _apply(captured, estimator, noise)
-    methods["loss"] = evaluated
+    methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
     if any(spec.kind == "logits" for spec in captured.outputs):
         methods["logits"] = _logits(captured)
+    confirm(methods["loss"], model, inputs, loss, batch, adapter)
 
     token = find_token_loss(captured)
     return TrainingProgram(
@@ -109,9 +114,12 @@ def transform(
         inputs=inputs,
         loss=loss,
         labels={
-            "size": _batch_size(inputs.tensors, batch_dim),
+            "size": batch.size,
+            "dims": {name: batch.places.get(name) for name in inputs.tensors},
+            "logits_dim": _logits_dim(methods, batch),
             "inputs": list(inputs.tensors),
             "label_inputs": _label_inputs(methods, inputs.tensors),
+            "class_inputs": class_inputs(captured),
             "max_labels": limit,
             "ignore_index": ignored_label(captured),
             "shift": token is not None and token.labels.op != "placeholder",
@@ -191,6 +199,18 @@ def _label_inputs(methods: dict[str, Ir], tensors: dict[str, torch.Tensor]) -> l
     return [name for name in tensors if name in used and name not in needed]
 
 
-def _batch_size(tensors: dict[str, torch.Tensor], batch_dim: int) -> int:
-    first = next(iter(tensors.values()))
-    return int(first.shape[batch_dim]) if first.dim() > batch_dim else 1
+def _find_batch(evaluated: Ir, batch_dim: int) -> Batch:
+    """Find the batch with every reduction written out: a class weight or a label that is misread shows only there."""
+    ir = evaluated.clone()
+    opened = open_reductions(ir)
+    return find_batch(ir, batch_dim, {values for values, _, _ in opened.values()})
+
+
+def _logits_dim(methods: dict[str, Ir], batch: Batch) -> int | None:
+    """The dimension of the logits that holds the batch; None if they hold it together with something else."""
+    if "logits" not in methods:
+        return None
+    track_batch(methods["logits"], batch)
+    node = methods["logits"].output_node("logits")
+    place = node.meta.get("batch")
+    return place.dim if place is not None and node.meta["val"].shape[place.dim] == batch.size else None

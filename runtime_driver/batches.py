@@ -79,6 +79,10 @@ class BatchBinder:
             method: {item.name: item for item in spec.inputs if item.role == "batch"}
             for method, spec in manifest.methods.items()
         }
+        self._by_rows = manifest.evaluation is not None and not manifest.evaluation.refusal
+        self._dims = _dims(manifest)
+        classes = manifest.batch.class_inputs
+        self._classes = manifest.batch.label_inputs if classes is None else classes
         words = manifest.application.get("label_words")
         self._words = len(words) if isinstance(words, list) and words else None
         self._columns = _logits_columns(manifest)
@@ -87,7 +91,8 @@ class BatchBinder:
         """Tensors by input name, contiguous, of exactly the compiled shapes; and the number of real rows.
 
         A method without labels ignores the batch's label inputs. With ``partial``, a batch of fewer rows is filled up
-        by repeating its last row; where the program has an ignore index, without that row's labels.
+        by repeating its last row; a program that does not give out its loss row by row, and has an ignore index, gets
+        that row without its labels.
 
         Raises:
             MissingMethodError: the program has no such method.
@@ -102,12 +107,23 @@ class BatchBinder:
         bound: dict[str, Tensor] = {}
         for name in specs:
             tensor = batch[name]
-            if name in self._batch.label_inputs:
-                self._check_labels(name, tensor)
-            if rows < self._batch.size:
-                tensor = self._fill(name, tensor, rows)
+            dim = self._dims.get(name)
+            if name in self._classes:
+                self._check_labels(name, tensor if dim is None else tensor.movedim(dim, 0))
+            if rows < self._batch.size and dim is not None:
+                tensor = self._fill(name, tensor, rows, dim)
             bound[name] = tensor.detach().contiguous()
         return bound, rows
+
+    def rows(self, batch: Batch) -> int:
+        """How many examples a batch has, by its first input that holds the batch."""
+        if not batch:
+            raise BatchError("(all)", "an empty dict", "Give the program's inputs by name.")
+        for name, tensor in batch.items():
+            dim = self._dims.get(name)
+            if dim is not None and tensor.dim() > dim:
+                return int(tensor.shape[dim])
+        return self._batch.size
 
     def labelled(self, batch: Batch) -> int:
         """How many label positions of the batch count in its mean loss; the rows if the program ignores none."""
@@ -116,7 +132,7 @@ class BatchBinder:
             labels = batch[name]
             if index is not None and not labels.is_floating_point():
                 return int((_counted(labels, self._batch.shift) != index).sum())
-        return int(next(iter(batch.values())).shape[0])
+        return self.rows(batch)
 
     def _check_names(self, specs: Mapping[str, InputSpec], batch: Batch) -> None:
         if not isinstance(batch, Mapping):
@@ -145,23 +161,19 @@ class BatchBinder:
             if dtype != spec.dtype:
                 raise BatchError(name, f"expected dtype {spec.dtype}, found {dtype}", f"Use tensor.to({spec.dtype}).")
             shape = tuple(tensor.shape)
-            short = (
-                partial
-                and len(shape) == len(spec.shape) > 0
-                and spec.shape[0] == size
-                and 0 < shape[0] < size
-                and shape[1:] == spec.shape[1:]
-            )
+            dim = self._dims.get(name)
+            short = partial and dim is not None and len(shape) == len(spec.shape) and 0 < shape[dim] < size
+            short = short and all(d == dim or shape[d] == extent for d, extent in enumerate(spec.shape))
             if shape != spec.shape and not short:
                 raise BatchError(
                     name,
                     f"expected shape {list(spec.shape)}, found {list(shape)}",
                     "Pad or cut the batch to the compiled shape, or lower the model with an example batch of this one.",
                 )
-            if shape and spec.shape[0] == size:
-                if rows not in (None, shape[0]):
-                    raise BatchError(name, f"has {shape[0]} rows, other inputs have {rows}", "Make them equal.")
-                rows = shape[0]
+            if dim is not None:
+                if rows not in (None, shape[dim]):
+                    raise BatchError(name, f"has {shape[dim]} rows, other inputs have {rows}", "Make them equal.")
+                rows = shape[dim]
         return size if rows is None else rows
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
@@ -178,7 +190,7 @@ class BatchBinder:
                 wanted = "a label >= 0" if limit is None else f"a label in [0, {limit})"
                 ignored = "" if index is None else f" or {index}, which is ignored"
                 raise LabelError(name, f"expected {wanted}{ignored}, found {bad}", "Correct the labels.")
-        if index is None:
+        if index is None or labels.dim() == 0:
             return
         per_row = (_counted(labels, self._batch.shift) != index).reshape(labels.shape[0], -1).sum(1)
         if int(per_row.sum()) == 0:
@@ -194,14 +206,21 @@ class BatchBinder:
                 "Set the others to the ignore index, or lower the model with an example batch that has as many.",
             )
 
-    def _fill(self, name: str, tensor: Tensor, rows: int) -> Tensor:
+    def _fill(self, name: str, tensor: Tensor, rows: int, dim: int) -> Tensor:
         import torch
 
-        missing = self._batch.size - rows
-        last = tensor[-1:].expand(missing, *tensor.shape[1:])
-        if name in self._batch.label_inputs and self._batch.ignore_index is not None:
+        last = tensor.narrow(dim, rows - 1, 1).repeat_interleave(self._batch.size - rows, dim)
+        if name in self._batch.label_inputs and self._batch.ignore_index is not None and not self._by_rows:
             last = torch.full_like(last, self._batch.ignore_index)
-        return torch.cat([tensor, last])
+        return torch.cat([tensor, last], dim)
+
+
+def _dims(manifest: Manifest) -> dict[str, int | None]:
+    """Where each input holds the batch; version 1 took dimension 0 of every input that is as long as the batch."""
+    if manifest.batch.dims is not None:
+        return dict(manifest.batch.dims)
+    specs = [item for method in manifest.methods.values() for item in method.inputs if item.role == "batch"]
+    return {item.name: 0 if item.shape and item.shape[0] == manifest.batch.size else None for item in specs}
 
 
 def _counted(labels: Tensor, shift: bool) -> Tensor:

@@ -1,10 +1,11 @@
-"""Mean loss and accuracy over batches."""
+"""Loss and accuracy over batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from runtime_driver.combining import LossTotals
 from runtime_driver.errors import BatchError, LabelError
 from runtime_driver.results import Evaluation
 
@@ -21,8 +22,8 @@ class Runner(Protocol):
     manifest: Manifest
     binder: BatchBinder
 
-    def batch_loss(self, batch: Batch) -> float:
-        """The program's loss for a batch, which may have fewer rows than the compiled size."""
+    def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """The outputs of ``loss`` by name for a batch, which may have fewer rows than compiled; and its rows."""
         ...
 
     def predict(self, batch: Batch) -> Tensor:
@@ -32,28 +33,88 @@ class Runner(Protocol):
 
 def evaluate(runner: Runner, batches: Iterable[Batch], *, loss: bool, label_ids: Sequence[int] | None) -> Evaluation:
     """See :meth:`runtime_driver.Session.evaluate`."""
-    total, weight, correct, examples, count = 0.0, 0, 0, 0, 0
+    losses = Losses(runner.manifest, runner.binder)
+    correct, examples, count = 0, 0, 0
     for batch in batches:
-        rows = _rows(batch)
         if loss:
-            # The program's loss is a mean over what is labelled; weighting by that makes the whole a mean too.
-            labelled = runner.binder.labelled(batch)
-            total += runner.batch_loss(batch) * labelled
-            weight += labelled
+            losses.add(batch, *runner.loss_outputs(batch))
         if label_ids is not None:
             predicted = classify(runner.predict(batch), label_ids)
             correct += int((predicted == _classes(runner.manifest, batch, len(label_ids))).sum())
-        examples += rows
+        examples += runner.binder.rows(batch)
         count += 1
     if count == 0:
         raise BatchError("(all)", "there are no batches to evaluate", "Pass at least one batch.")
     return Evaluation(
-        loss=total / weight if loss else None,
+        loss=losses.value if loss else None,
         accuracy=correct / examples if label_ids is not None else None,
         correct=correct if label_ids is not None else None,
         examples=examples,
         batches=count,
     )
+
+
+class Losses:
+    """The loss over batches, in the way that the program's manifest knows."""
+
+    def __init__(self, manifest: Manifest, binder: BatchBinder) -> None:
+        self._manifest = manifest
+        self._binder = binder
+        spec = manifest.evaluation
+        self._refusal = "" if spec is None else spec.refusal
+        self._totals = LossTotals(spec) if spec is not None and not spec.refusal else None
+        self._only: float | None = None
+        self._sum, self._weight = 0.0, 0
+
+    def add(self, batch: Batch, outputs: dict[str, Tensor], rows: int) -> None:
+        """Add what `loss` returned for a batch of which ``rows`` rows are real.
+
+        Raises:
+            BatchError: the program does not say how an incomplete batch, or a second one, would count.
+        """
+        size = self._manifest.batch.size
+        whole = rows == size
+        loss = float(outputs["loss"])
+        if self._totals is not None:
+            self._totals.add(outputs, rows)
+            # One whole batch has the loss that the program gives, to the bit.
+            self._only = loss if whole and self._totals.batches == 1 else None
+        elif self._refusal:
+            if not whole or self._only is not None:
+                size = self._manifest.batch.size
+                found = (
+                    "there is more than one batch" if whole else f"the batch has {rows} rows, the program takes {size}"
+                )
+                raise BatchError(
+                    "(all)",
+                    f"{found}, and the loss of a batch can't be put together from parts: {self._refusal}",
+                    "Evaluate whole batches one by one, or use a loss that is a mean or a sum over examples.",
+                )
+            self._only = loss
+        else:
+            if not whole and not _is_token_mean(self._manifest):
+                raise BatchError(
+                    "(all)",
+                    f"the batch has {rows} rows of {size}, and a program of format version 1 does not say how its loss "
+                    "weighs examples",
+                    "Leave the incomplete batch out, or lower the model again with this version.",
+                )
+            # A mean over what is labelled, or so version 1 takes it: weighting by that makes the whole a mean too.
+            labelled = self._binder.labelled(batch)
+            self._sum += loss * labelled
+            self._weight += labelled
+
+    @property
+    def value(self) -> float:
+        """The loss of everything added so far."""
+        if self._only is not None:
+            return self._only
+        return self._totals.value if self._totals is not None else self._sum / self._weight
+
+
+def _is_token_mean(manifest: Manifest) -> bool:
+    """Whether a program of version 1 is known to take the mean over labels: the command line makes no other."""
+    return manifest.batch.ignore_index is not None and bool(manifest.application or manifest.batch.max_labels)
 
 
 def classify(logits: Tensor, label_ids: Sequence[int]) -> Tensor:
@@ -66,12 +127,6 @@ def classify(logits: Tensor, label_ids: Sequence[int]) -> Tensor:
 
     last = logits if logits.dim() == 2 else logits[:, -1]
     return last[:, torch.tensor(list(label_ids))].argmax(-1)
-
-
-def _rows(batch: Batch) -> int:
-    if not batch:
-        raise BatchError("(all)", "an empty dict", "Give the program's inputs by name.")
-    return int(next(iter(batch.values())).shape[0])
 
 
 def _classes(manifest: Manifest, batch: Batch, count: int) -> Tensor:

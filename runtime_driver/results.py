@@ -31,7 +31,7 @@ class Evaluation:
     """A pass over evaluation batches.
 
     Attributes:
-        loss: mean over all labelled positions (over rows if the program ignores none); None when not asked for.
+        loss: what the model's own loss function gives on all examples in one batch; None when not asked for.
         accuracy: share of correct examples; None when not asked for.
         correct: number of correct examples; None when not asked for.
         examples: rows read.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from runtime_driver import adapter_io, adapter_out, finite, resume
 from runtime_driver.batches import BatchBinder
-from runtime_driver.errors import HyperparameterError, InternalStateError, MissingMethodError
-from runtime_driver.evaluation import evaluate
+from runtime_driver.errors import BatchError, HyperparameterError, InternalStateError, MissingMethodError
+from runtime_driver.evaluation import Losses, evaluate
 from runtime_driver.journal import FsyncPolicy, read_journal
 from runtime_driver.program import LoadedProgram
 from runtime_driver.results import Evaluation, FitResult, StepOutput
@@ -245,9 +245,13 @@ class Session:
     def evaluate(
         self, batches: Iterable[Batch], *, label_ids: Sequence[int] | None = None, loss: bool = True
     ) -> Evaluation:
-        """Mean loss, and accuracy if ``label_ids`` are given, over batches.
+        """Loss, and accuracy if ``label_ids`` are given, over batches.
 
-        A batch may have fewer rows than the compiled size; every row then still counts as much as any other.
+        The loss is what the model's own loss function gives on all examples in one batch, however they are cut into
+        batches: a mean over examples weighs rows, a mean over tokens labelled positions, and a sum adds up. A batch may
+        have fewer rows than the compiled size. An input that holds no batch and divides a sum, such as Hugging Face's
+        ``num_items_in_batch``, counts what is in its own batch. A loss that does not come apart so (it says why) is
+        given for one whole batch only.
 
         Args:
             label_ids: the logits' column for each label value; the prediction is the highest of them at the last
@@ -260,21 +264,15 @@ class Session:
         return evaluate(self, batches, loss=loss, label_ids=label_ids)
 
     def batch_loss(self, batch: Batch) -> float:
-        """The mean loss of one batch, unperturbed, of at most the compiled number of rows.
-
-        Without an ignore index, the rows that fill up an incomplete batch are counted by the program; a second run, on
-        them alone, tells what to subtract. This takes the program's loss for a mean over rows.
+        """The loss of one batch, unperturbed, of at most the compiled number of rows: the model's own loss of them.
 
         Raises:
-            BatchError, LabelError: the batch does not fit.
+            BatchError, LabelError: the batch does not fit, or it is incomplete and the program's loss can't be given
+                for fewer rows.
         """
-        inputs, rows = self.binder.bind("loss", batch, partial=True)
-        loss = self._loss(inputs)
-        size = self.manifest.batch.size
-        if rows == size or self.manifest.batch.ignore_index is not None:
-            return loss
-        fill = {name: tensor[-1:].expand_as(tensor).contiguous() for name, tensor in inputs.items()}
-        return (size * loss - (size - rows) * self._loss(fill)) / rows
+        losses = Losses(self.manifest, self.binder)
+        losses.add(batch, *self.loss_outputs(batch))
+        return losses.value
 
     def predict(self, batch: Batch) -> Tensor:
         """The logits of one batch; label inputs may be left out. Raises :class:`BatchError`.
@@ -283,7 +281,17 @@ class Session:
         """
         inputs, rows = self.binder.bind("logits", batch, partial=True)
         logits = self._run("logits", self._adapter, inputs)["logits"][0]
-        return logits[:rows] if rows < self.manifest.batch.size else logits
+        dim = self.manifest.batch.logits_dim
+        if rows == self.manifest.batch.size:
+            return logits
+        if dim is None:
+            raise BatchError(
+                "(all)",
+                f"the batch has {rows} rows, the program takes {self.manifest.batch.size}, and its logits hold the "
+                "batch together with something else",
+                "Fill the batch up, and leave out what belongs to the rows that you added.",
+            )
+        return logits.narrow(dim, 0, rows)
 
     def release(self, *methods: str) -> None:
         """Free the memory of these methods, or of all; they are loaded again when needed.
@@ -292,6 +300,17 @@ class Session:
         """
         for method in methods or self.program.resident_methods():
             self.program.release(method)
+
+    def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Every output of the ``loss`` method for a batch, by name, and how many of its rows are real.
+
+        Raises:
+            BatchError, LabelError: the batch does not fit.
+        """
+        inputs, rows = self.binder.bind("loss", batch, partial=True)
+        outputs = self._run("loss", self._adapter, inputs)
+        roles = {role: iter(tensors) for role, tensors in outputs.items()}
+        return {item.name: next(roles[item.role]) for item in self.manifest.methods["loss"].outputs}, rows
 
     # For the training loop
 
@@ -351,9 +370,6 @@ class Session:
         result = self._named(out["adapter"])
         finite.check_adapter(result, number)
         return result
-
-    def _loss(self, inputs: Mapping[str, Tensor]) -> float:
-        return float(self._run("loss", self._adapter, inputs)["loss"][0])
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._initial, tensors, strict=True))

@@ -15,6 +15,7 @@ from .internalize_adapter import InternalizeAdapter
 from .lift_adapter import LiftAdapter
 from .regroup_loss import RegroupLoss
 from .simplify_layouts import SimplifyLayouts
+from .split_loss import SplitLoss
 from .stack_noise import StackNoise
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "Pass",
     "RegroupLoss",
     "SimplifyLayouts",
+    "SplitLoss",
     "StackNoise",
 ]

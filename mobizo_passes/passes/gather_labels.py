@@ -105,6 +105,23 @@ def ignored_label(ir: Ir) -> int | None:
     return ignored.pop() if len(ignored) == 1 else None
 
 
+def class_inputs(ir: Ir) -> list[str]:
+    """Return the batch inputs that name classes: those that a class loss reads its targets from, as integers."""
+    stack: list[fx.Node] = []
+    for node in ir.graph.nodes:
+        if node.target in _CLASS_LOSSES and not node.args[1].meta["val"].is_floating_point():
+            stack.append(node.args[1])
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        value = node.meta["val"]
+        if node in seen or not isinstance(value, Tensor) or value.is_floating_point() or value.dtype is torch.bool:
+            continue
+        seen.add(node)
+        stack += node.all_input_nodes
+    return [n.meta["input"].name for n in ir.placeholders("batch") if n in seen]
+
+
 def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
     """Return how many labelled positions each example has, int64 [B]; None without a token-level loss."""
     match = find_token_loss(ir)

@@ -74,37 +74,7 @@ class RegroupLoss(Pass):
         return count
 
     def _regroup(self, ir: Ir, node: fx.Node) -> fx.Node:
-        args: list[Any] = list(node.args)
-        target_op: Any = node.target
-        weights: fx.Node | None = None
-        if node.target in _TOKEN:
-            smoothing = (0.0,) if node.target is aten.cross_entropy_loss.default else ()
-            defaults: tuple[Any, ...] = (None, 1, -100, *smoothing)
-            scores, target, class_weight, kind, ignore, *rest = (*args, *defaults[len(args) - 2 :])
-            if kind not in _REDUCTIONS:
-                raise UnsupportedOp(f"this loss has no reduction: {describe(node)}")
-            scores, target = _rows_first(ir, node, scores, target)
-            values = ir.call(target_op, scores, target, class_weight, 0, ignore, *rest, like=node)
-            if not target.meta["val"].is_floating_point():
-                weights = _valid(ir, node, target, class_weight, ignore)
-            return self._reduce(ir, node, values, weights, _REDUCTIONS[kind])
-        if target_op in _ELEMENTWISE:
-            at = _ELEMENTWISE[target_op]
-            kind: Any = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
-            unset: list[Any] = [None] * at
-            args = [*args, *unset[len(args) :]]
-            args[at : at + 1] = [0]
-            kwargs = {k: v for k, v in node.kwargs.items() if k != "reduction"}
-            values = ir.call(target_op, *args, like=node, **kwargs)
-            return self._reduce(ir, node, values, None, _REDUCTIONS[kind])
-        if target_op in _WHOLE:
-            return self._reduce(ir, node, args[0], None, _WHOLE[target_op])
-        raise UnsupportedOp(
-            f"the loss is reduced over the batch by an operator without a rule: {describe(node)}\n"
-            "  use a mean, a sum, a cross-entropy, or return one loss per example"
-        )
-
-    def _reduce(self, ir: Ir, node: fx.Node, values: fx.Node, weights: fx.Node | None, kind: str) -> fx.Node:
+        values, weights, kind = unreduced(ir, node)
         return ir.call(torch.ops.mobizo.reduce_loss.default, values, weights, 1, 0, 1, kind, like=node)
 
     def _widen(self, ir: Ir, scalar: fx.Node, widened: set[fx.Node]) -> None:
@@ -122,6 +92,41 @@ class RegroupLoss(Pass):
                 )
             ir.refresh(node)
             widened.add(node)
+
+
+def unreduced(ir: Ir, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
+    """Write a reduction out at the insertion point: its values, their weights in a mean (None: equal), "mean" or "sum".
+
+    Raises `UnsupportedOp` for an operator that is no reduction of a known kind.
+    """
+    args: list[Any] = list(node.args)
+    target_op: Any = node.target
+    weights: fx.Node | None = None
+    if node.target in _TOKEN:
+        smoothing = (0.0,) if node.target is aten.cross_entropy_loss.default else ()
+        defaults: tuple[Any, ...] = (None, 1, -100, *smoothing)
+        scores, target, class_weight, kind, ignore, *rest = (*args, *defaults[len(args) - 2 :])
+        if kind not in _REDUCTIONS:
+            raise UnsupportedOp(f"this loss has no reduction: {describe(node)}")
+        scores, target = _rows_first(ir, node, scores, target)
+        values = ir.call(target_op, scores, target, class_weight, 0, ignore, *rest, like=node)
+        if not target.meta["val"].is_floating_point():
+            weights = _valid(ir, node, target, class_weight, ignore)
+        return values, weights, _REDUCTIONS[kind]
+    if target_op in _ELEMENTWISE:
+        at = _ELEMENTWISE[target_op]
+        kind: Any = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
+        unset: list[Any] = [None] * at
+        args = [*args, *unset[len(args) :]]
+        args[at : at + 1] = [0]
+        kwargs = {k: v for k, v in node.kwargs.items() if k != "reduction"}
+        return ir.call(target_op, *args, like=node, **kwargs), None, _REDUCTIONS[kind]
+    if target_op in _WHOLE:
+        return args[0], None, _WHOLE[target_op]
+    raise UnsupportedOp(
+        f"the loss is reduced over the batch by an operator without a rule: {describe(node)}\n"
+        "  use a mean, a sum, a cross-entropy, or return one loss per example"
+    )
 
 
 def perturbed(ir: Ir) -> set[fx.Node]:

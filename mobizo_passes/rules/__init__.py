@@ -7,8 +7,20 @@ without a rule is refused by name, never guessed.
 from __future__ import annotations
 
 from . import compute, indexing, shapes
-from .batch import track_batch
+from .batch import Batch, find_batch, track_batch
 from .compute import RECURRENT
 from .lifter import PER_GROUP, RULES, Layout, Lifter
 
-__all__ = ["PER_GROUP", "RECURRENT", "RULES", "Layout", "Lifter", "compute", "indexing", "shapes", "track_batch"]
+__all__ = [
+    "PER_GROUP",
+    "RECURRENT",
+    "RULES",
+    "Batch",
+    "Layout",
+    "Lifter",
+    "compute",
+    "find_batch",
+    "indexing",
+    "shapes",
+    "track_batch",
+]

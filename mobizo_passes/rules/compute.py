@@ -309,15 +309,19 @@ def elementwise_loss(lift: Lifter, node: fx.Node) -> Layout:
 
 @rule(aten.cross_entropy_loss.default, aten.nll_loss.default, aten.nll_loss_nd.default)
 def token_loss(lift: Lifter, node: fx.Node) -> Layout:
-    """Per-element loss (reduction none) of [N, classes] logits; the targets are shared and expanded."""
-    scores, target = node.args[:2]
-    layout = lift.layout(scores)
-    reduction_arg = node.args[3] if len(node.args) > 3 else node.kwargs.get("reduction", 1)
-    if layout is None or lift.layout(target) is not None or layout.dim != 0:
-        raise lift.unsupported(node, "it expects perturbed scores with the batch in dimension 0 and shared targets")
+    """Per-element loss (reduction none) of [N, classes] logits; shared scores or targets are expanded."""
+    operands: list[Any] = list(node.args)
+    scores, target = operands[:2]
+    layout = lift.layout(scores) or lift.layout(target)
+    reduction_arg = operands[3] if len(operands) > 3 else node.kwargs.get("reduction", 1)
+    moved = {lift.layout(a) for a in (scores, target)} - {None, layout}
+    if layout is None or moved or layout.dim != 0:
+        raise lift.unsupported(node, "it expects scores and targets with the batch in dimension 0")
+    if len(operands) > 2 and lift.layout(operands[2]) is not None:
+        raise lift.unsupported(node, "its class weights are perturbed")
     if reduction_arg != 0:
         raise lift.refuse(node, "it reduces over the batch and is not the loss output")
-    node.args = (scores, lift.fuse(target, layout), *node.args[2:])  # type: ignore[arg-type]
+    node.args = (lift.fuse(scores, layout), lift.fuse(target, layout), *operands[2:])
     return layout
 
 

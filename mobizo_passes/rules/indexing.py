@@ -203,8 +203,8 @@ def offset_rows(lift: Lifter, rows: fx.Node, layout: Layout, count: int) -> fx.N
 
 @rule(torch.ops.mobizo.pick.default)
 def pick(lift: Lifter, node: fx.Node) -> Layout:
-    x, layout, _ = source(lift, node)
-    if layout != Layout(0) or lift.layout(node.args[1]) is not None:
-        raise lift.unsupported(node, "it expects the batch in dimension 0 and shared labels")
-    node.args = (x, lift.fuse(node.args[1], layout))  # type: ignore[arg-type]
-    return layout
+    x, index = node.args[:2]
+    if any(lift.layout(a) not in (None, Layout(0)) for a in (x, index)):
+        raise lift.unsupported(node, "it expects the batch in dimension 0")
+    node.args = (lift.fuse(x, Layout(0)), lift.fuse(index, Layout(0)))  # type: ignore[arg-type]
+    return Layout(0)

@@ -135,17 +135,15 @@ def test_evaluation_weighs_an_incomplete_batch_rightly(session: Session):
     assert session.evaluate([full, rest], label_ids=[0, 1, 2], loss=False).loss is None
 
 
-def test_an_incomplete_batch_without_an_ignore_index(tmp_path: Path):
-    """The rows that fill it up are subtracted again."""
+def test_version_1_does_not_say_how_an_incomplete_batch_counts(tmp_path: Path):
     batch = {**tiny.manifest_dict()["batch"], "ignore_index": None, "max_labels": None}
     plain = Session(tiny.build(tmp_path / "model.pte", manifest=json.dumps(tiny.manifest_dict(batch=batch))))
-    plain.fit(tiny.make_batches(3), 5, **RUN)
-    full, rest = tiny.make_batches(2, seed=5)
-    for rows in (1, 2, 3):
-        part = {name: tensor[:rows] for name, tensor in rest.items()}
-        logits = torch.cat([plain.predict(full), plain.predict(part)])
-        expected = torch.nn.functional.cross_entropy(logits, torch.cat([full["label"], part["label"]]))
-        assert plain.evaluate([full, part]).loss == pytest.approx(float(expected), rel=1e-5)
+    full = good()
+    assert plain.evaluate([full, full]).loss == pytest.approx(plain.batch_loss(full))
+    part = {name: tensor[:3] for name, tensor in full.items()}
+    for call in (lambda: plain.batch_loss(part), lambda: plain.evaluate([full, part])):
+        with pytest.raises(BatchError, match="3 rows of 4, and a program of format version 1 does not say"):
+            call()
 
 
 def test_unfit_evaluation_batches_are_found_before_training(session: Session, tmp_path: Path):
