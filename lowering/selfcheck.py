@@ -146,6 +146,10 @@ class _Check:
     def loss(self) -> None:
         expected, found, given = self._both("loss")
         self._losses("loss", expected, found, lambda: self._sensitivity("loss", given))
+        # What an evaluation combines: sums and weights of examples.
+        for name in found.keys() - {"loss"}:
+            limit = self.target.loss_tolerance * max(1.0, largest(expected[name]))
+            self._compare("loss", name, expected, found, limit, rounding=lambda: self._sensitivity("loss", given))
         if self.halves:
             limit = max(HALF_TOLERANCE[each] for each in self.halves) * max(1.0, largest(expected["loss"]))
             own = self.program.run("loss", given)

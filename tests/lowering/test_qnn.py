@@ -45,7 +45,8 @@ class Methods:
 
     def manifest(self, adapter: str = "external"):
         described = self.program.manifest(adapter)
-        return {**described, "methods": {name: described["methods"][name] for name in self.names}}
+        methods = {name: described["methods"][name] for name in self.names}
+        return {**described, "methods": methods, "evaluation": described["evaluation"] if "loss" in methods else None}
 
 
 def only(program: mz.TrainingProgram, *names: str) -> Any:
