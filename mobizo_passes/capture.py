@@ -13,10 +13,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, describe
+from .explain import data_dependent, explain
 from .inline import WritesInPlace, inline
 from .inputs import Inputs, LossFn
 from .ir import Input, Ir, Output, identifier
 from .layouts import forget_layouts, plain_state
+from .rope import settled_rope
 from .rules import RECURRENT, RULES
 
 aten = torch.ops.aten
@@ -121,35 +123,30 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     """
     wrapper = _WithLoss(model, inputs, loss)
     wrapper.training = model.training
-    with _frozen(model), plain_state(model):
+    # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
+    examples = {name: value.clone() for name, value in inputs.tensors.items()}
+
+    def run() -> None:
+        forward_with_loss(model, inputs, loss, examples)
+
+    with _frozen(model), settled_rope(model, run) as ropes, plain_state(model):
         try:
-            # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
-            examples = {name: value.clone() for name, value in inputs.tensors.items()}
             exported = torch.export.export(wrapper, (), examples)
             exported = exported.run_decompositions({})
         except CaptureError:
             raise
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
-            first = str(error).strip().splitlines()
-            raise CaptureError(
-                f"torch.export could not capture {type(model).__name__}: {first[0] if first else type(error).__name__}"
-            ) from error
-        ir = _to_ir(exported)
+            raise CaptureError(explain(error, type(model).__name__)) from error
+        ir = _to_ir(exported, model)
+    ir.ropes = tuple(ropes)
     _trace_to_loss(ir, loss)
     _take_apart(ir)
     forget_layouts(ir)
     return ir, exported.verifier
 
 
-def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
+def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
     signature = exported.graph_signature
-    for spec in signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            name = _strip(spec.target or spec.arg.name)
-            raise CaptureError(
-                f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), "
-                "as BatchNorm in training mode does; call model.eval()"
-            )
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     state: dict[str, Tensor] = {}
@@ -178,7 +175,19 @@ def _to_ir(exported: torch.export.ExportedProgram) -> Ir:
             # One object per FQN for all methods: that is how lowering stores each weight once.
             state[name] = nn.Parameter(value, requires_grad=False) if kind == "parameter" else value
         elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            _check_random(copied)
+            _check_random(copied, _trains(model))
+    for spec in signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            name = _strip(spec.target or spec.arg.name)
+            advice = "as BatchNorm in training mode does; call model.eval()"
+            if not _trains(model):
+                writer = next((values[n] for n in exported.graph.nodes if n.name == spec.arg.name), None)
+                place = "" if writer is None or writer.op == "placeholder" else f": {describe(writer)}"
+                advice = f"though it is in eval mode{place}\n  compute the value without writing it to a buffer"
+            raise CaptureError(
+                f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), {advice}"
+            )
+    _check_sizes(graph)
     outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(exported.graph.output_node().args[0])]  # type: ignore[arg-type]
     values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
     fake = detect_fake_mode(values_of)
@@ -224,7 +233,7 @@ def _take_apart(ir: Ir) -> None:
         ir.graph.erase_node(node)
 
 
-def _check_random(node: fx.Node) -> None:
+def _check_random(node: fx.Node, trains: bool) -> None:
     """Dropout with training off is the identity; everything else that draws random numbers is refused."""
     if node.target is aten.dropout.default and not node.args[2]:
         return
@@ -235,10 +244,31 @@ def _check_random(node: fx.Node) -> None:
     target: Any = node.target
     if target in RECURRENT and not all(node.args[5:7]):  # dropout, and whether it is on
         return
+    advice = "call model.eval() before transform"
+    if not trains:
+        advice = (
+            "the model is in eval mode, but draws all the same: F.dropout needs training=self.training; "
+            "noise or sampling must be left out, or passed as an input"
+        )
     raise CaptureError(
         f"the model draws random numbers, so its perturbed copies would see different dropout: {describe(node)}\n"
-        "  call model.eval() before transform"
+        f"  {advice}"
     )
+
+
+def _trains(model: nn.Module) -> bool:
+    return any(module.training for module in model.modules())
+
+
+def _check_sizes(graph: fx.Graph) -> None:
+    """Refuse numbers and sizes that depend on values: everything after capture stands on fixed ones."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        values = value if isinstance(value, tuple | list) else [value]
+        for one in values:
+            sizes = one.shape if isinstance(one, Tensor) else [one]
+            if any(isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes):
+                raise CaptureError(data_dependent(node))
 
 
 def _strip(fqn: str) -> str:

@@ -13,6 +13,7 @@ from .capture import forward_with_loss
 from .combination import Combination, ambiguous, readings
 from .inputs import Inputs, LossFn
 from .ir import Ir, Output
+from .rope import kept_rope
 from .rules import Batch
 
 # Rows are computed in another batch, so float32 kernels may add up in another order; half precision rounds more.
@@ -76,7 +77,7 @@ def _one_row_more(model: nn.Module, inputs: Inputs, loss: LossFn | None, batch: 
         for name, value in inputs.tensors.items()
     }
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with kept_rope(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             return float(forward_with_loss(model, inputs, loss, longer)[0].mean())
     except Exception:  # noqa: BLE001  a model written for one batch size fails in its own way on another
         return None

@@ -26,6 +26,7 @@ from torch.fx.graph import CodeGen
 from .combination import Combination
 from .errors import InputError
 from .infer import infer
+from .modes import neutral
 
 _STATE_KINDS = {
     "parameter": InputKind.PARAMETER,
@@ -65,6 +66,8 @@ class Ir:
         self.fake = fake
         # Name of the pass at work: stamped on every node that it creates.
         self.pass_name = "capture"
+        # Modules whose rotary frequencies were held at the captured length.
+        self.ropes: tuple[str, ...] = ()
         # How the outputs of a split loss combine over batches; None until the loss is split.
         self.combination: Combination | None = None
         self._stale = False
@@ -205,6 +208,7 @@ class Ir:
 
     # Leaving -----------------------------------------------------------------------------------------------------
 
+    @neutral()
     def to_exported_program(self, verifier: Any) -> torch.export.ExportedProgram:
         """Return a valid `ExportedProgram`: what it holds first, then user inputs in placeholder order.
 

@@ -19,6 +19,7 @@ from .estimators import Estimator
 from .flops import Flops, count_flops
 from .inputs import Inputs, LossFn, bind_inputs
 from .ir import Ir
+from .modes import neutral
 from .passes import Pass
 from .passes.gather_labels import label_counts
 from .peft_files import AdapterFile
@@ -190,6 +191,7 @@ class TrainingProgram:
         """
         return self.core_ir(method, adapter).to_exported_program(self._verifier)
 
+    @neutral()
     def core_ir(self, method: str, adapter: str = "external") -> Ir:
         """Return one method's `Ir` after the last passes; see `core`."""
         ir = run_passes(self._ir(method).clone(), core())
@@ -222,6 +224,7 @@ class TrainingProgram:
 
     # Running eagerly ---------------------------------------------------------------------------------------------
 
+    @neutral()
     def step(
         self, adapter: Mapping[str, Tensor], example_inputs: Any, *, seed: int, lr: float, eps: float
     ) -> StepResult:
@@ -239,6 +242,7 @@ class TrainingProgram:
         new = {fqn: out[fqn] for fqn in self._adapter}
         return StepResult(out["loss"], out["losses"], out["projected_gradients"], new)
 
+    @neutral()
     def apply(
         self, adapter: Mapping[str, Tensor], *, seed: int, lr: float, projected_gradients: Tensor
     ) -> dict[str, Tensor]:
@@ -246,12 +250,14 @@ class TrainingProgram:
         inputs = {"seed": _seed(seed), "lr": torch.tensor([lr]), "projected_gradients": projected_gradients}
         return self._methods["apply"].run({**self._named(adapter), **inputs})
 
+    @neutral()
     def loss(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> Tensor:
         """Return the unperturbed loss, float32 []."""
         batch = self._batch(example_inputs)
         self._check_labels(batch)
         return self._methods["loss"].run({**self._named(adapter), **batch})["loss"].mean()
 
+    @neutral()
     def logits(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> Tensor:
         """Return the model's logits; raises `InputError` if the model returns only a loss."""
         return self._ir("logits").run({**self._named(adapter), **self._batch(example_inputs)})["logits"]

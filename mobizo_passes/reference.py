@@ -16,6 +16,7 @@ from torch.func import functional_call
 from .capture import forward_with_loss
 from .estimators import Estimator, TwoSided
 from .inputs import LossFn, bind_inputs, name_inputs
+from .modes import neutral
 from .noise import noise, site_ids
 from .wrapped import unwrap
 
@@ -30,6 +31,7 @@ class StepResult:
     adapter: dict[str, Tensor]
 
 
+@neutral()
 def step(
     model: nn.Module,
     example_inputs: Any,
@@ -70,6 +72,7 @@ def projected_gradients(losses: Tensor, eps: float, estimator: Estimator) -> Ten
     return torch.zeros_like(gradients) if std == 0 else (gradients / std).to(losses.dtype)
 
 
+@neutral()
 def apply(
     adapter: Mapping[str, Tensor], *, seed: int, lr: float, projected_gradients: Tensor, noise_kind: str = "gaussian"
 ) -> dict[str, Tensor]:
@@ -91,11 +94,13 @@ def draw(adapter: Mapping[str, Tensor], seed: int, queries: int, kind: str) -> d
     return {fqn: noise(at, ids[fqn], queries, value.shape, kind) for fqn, value in adapter.items()}
 
 
+@neutral()
 def loss_of(model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], loss: LossFn | None = None) -> Tensor:
     """Return the loss of the untransformed model with this adapter, float32 []; a per-example loss is averaged."""
     return _run(model, example_inputs, adapter, loss)[0].mean()
 
 
+@neutral()
 def logits_of(
     model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], loss: LossFn | None = None
 ) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +17,18 @@ from .estimators import Estimator, OneSided, TwoSided
 from .inputs import LossFn, name_inputs
 from .ir import Ir, Output
 from .lora_site import is_up
+from .modes import check_tensors, neutral, ordinary
 from .noise import KINDS
 from .passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
-from .passes.split_loss import open_reductions
+from .passes.split_loss import ends_of_batch, open_reductions
 from .program import PassRecord, TrainingProgram, class_name, run_passes
 from .rules import Batch, find_batch, track_batch
 from .sites import SiteChoice, Sites, check_dtypes, check_memory, discover, factors_of, trainable_fqns
+from .text import to_text
 from .wrapped import unwrap
 
 
+@neutral()
 def transform(
     model: nn.Module,
     example_inputs: Any,
@@ -38,6 +42,10 @@ def transform(
     max_labels: int | None = None,
 ) -> TrainingProgram:
     """Compile a model that bears LoRA into a zeroth-order training step (paper, section 3).
+
+    The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
+    aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
+    (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``settle-rope``.
 
     Args:
         model: any `nn.Module` bearing LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
@@ -70,10 +78,15 @@ def transform(
     if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
         raise InputError(f"batch_dim must be a non-negative int, found {batch_dim!r}")
     model, notes = unwrap(model)
+    check_tensors(model)
     inputs = name_inputs(model, example_inputs, loss)
+    inputs = replace(inputs, tensors=ordinary(inputs.tensors))
     captured, verifier = capture(model, inputs, loss)
     declared = [node.meta["input"].name for node in captured.placeholders("parameter")]
     history: list[PassRecord] = []
+    if captured.ropes:
+        text = to_text(captured)
+        history.append(PassRecord("settle-rope", len(captured.ropes), text, text))
     run_passes(captured, pipelines.clean(), history)
     frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     found = discover(captured, sites, declared, frozen_parameters)
@@ -203,7 +216,7 @@ def _find_batch(evaluated: Ir, batch_dim: int) -> Batch:
     """Find the batch with every reduction written out: a class weight or a label that is misread shows only there."""
     ir = evaluated.clone()
     opened = open_reductions(ir)
-    return find_batch(ir, batch_dim, {values for values, _, _ in opened.values()})
+    return find_batch(ir, batch_dim, ends_of_batch(ir, opened))
 
 
 def _logits_dim(methods: dict[str, Ir], batch: Batch) -> int | None:

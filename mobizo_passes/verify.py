@@ -9,6 +9,7 @@ from torch import nn
 
 from . import reference
 from .errors import VerificationFailed
+from .modes import neutral
 from .program import TrainingProgram
 from .reference import StepResult
 
@@ -20,6 +21,7 @@ ROUNDING = 1e-5
 LARGEST_NOISE = 4.5
 
 
+@neutral()
 def verify(
     program: TrainingProgram,
     model: nn.Module,

@@ -26,7 +26,8 @@ _COPIES = (
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Remove copies, casts to the same dtype, inactive dropout, assertions and same-shape views; views become reshapes.
+    """Remove copies, casts to the same dtype, inactive dropout, assertions and same-shape views; views become reshapes,
+    and stored masks that index one dimension become positions.
 
     BEFORE  %a: f32[4, 32] = aten.clone(%x);  %b: f32[4, 32] = aten.dropout(%a, 0.1, False);  use(%b)
     AFTER   use(%x)
@@ -49,6 +50,8 @@ class Canonicalize(Pass):
                 node.target = aten.reshape.default
                 node.args = (node.args[0], list(node.meta["val"].shape))
                 count += 1
+            elif node.target in (aten.index.Tensor, aten.index_put.default) and (spelled := _spell_out(ir, node)):
+                count += spelled
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
             elif _is_identity(node):
@@ -56,6 +59,24 @@ class Canonicalize(Pass):
                 ir.graph.erase_node(node)
                 count += 1
         return count
+
+
+def _spell_out(ir: Ir, node: fx.Node) -> int:
+    """Replace stored masks of one dimension in an index by the positions that they select; returns how many."""
+    operands: list[Any] = list(node.args)
+    indices = list(operands[1])
+    count = 0
+    for at, index in enumerate(indices):
+        if not isinstance(index, fx.Node) or index.op != "placeholder":
+            continue
+        spec, value = index.meta["input"], index.meta["val"]
+        if spec.name in ir.state and value.dtype is torch.bool and value.dim() == 1:
+            positions = ir.state[spec.name].nonzero().squeeze(1)
+            indices[at] = ir.add_constant(f"{spec.name}_positions", positions)
+            count += 1
+    if count:
+        node.args = (operands[0], indices, *operands[2:])
+    return count
 
 
 def _take_apart(ir: Ir, node: fx.Node) -> int:

@@ -69,7 +69,7 @@ class SplitLoss(Pass):
         trial.pass_name = self.name
         try:
             opened = open_reductions(trial)
-            batch = self.batch or find_batch(trial, 0, {values for values, _, _ in opened.values()})
+            batch = self.batch or find_batch(trial, 0, ends_of_batch(trial, opened))
             track_batch(trial, batch)
             ir.combination = _Split(trial, batch, opened).run()
         except _Whole as reason:
@@ -101,6 +101,16 @@ def open_reductions(ir: Ir) -> Opened:
         elif _is_number(node):
             stack += node.all_input_nodes
     return opened
+
+
+def ends_of_batch(ir: Ir, opened: Opened) -> set[fx.Node]:
+    """Return the values that must hold the batch: what meets a trained weight, and what the trained loss comes from."""
+    batched, trained = _depends(ir, "batch"), _depends(ir, "adapter")
+    ends = {values for values, _, _ in opened.values() if values in trained}
+    for node in ir.graph.nodes:
+        if any(a in trained and a not in batched for a in node.all_input_nodes):
+            ends.update(a for a in node.all_input_nodes if a in batched)
+    return ends
 
 
 @dataclass

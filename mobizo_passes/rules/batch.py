@@ -45,7 +45,7 @@ def track_batch(ir: Ir, batch: Batch) -> None:
 def find_batch(ir: Ir, batch_dim: int, ends: Collection[fx.Node] = ()) -> Batch:
     """Find which inputs hold the batch, and where: `batch_dim` is where to look first, the graph decides.
 
-    `ends` are values that must hold it: what the loss is reduced from.
+    `ends` are values that must hold it: what meets a trained weight, and what the loss is reduced from.
 
     The first reading is that every input whose size there is the most common one holds the batch. It is wrong where a
     value would hold the batch in two dimensions at once, or where an input that is left out meets the batch along a

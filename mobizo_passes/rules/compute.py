@@ -149,11 +149,11 @@ def sort(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
     aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.var.correction, aten.std.correction,
     aten.any.dim, aten.all.dim, aten.argmax.default, aten.argmin.default, aten.logsumexp.default, aten.prod.dim_int,
     aten.max.dim, aten.min.dim, aten.mean.default, aten.sum.default, aten.max.default, aten.min.default,
-    aten.prod.default, aten.linalg_vector_norm.default,
+    aten.prod.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim,
 )  # fmt: skip
 def reduction(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout, ...]:
     shape = lift.shape(node.args[0])  # type: ignore[arg-type]
-    at = 2 if node.target is aten.linalg_vector_norm.default else 1
+    at = 2 if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) else 1
     layout = _along(lift, node, at)
     gone = _dims(node, at, len(shape))
     plain = lift.plain[node]

@@ -146,6 +146,41 @@ def scatter(lift: Lifter, node: fx.Node) -> Layout:
     return layout
 
 
+@rule(aten.index_put.default)
+def index_put(lift: Lifter, node: fx.Node) -> Layout:
+    """``x[..., i, ...] = values`` with one list of positions, the same for all examples, along another dimension."""
+    operands: list[Any] = list(node.args)
+    x, indices, values = operands[:3]
+    used = [d for d, i in enumerate(indices) if i is not None]
+    masks = [d for d in used if indices[d].meta["val"].dtype in (torch.bool, torch.uint8)]
+    if masks:
+        raise lift.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
+    at, count = used[0], len(lift.shape(x))
+    if len(used) != 1 or indices[at].meta["val"].dim() != 1 or lift.layout(indices[at]) is not None:
+        raise lift.unsupported(node, "it writes at more than one list of positions, or at perturbed ones")
+    if values.meta["val"].dim() != count:
+        raise lift.unsupported(node, "the values that it writes broadcast over dimensions")
+    layout = common(lift, node, [x, values])
+    if layout.dim == at:
+        raise lift.refuse(node, "it writes along the batch dimension")
+    if lift.shape(values)[layout.dim] != lift.shape(x)[layout.dim]:
+        raise lift.unsupported(node, "the values that it writes broadcast over the batch")
+    node.args = (lift.fuse(x, layout), indices, lift.fuse(values, layout), *operands[3:])
+    return layout
+
+
+THROUGH_A_MASK = (
+    "which value comes where depends on the masks of all examples before. With features [B, n, D], mask [B, T] and "
+    "embeddings [B, T, D] write: at = (mask.cumsum(1) - 1).clamp(0, n - 1)[..., None].expand(-1, -1, D); "
+    "torch.where(mask[..., None], features.gather(1, at), embeddings)"
+)
+
+
+@rule(aten.masked_scatter.default)
+def masked_scatter(lift: Lifter, node: fx.Node) -> Layout:
+    raise lift.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
+
+
 @rule(aten.index_add.default, aten.index_copy.default)
 def index_add(lift: Lifter, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)

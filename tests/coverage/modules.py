@@ -260,6 +260,26 @@ class Dropped(nn.Module):
         return self.head(F.dropout(self.layer(x), 0.5, self.training))
 
 
+class FusedQkv(nn.Module):
+    """loralib's MergedLinear: LoRA on query and value by a grouped convolution, zeros where the key is."""
+
+    keep: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 12), nn.Linear(4, 4)
+        self.lora_A, self.lora_B = nn.Parameter(torch.empty(4, 6)), nn.Parameter(torch.empty(8, 2))
+        self.register_buffer("keep", torch.arange(12).div(4, rounding_mode="floor") != 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(x, self.lora_A).transpose(-2, -1)
+        update = F.conv1d(low, self.lora_B.unsqueeze(-1), groups=2).transpose(-2, -1)
+        padded = x.new_zeros(*x.shape[:-1], 12)
+        padded[..., self.keep] = update
+        q, k, v = (self.qkv(x) + 0.5 * padded).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v))
+
+
 class Branching(nn.Module):
     """Takes one path or the other depending on a perturbed value."""
 

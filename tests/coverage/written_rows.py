@@ -124,6 +124,7 @@ SPELLINGS: tuple[Row, ...] = (
         lambda: (random(BATCH, 4, 6), random(BATCH, 3, 7), random(BATCH, 4, 5)), squared),
     row("MLP", "own names", known.Mlp, *CLASSIFY, SIGNS),
     row("MLP", "loralib storage", known.Transposed, *CLASSIFY, ONE_SIDED),
+    row("attention", "loralib's fused query, key, value", own.FusedQkv, rows(LENGTH, 6, target=(LENGTH, 4)), squared),
 )  # fmt: skip
 
 LAYOUTS: tuple[Row, ...] = (

@@ -101,6 +101,16 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
         mz.BatchCoupled,
         "BatchNorm without running statist",
     ),
+    "features written where a mask is true": (
+        lambda h: written(h, lambda z: z.masked_scatter_((h[..., :1] > 0), fixed(BATCH, LENGTH, WIDTH))),
+        mz.UnsupportedOp,
+        r"depends on the masks of all examples before.*features\.gather",
+    ),
+    "features assigned where a mask is true": (
+        lambda h: written(h, lambda z: z.__setitem__(fixed(BATCH, LENGTH) > 0, fixed(WIDTH))),
+        mz.UnsupportedOp,
+        r"depends on the masks of all examples before.*features\.gather",
+    ),
     "lu": (lambda h: h + torch.linalg.det(h @ h.mT)[:, None, None], mz.UnsupportedOp, "is not in the rule table"),
 }
 

@@ -25,6 +25,9 @@ from tests.passes.around import (
     written,
 )
 
+POSITIONS = torch.tensor([5, 0, 2])
+KEEP = torch.tensor([False, True, False, False, True])
+
 FINE: dict[str, Body] = {
     # products
     "matmul by a matrix": lambda h: h @ M,
@@ -130,6 +133,13 @@ FINE: dict[str, Body] = {
     "one_hot": lambda h: F.one_hot(h.argmax(-1), WIDTH) * h,
     "scatter": lambda h: torch.zeros_like(h).scatter(-1, h.topk(2, -1).indices, 1.0) * h,
     "scatter_add": lambda h: h.scatter_add(1, fixed_integers(LENGTH, BATCH, 2, WIDTH), h[:, :2]),
+    "write at stored positions": lambda h: written(h, lambda z: z.__setitem__((..., POSITIONS), h[..., :3])),
+    "write where a stored mask is true": lambda h: written(
+        fixed(BATCH, LENGTH, WIDTH), lambda z: z.__setitem__((slice(None), KEEP), h[:, :2].tanh())
+    ),
+    "norm along features": lambda h: torch.norm(h, dim=-1, keepdim=True) * h,
+    "p-norm": lambda h: torch.linalg.vector_norm(h, 3, dim=(1, 2)).unsqueeze(1) + h[:, 0],
+    "pairwise distance": lambda h: F.pairwise_distance(h[:, 0], h[:, 1], p=1.0).unsqueeze(1) + h[:, 0],
     "write into a slice": lambda h: written(h, lambda z: z[..., 2:4].add_(1.0)),
     "write into a column of a shared value": lambda h: written(
         fixed(BATCH, LENGTH, WIDTH), lambda z: z[:, 1].copy_(h[:, 0])
@@ -230,6 +240,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "masked mean": lambda o, y: ((o - y).square() * (y > 0.5)).sum() / (y > 0.5).sum(),
     "unreduced then reduced": lambda o, y: F.mse_loss(o, y, reduction="none").sum(-1).mean(),
     "vector": lambda o, y: F.mse_loss(o, y, reduction="none").sum(-1),
+    "triplet": lambda o, y: F.triplet_margin_loss(o, y, y.flip(1)),
+    "triplet, swapped": lambda o, y: F.triplet_margin_loss(o, y, y.flip(1), margin=0.3, p=1.0, swap=True),
+    "cosine embedding": lambda o, y: F.cosine_embedding_loss(o, y, torch.tensor([1.0, -1.0, 1.0]), margin=-0.5),
+    "distance": lambda o, y: F.pairwise_distance(o, y).square().mean(),
+    "norm": lambda o, y: torch.linalg.vector_norm(o - y, dim=-1).mean(),
     "cosine": lambda o, y: 1 - F.cosine_similarity(o, y).mean(),
 }
 
