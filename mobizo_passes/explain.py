@@ -70,7 +70,7 @@ def _meaning(error: BaseException, text: str, first: str, line: str) -> tuple[st
         return what, "use the torch function of the same name, or compute it before forward and pass it as an input"
     if _KEPT in text:
         attribute = re.search(r"model attribute: (?:model\.)?([\w.]+)", text)
-        name = attribute.group(1).rsplit(".", 1)[0] if attribute else "a module"
+        name = attribute.group(1).rstrip(".").rsplit(".", 1)[0] if attribute else "a module"
         return (
             f"forward computes a tensor and keeps it on the model, in '{name}'",
             "return it or pass it on instead; PEFT does this around nn.MultiheadAttention: put adapters on separate "
