@@ -137,6 +137,9 @@ def reduce_loss(values: Tensor, weights: Tensor | None, groups: int, dim: int, o
     `reduction` is "sum" or "mean"; a mean divides by the sum of `weights` (shared by all groups, not fused)
     if given, by the number of elements otherwise.
     """
+    if values.dtype is torch.float64:
+        # The adapter is float32, and what is updated by a float64 gradient would not be.
+        values = values.float()
     before = math.prod(values.shape[:dim]) * outer
     if before == 1:
         total = values.reshape(groups, -1).sum(1)

@@ -40,7 +40,7 @@ class WidenHalves:
         if not halves or all(node.op != "call_function" and not _to_widen(editor, node) for node in halves):
             return 0
         output = next(node for node in reversed(editor.graph.nodes) if node.op == "output")
-        returned = [val(node).dtype if isinstance(node, Node) else None for node in output.args[0]]  # type: ignore[union-attr]
+        returned = [val(node).dtype if isinstance(node, Node) else None for node in output.args[0]]
         first = next(node for node in editor.graph.nodes if node.op != "placeholder")
         count = 0
         for node in halves:
@@ -56,7 +56,7 @@ class WidenHalves:
                 args, kwargs = pytree.tree_map_only(torch.dtype, _wide_dtype, (node.args, node.kwargs))
                 node.args, node.kwargs = args, kwargs
                 editor.revalue(node)
-        results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+        results: list[Any] = list(output.args[0])
         for index, (node, dtype) in enumerate(zip(results, returned, strict=True)):
             if isinstance(node, Node) and dtype in HALVES:
                 with editor.before(output):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from lowering.targets import TARGETS
 from lowering.targets.portable import PortableTarget
 from mobizo_manifest import Manifest
 from tests.lowering.small import Program
-from tests.passes.test_layouts import IMAGE, LAST, Lora, Net, nhwc, odd_base, odd_factors
+from tests.passes.test_layouts import IMAGE, LAST, Lora, Net, channels_last, nhwc, odd_base, odd_factors
 from tests.passes.test_layouts import LABELS as CLASSES
 from tests.passes.test_masked_rows import IDS, LABELS, MASK, Attention, loss
 
@@ -73,21 +73,18 @@ class Only:
     def __init__(self, program: mz.TrainingProgram, *methods: str) -> None:
         self.program = program
         self.methods = methods
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.program, name)
-
-    # What a runtime-checked protocol looks for on the class.
-    def example_batch(self) -> dict[str, Tensor]:
-        return self.program.example_batch()
-
-    def run(self, method: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.program.run(method, inputs)
+        self.core, self.run = program.core, program.run
+        self.example_batch = program.example_batch
+        self.initial_adapter, self.frozen_adapter = program.initial_adapter, program.frozen_adapter
 
     def manifest(self, adapter: str = "external") -> dict[str, Any]:
         described = self.program.manifest(adapter)
         methods = {name: described["methods"][name] for name in self.methods}
         return {**described, "methods": methods, "evaluation": described["evaluation"] if "loss" in methods else None}
+
+    # lower asks for more of a TrainingProgram as it grows.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
 
 
 def transformed(model: nn.Module, inputs: tuple[Tensor, ...], fn: Any = F.cross_entropy) -> mz.TrainingProgram:
@@ -165,7 +162,7 @@ def test_a_program_without_example_inputs_says_so(monkeypatch):
 @pytest.mark.parametrize("target", ["portable", "xnnpack"])
 def test_odd_layouts_give_the_model_s_losses(target):
     """Two of the forms at once; tests/passes/test_layouts.py has them one by one."""
-    net = odd_base(odd_factors(Net(lambda x: x.contiguous(memory_format=LAST)).to(memory_format=LAST)))
+    net = odd_base(odd_factors(channels_last(Net(lambda x: x.contiguous(memory_format=LAST)))))
     report = lowering.lower(Only(transformed(net, (nhwc(IMAGE), CLASSES)), "step"), target=target).report
     assert report.self_check.compared
 

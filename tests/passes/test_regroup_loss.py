@@ -63,3 +63,10 @@ class TestRegroupLoss(PassContract):
 
         stage = before(self.kind, Tiny(), (rows()[0], torch.arange(8.0).reshape(2, 4)), loss)
         self.compare(stage.run(), stage.run(stage.apply()), stage)
+
+
+def test_a_float64_loss_leaves_the_adapter_float32() -> None:
+    model, batch = Tiny(), rows()
+    program = mz.transform(model, batch, loss=lambda o, y: F.cross_entropy(o.double(), y))
+    step = mz.verify(program, model, batch)
+    assert {value.dtype for value in (step.losses, step.projected_gradients, *step.adapter.values())} == {torch.float32}
