@@ -87,6 +87,10 @@ class Only:
         return getattr(self.program, name)
 
 
+def only(program: mz.TrainingProgram, *methods: str) -> Any:
+    return Only(program, *methods)
+
+
 def transformed(model: nn.Module, inputs: tuple[Tensor, ...], fn: Any = F.cross_entropy) -> mz.TrainingProgram:
     return mz.transform(model.eval(), inputs, loss=fn, estimator=mz.TwoSided(queries=2))
 
@@ -120,13 +124,13 @@ def test_every_output_is_compared_and_nothing_is_left(program, adapter, monkeypa
 def test_a_difference_withholds_the_program(program, monkeypatch):
     monkeypatch.setitem(TARGETS, "portable", Spoilt())
     with pytest.raises(SelfCheckFailed, match=r"self-check.*eager program's is.*withheld.*--no-check") as caught:
-        lowering.lower(Only(program, "step"), target="portable")
+        lowering.lower(only(program, "step"), target="portable")
     assert (caught.value.method, caught.value.output) == ("step", "loss")
     assert caught.value.deviation > 1e-5
 
 
 def test_an_error_of_the_runtime_is_reported_the_same_way(program, tmp_path):
-    lowered = lowering.lower(Only(program, "step"), target="portable", check=False)
+    lowered = lowering.lower(only(program, "step"), target="portable", check=False)
     assert "self-check: not run: switched off" in str(lowered.report)
     path = lowered.save(tmp_path / "m.pte")
     manifest = program.manifest()["methods"]["step"]["inputs"]
@@ -143,7 +147,7 @@ def test_an_example_without_a_finite_loss_is_named(monkeypatch):
     unlabelled = torch.full_like(CLASSES, -100)
     made = transformed(Tiny(), (IDS, unlabelled))
     with pytest.raises(NonFiniteExample, match=r"before any update, 1 of 1 values of output 'loss' are not finite"):
-        lowering.lower(Only(made, "step"), target="portable")
+        lowering.lower(only(made, "step"), target="portable")
 
 
 def test_a_program_without_example_inputs_says_so(monkeypatch):
@@ -163,20 +167,20 @@ def test_a_program_without_example_inputs_says_so(monkeypatch):
 def test_odd_layouts_give_the_model_s_losses(target):
     """Two of the forms at once; tests/passes/test_layouts.py has them one by one."""
     net = odd_base(odd_factors(channels_last(Net(lambda x: x.contiguous(memory_format=LAST)))))
-    report = lowering.lower(Only(transformed(net, (nhwc(IMAGE), CLASSES)), "step"), target=target).report
+    report = lowering.lower(only(transformed(net, (nhwc(IMAGE), CLASSES)), "step"), target=target).report
     assert report.self_check.compared
 
 
 def test_masked_rows_do_not_reach_the_losses_on_xnnpack():
     made = transformed(Attention("masked_fill"), (IDS, MASK, LABELS), loss)
-    report = lowering.lower(Only(made, "step"), target="xnnpack").report
+    report = lowering.lower(only(made, "step"), target="xnnpack").report
     assert report.self_check.compared
 
 
 @pytest.mark.parametrize(("dtype", "target"), [("float16", "xnnpack")])
 def test_half_precision_weights_are_widened_and_it_is_said(dtype, target):
     made = transformed(Tiny(getattr(torch, dtype)), (IDS.int(), CLASSES))
-    report = lowering.lower(Only(made, "step", "loss"), target=target).report
+    report = lowering.lower(only(made, "step", "loss"), target=target).report
     assert report.widened == (dtype,)
     assert f"the model has {dtype} values: they are stored and computed in float32 here" in str(report)
     own = [each for each in report.self_check.compared if (each.method, each.output) == ("loss", "loss")]

@@ -86,6 +86,10 @@ def cast(x: Tensor) -> Tensor:
     return x.to(torch.float64, memory_format=LAST).float()
 
 
+def in_last(value: Any) -> Any:
+    return value.to(memory_format=LAST)
+
+
 CASES: dict[str, tuple[Callable[[], Net], Tensor]] = {
     "an NHWC image, x.to(channels_last)": (lambda: Net(lambda x: x.to(memory_format=LAST)), nhwc(IMAGE)),
     "a channels_last model and image": (lambda: channels_last(Net()), IMAGE.to(memory_format=LAST)),
