@@ -50,10 +50,10 @@ def parts(batch: Batch) -> tuple[Pass, ...]:
     return (SplitLoss(batch),)
 
 
-def step(estimator: Estimator, noise: str, batch_dim: int = 0, batch: Batch | None = None) -> tuple[Pass, ...]:
+def step(estimator: Estimator, noise: str, batch: Batch) -> tuple[Pass, ...]:
     """-> the readable training step."""
     return (
-        InsertMpLora(batch_dim, batch),
+        InsertMpLora(batch),
         RegroupLoss(),
         InsertNoise(estimator.queries, noise),
         ExpandPerturbations(estimator),

@@ -20,9 +20,9 @@ from .lora_site import is_up
 from .modes import check_tensors, neutral, ordinary
 from .noise import KINDS
 from .passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
-from .passes.split_loss import ends_of_batch, open_reductions
+from .passes.split_loss import batch_of
 from .program import PassRecord, TrainingProgram, class_name, run_passes
-from .rules import Batch, find_batch, track_batch
+from .rules import Batch, track_batch
 from .sites import SiteChoice, Sites, check_dtypes, check_memory, discover, factors_of, trainable_fqns
 from .text import to_text
 from .wrapped import unwrap
@@ -105,8 +105,8 @@ def transform(
     methods: dict[str, Ir] = {}
     evaluated = _only(captured, "loss")
     run_passes(evaluated, pipelines.evaluate(limit), history)
-    batch = _find_batch(evaluated, batch_dim)
-    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch_dim, batch), history)
+    batch = batch_of(evaluated, batch_dim)
+    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch), history)
     methods["apply"] = _apply(captured, estimator, noise)
     methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
     if any(spec.kind == "logits" for spec in captured.outputs):
@@ -210,13 +210,6 @@ def _label_inputs(methods: dict[str, Ir], tensors: dict[str, torch.Tensor]) -> l
     needed = {n.meta["input"].name for n in methods["logits"].placeholders("batch")}
     used = {n.meta["input"].name for n in methods["loss"].placeholders("batch") if n.users}
     return [name for name in tensors if name in used and name not in needed]
-
-
-def _find_batch(evaluated: Ir, batch_dim: int) -> Batch:
-    """Find the batch with every reduction written out: a class weight or a label that is misread shows only there."""
-    ir = evaluated.clone()
-    opened = open_reductions(ir)
-    return find_batch(ir, batch_dim, ends_of_batch(ir, opened))
 
 
 def _logits_dim(methods: dict[str, Ir], batch: Batch) -> int | None:

@@ -11,7 +11,7 @@ from torch import fx
 from ..errors import UnsupportedOp, describe
 from ..factors import Factor, as_product
 from ..ir import Ir
-from ..rules import Batch, Layout, find_batch, track_batch
+from ..rules import Batch, Layout, track_batch
 from .base import Pass
 
 aten = torch.ops.aten
@@ -31,15 +31,14 @@ class InsertMpLora(Pass):
     requires: ClassVar[str] = "lifted adapter inputs"
     ensures: ClassVar[str] = "every product of the batch with a trainable factor is an mp_lora node"
 
-    batch_dim: int = 0
-    # Where the inputs hold the batch; None: find it in the graph.
-    batch: Batch | None = None
+    # Where the inputs hold the batch.
+    batch: Batch
 
     def rewrite(self, ir: Ir) -> int:
         factors = [f for node in ir.graph.nodes if (f := as_product(node)) and f.weight.meta["input"].kind == "adapter"]
         if not factors and any(n.target is mobizo.mp_lora.default for n in ir.graph.nodes):
             return 0
-        track_batch(ir, self.batch or find_batch(ir, self.batch_dim))
+        track_batch(ir, self.batch)
         grouped: dict[fx.Node, fx.Node] = {}
         count = 0
         for factor in factors:

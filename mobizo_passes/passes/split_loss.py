@@ -60,7 +60,7 @@ class SplitLoss(Pass):
     requires: ClassVar[str] = "one scalar loss output"
     ensures: ClassVar[str] = "the loss comes from sums per example, which are outputs too"
 
-    batch: Batch | None = None
+    batch: Batch
 
     def rewrite(self, ir: Ir) -> int:
         if ir.combination is not None:
@@ -69,9 +69,8 @@ class SplitLoss(Pass):
         trial.pass_name = self.name
         try:
             opened = open_reductions(trial)
-            batch = self.batch or find_batch(trial, 0, ends_of_batch(trial, opened))
-            track_batch(trial, batch)
-            ir.combination = _Split(trial, batch, opened).run()
+            track_batch(trial, self.batch)
+            ir.combination = _Split(trial, self.batch, opened).run()
         except _Whole as reason:
             ir.combination = Combination(refusal=str(reason))
             return 0
@@ -80,6 +79,12 @@ class SplitLoss(Pass):
 
 
 Opened = dict[fx.Node, tuple[fx.Node, fx.Node | None, str]]
+
+
+def batch_of(ir: Ir, batch_dim: int = 0) -> Batch:
+    """Find the batch with every reduction written out: a class weight or a label that is misread shows only there."""
+    opened_up = ir.clone()
+    return find_batch(opened_up, batch_dim, ends_of_batch(opened_up, open_reductions(opened_up)))
 
 
 def open_reductions(ir: Ir) -> Opened:

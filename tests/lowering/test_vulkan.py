@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import lowering
 import mobizo_passes as mz
 from lowering.rehearse import Rehearsal, nearest, rehearse, truncated
+from mobizo_manifest.seal import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
 from tests.lowering.small import Program
@@ -128,7 +129,7 @@ def test_a_lowered_program_says_what_it_is(program, tmp_path):
     lowered = lowering.lower(program, target="vulkan", precision="fp16")
     assert lowered.manifest.target == "vulkan"
     assert lowered.manifest.options == {"precision": "fp16"}
-    assert lowered.save(tmp_path / "model.pte").stat().st_size == lowered.report.program_bytes
+    assert lowered.save(tmp_path / "model.pte").stat().st_size == lowered.report.program_bytes + FOOTER_BYTES
 
 
 def test_a_broken_rule_withholds_the_program(program, monkeypatch):

@@ -16,6 +16,7 @@ from mobizo_passes.capture import capture
 from mobizo_passes.inputs import bind_inputs, name_inputs
 from mobizo_passes.ir import Ir, Output
 from mobizo_passes.passes import Pass
+from mobizo_passes.passes.split_loss import batch_of
 from mobizo_passes.sites import discover, trainable_fqns
 from mobizo_passes.text import to_text
 from tests.models import Lora, integers, random, seeded
@@ -81,7 +82,7 @@ def _pipeline(ir: Ir, max_labels: int | None) -> Iterator[Pass]:
     ir.eliminate_dead_code()
     ir.seal()
     yield from pipelines.evaluate(max_labels)
-    yield from pipelines.step(TwoSided(1), "gaussian")
+    yield from pipelines.step(TwoSided(1), "gaussian", batch_of(ir))
     yield from pipelines.core()
 
 

@@ -177,6 +177,7 @@ def test_manifest_is_json_and_complete(compiled) -> None:
     assert manifest["batch"] == {
         "size": 3, "inputs": ["input_ids", "attention_mask", "labels"], "label_inputs": ["labels"],
         "max_labels": 2, "ignore_index": -100, "shift": True,
+        "dims": {"input_ids": 0, "attention_mask": 0, "labels": 0}, "logits_dim": 0, "class_inputs": ["labels"],
     }  # fmt: skip
     assert [a["trainable"] for a in manifest["adapter"]] == [True] * 4 + [False] * 4
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import mobizo_passes as mz
 from mobizo_manifest import EvaluationSpec
 from mobizo_passes.passes import SplitLoss
+from mobizo_passes.rules import Batch
 from mobizo_passes.text import to_text
 from runtime_driver.combining import LossTotals
 from tests.models import Block, Lora, Mlp, SequenceFirst, integers, random, seeded
@@ -214,7 +215,7 @@ def test_it_runs_once_and_reads_well(golden: Callable[[str, str], None]) -> None
     program = mz.transform(seeded(Mlp()), (random(ROWS, 6), integers(4, ROWS)), loss=F.cross_entropy)
     ir = program._methods["loss"].clone()
     golden("split_loss", to_text(ir))
-    assert SplitLoss()(ir) == 0
+    assert SplitLoss(Batch(ROWS, {}))(ir) == 0
     assert to_text(ir) == to_text(program._methods["loss"])
 
 
