@@ -50,10 +50,10 @@ def parts(batch: Batch) -> tuple[Pass, ...]:
     return (SplitLoss(batch),)
 
 
-def step(estimator: Estimator, noise: str, batch: Batch) -> tuple[Pass, ...]:
+def step(estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0) -> tuple[Pass, ...]:
     """-> the readable training step."""
     return (
-        InsertMpLora(batch),
+        InsertMpLora(batch, batch_dim),
         RegroupLoss(),
         InsertNoise(estimator.queries, noise),
         ExpandPerturbations(estimator),

@@ -106,7 +106,7 @@ def transform(
     evaluated = _only(captured, "loss")
     run_passes(evaluated, pipelines.evaluate(limit), history)
     batch = batch_of(evaluated, batch_dim)
-    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch), history)
+    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch, batch_dim), history)
     methods["apply"] = _apply(captured, estimator, noise)
     methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
     if any(spec.kind == "logits" for spec in captured.outputs):

@@ -33,6 +33,8 @@ class InsertMpLora(Pass):
 
     # Where the inputs hold the batch.
     batch: Batch
+    # Where a value is taken to hold it that an operator without a rule lies before.
+    batch_dim: int = 0
 
     def rewrite(self, ir: Ir) -> int:
         factors = [f for node in ir.graph.nodes if (f := as_product(node)) and f.weight.meta["input"].kind == "adapter"]
