@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 import mobizo_passes as mz
 from mobizo_manifest import EvaluationSpec
+from mobizo_passes.inputs import name_inputs
 from mobizo_passes.passes import SplitLoss
 from mobizo_passes.rules import Batch
 from mobizo_passes.text import to_text
 from runtime_driver.combining import LossTotals
+from tests.coverage.row import Row
+from tests.coverage.written_rows import LOSSES
 from tests.models import Block, Lora, Mlp, SequenceFirst, integers, random, seeded
 
 ROWS = 3
@@ -94,6 +97,14 @@ def test_class_losses(name: str) -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_losses_of_numbers(name: str) -> None:
     check(seeded(Mlp()), {"x": random(7, 6), "y": random(7, 4, seed=3).sigmoid()}, NUMBERS[name])
+
+
+@pytest.mark.parametrize("row", LOSSES, ids=str)
+def test_losses_of_the_coverage_table(row: Row) -> None:
+    loss, model, example = row.options.get("loss"), row.build(), row.inputs()
+    three = name_inputs(model, example, loss).tensors
+    # Seven rows, no two batches of them alike.
+    check(model, {name: value[[0, 1, 2, 1, 0, 2, 2]] for name, value in three.items()}, loss)
 
 
 def tokens(count: bool = False) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """A directory with one file of every kind that the commands read, and what is done with it after each mutation.
 
-Nothing is compiled: the program is the one of version 0.1 in `tests/fixtures`, brought to format 2 (the version in its
-manifest, and the seal). To have more files damaged, add a `Kind`.
+Nothing is compiled: the program is the one of version 0.1 in `tests/fixtures`, brought to format 2 (the version and the
+tokenizer's hashes in its manifest, and the seal). To have more files damaged, add a `Kind`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mobizo_cli.tokenizer_files import hashes
 from mobizo_manifest.seal import sealed
 from tests.robustness.mutations import Damage, mutate, mutate_text
 
@@ -58,6 +60,10 @@ KINDS = (
         ("replay", "model.pte", "--journal", "more.jsonl", "--adapter-out", OUT),
     ),
     Kind("adapter", "adapter/adapter_model.safetensors", _FROM_ADAPTER),
+    Kind("tokenizer", "portable.tokenizer/tokenizer.json", (*_TRAIN, "--steps", "1"), mutate_text),
+    Kind(
+        "tokenizer's configuration", "portable.tokenizer/tokenizer_config.json", (*_TRAIN, "--steps", "1"), mutate_text
+    ),
     Kind("journal of format 1", "old.jsonl", _OLD, mutate_text),
 )
 
@@ -80,11 +86,9 @@ def build(root: Path) -> Path:
     program = (FILES / "portable.pte").read_bytes()
     (root / "old.pte").write_bytes(program)
     shutil.copy(FILES / "portable.jsonl", root / "old.jsonl")
-    version = b'"format_version": 1'
-    assert program.count(version) == 1
-    (root / "model.pte").write_bytes(sealed(program.replace(version, b'"format_version": 2')))
-    beside = json.loads((FILES / "portable.json").read_text())
-    (root / "model.json").write_text(json.dumps({**beside, "format_version": 2}, indent=2))
+    inside, manifest = _in_format_2(program)
+    (root / "model.pte").write_bytes(sealed(inside))
+    (root / "model.json").write_text(json.dumps(manifest, indent=2))
     session = _session(root)
     _fit(session, root, "run.jsonl", STEPS, snapshot_every=8)
     session.save_adapter(root / "adapter")
@@ -93,6 +97,17 @@ def build(root: Path) -> Path:
     warm.load_adapter(root / "adapter")
     _fit(warm, root, "more.jsonl", 4, snapshot_every=None)
     return root
+
+
+def _in_format_2(program: bytes) -> tuple[bytes, dict[str, Any]]:
+    """The program with its manifest in format 2, which without the indentation is no longer than before."""
+    start = program.index(b'{\n  "format": "mobizo"')
+    manifest, size = json.JSONDecoder().raw_decode(program[start : start + (1 << 16)].decode("latin-1"))
+    manifest["format_version"] = 2
+    manifest["application"]["tokenizer_sha256"] = hashes(FILES / "portable.tokenizer")
+    text = json.dumps(manifest, separators=(",", ":")).encode().ljust(size)
+    assert len(text) == size
+    return program[:start] + text + program[start + size :], manifest
 
 
 def _session(root: Path):
