@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+REPLAY_ARGS ?=
 PYTEST_ARGS ?=
 # Test processes side by side; a file stays in one process, because its tests share what they compile, with the
 # exceptions that tests/conftest.py lists.
@@ -16,12 +17,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 DEMO_READY := $(VENV)/.mobizo-demo-ready
 TEST_READY := $(VENV)/.mobizo-test-ready
 
-.PHONY: demo test test-deep lint format bench install clean help
+.PHONY: demo test test-deep replay lint format bench install clean help
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M inside a .pte, on Rotten Tomatoes sentences (up to 20 minutes)"
 	@echo "make test    run every test"
 	@echo "make test-deep  search for counter-examples with thousands of random models (a night)"
+	@echo "make replay  compare the programs of all models in the tests with the recorded ones"
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   time one training step, side by side with its alternatives"
@@ -37,6 +39,10 @@ test: $(TEST_READY)
 test-deep: $(TEST_READY)
 	HYPOTHESIS_PROFILE=deep OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 		--timeout=0 $(DEEP) $(PYTEST_ARGS)
+
+# The net under a refactoring. `REPLAY_ARGS=--record` records the programs of a change that is meant to change them.
+replay: $(TEST_READY)
+	$(BIN)/python -m tests.replay $(REPLAY_ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .

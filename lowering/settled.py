@@ -11,15 +11,17 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
+from lowering.decompose import decompose
+
 # Delegates take these whole; ExecuTorch has a kernel for each. A target may have more, for which it has none.
 KEPT_WHOLE = (torch.ops.aten.linear.default,)
 
 
 class SettledProgram(ExportedProgram):
-    """An ExportedProgram that decomposes itself only when some node would change, and never what is `kept` whole.
+    """An ExportedProgram that decomposes only the nodes that would change, and never what is `kept` whole.
 
     `to_edge_transform_and_lower` retraces every program at least twice, seconds for each ten transformer layers. After
-    the legalisation passes nearly every graph is functional core ATen already, and a retrace gives it back as it was.
+    the legalisation passes nearly every node is functional core ATen already, and a retrace gives it back as it was.
     """
 
     kept: tuple[Any, ...] = KEPT_WHOLE
@@ -31,9 +33,10 @@ class SettledProgram(ExportedProgram):
         if decomp_table is None:
             return super().run_decompositions(None, **options)
         table = {op: rule for op, rule in decomp_table.items() if op not in self.kept}
-        if any(_changes(node, table, self.kept) for node in self.graph.nodes):
+        if any(_needs_retrace(node) for node in self.graph.nodes):
             return settle(super().run_decompositions(table, **options), self.kept)
-        return self
+        nodes = [node for node in self.graph.nodes if node.target in table]
+        return settle(decompose(self, nodes, table), self.kept) if nodes else self
 
 
 def settle(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> SettledProgram:
@@ -70,18 +73,8 @@ def without_provenance() -> Iterator[None]:
             NodeSource.__deepcopy__ = had  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _changes(node: torch.fx.Node, table: dict[Any, Any], kept: tuple[Any, ...]) -> bool:
-    if node.op != "call_function":
+def _needs_retrace(node: torch.fx.Node) -> bool:
+    """Whether the node is not functional, or no operator of ATen's kind: it can't be replaced on its own."""
+    if node.op != "call_function" or node.target is operator.getitem:
         return False
-    target = node.target
-    if target is operator.getitem:
-        return False
-    if not isinstance(target, torch._ops.OpOverload):
-        return True
-    if target in kept:
-        return False
-    return target in table or target._schema.is_mutable or _is_composite(target)
-
-
-def _is_composite(target: torch._ops.OpOverload) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable
