@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.task import EPSILON, LAYERS, LEARNING_RATE, Task, load_lora_model, make_batch
 
-COMPILER_PACKAGES = ("mobizo_passes", "mobizo_manifest", "lowering", "benchmarks", "examples")
+COMPILER_PACKAGES = ("mobizo_passes", "runtime_driver.format", "lowering", "benchmarks", "examples")
 
 
 def program_path(directory: Path, target: str, upper_layers: int) -> Path:

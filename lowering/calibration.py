@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from lowering.errors import InvalidCalibration
 from lowering.identity import raw_bytes
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 
 #: Standard deviation by which trainable tensors are moved away from where they start, in half of the runs.
 SPREAD = 0.05

@@ -13,7 +13,7 @@ from lowering.errors import FrozenInput, InvalidProgram, KernelMissing, MethodMi
 from lowering.flops import operation_name, overload_name
 from lowering.report import origin_of, source_line
 from lowering.targets.base import registered_operators
-from mobizo_manifest import Manifest, MethodSpec
+from runtime_driver.format import Manifest, MethodSpec
 
 _DTYPES = {
     ScalarType.FLOAT: "float32",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lowering.errors import LoweringError
 from lowering.report import Report
 from lowering.saving import save
-from mobizo_manifest import ProgramFileSpec
-from mobizo_manifest.seal import FileHash, write_sealed
+from runtime_driver.format import ProgramFileSpec
+from runtime_driver.format.seal import FileHash, write_sealed
 
 if TYPE_CHECKING:
     import networkx
 
-    from mobizo_manifest import Manifest
+    from runtime_driver.format import Manifest
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Lowered:
         """Write the program to `path`, the manifest beside it (`model.pte` -> `model.json`), and the weights
         (`model.ptd`) if they are in a file of their own that did not exist before; the program's path.
 
-        The program ends in a seal with its SHA-256 (`mobizo_manifest.seal`); the manifest beside it has that of the
-        whole file. At every moment, also if the process is killed, the old program or the new one is whole; see
+        The program ends in a seal with its SHA-256 (`runtime_driver.format.seal`); the manifest beside it has that of
+        the whole file. At every moment, also if the process is killed, the old program or the new one is whole; see
         `lowering.saving`.
 
         Raises:

@@ -20,7 +20,7 @@ from lowering.report import MethodReport, method_report
 from lowering.stages import Program, legalise, measured_on, partition
 from lowering.targets import get_target
 from lowering.tied import weights_kept_outside
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 
 _HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lowering.errors import OutputNotOurs
-from mobizo_manifest import FORMAT, content_name
+from runtime_driver.format import FORMAT, content_name
 
 Write = Callable[[BinaryIO], object]
 

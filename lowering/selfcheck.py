@@ -17,7 +17,7 @@ from lowering.errors import NonFiniteExample, SelfCheckFailed
 from lowering.quiet import CapturedOutput, captured_output
 from lowering.report import Compared, SelfCheck
 from lowering.targets import Target
-from mobizo_manifest import InputSpec, Manifest
+from runtime_driver.format import InputSpec, Manifest
 
 # A seed with digits in both halves of its 64 bits, so that a program that drops one half is found out.
 SEED, LR, EPS = 0x5DEECE66D, 1e-2, 1e-2

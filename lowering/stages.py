@@ -39,7 +39,7 @@ from lowering.settled import settle, without_provenance
 from lowering.targets import Target
 from lowering.tied import weights_kept_outside
 from lowering.weights_file import WeightsFile, move_weights
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 
 MANIFEST_METHOD = "mobizo_manifest"
 ADAPTER_METHOD = "initial_adapter"

@@ -28,7 +28,7 @@ from torch.fx import Node
 
 from lowering.errors import WeightsFileUnusable
 from lowering.marks import TAG, is_marked, unmark
-from mobizo_manifest import WeightsFileSpec
+from runtime_driver.format import WeightsFileSpec
 
 # A file starts with a flatbuffer's offset and this identifier; the header with the sizes follows.
 _IDENTIFIER, _HEADER = slice(4, 6), 8

@@ -7,7 +7,7 @@ import sys
 #: Where each package's base error is. Looked up, never imported: a module that is not loaded has raised nothing.
 _BASES = (
     ("mobizo_cli.errors", "CliError"),
-    ("mobizo_manifest.errors", "ManifestError"),
+    ("runtime_driver.format.errors", "ManifestError"),
     ("runtime_driver.errors", "DriverError"),
     ("mobizo_passes.errors", "MobizoError"),
     ("lowering.errors", "LoweringError"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mobizo_cli.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
-    from mobizo_manifest import Manifest
+    from runtime_driver.format import Manifest
 
 LossKind = Literal["label-words", "vocabulary"]
 TASK = "text-classification"

@@ -51,7 +51,7 @@ def placed(staged: Path, directory: Path, aside: Path) -> Iterator[None]:
     find it by that, so that the old program or the new one is whole at every moment. If the block fails, what was there
     is as it was. ``aside`` is a directory of the same file system, for what is replaced.
     """
-    from mobizo_manifest import content_name
+    from runtime_driver.format import content_name
 
     check_place(directory)
     files = hashes(staged)
@@ -90,7 +90,7 @@ def find(program: Path, name: str, expected: Mapping[str, str]) -> Path:
     Raises:
         ModelError: it is a link that leads out of the program's directory.
     """
-    from mobizo_manifest import content_name
+    from runtime_driver.format import content_name
 
     own = program.parent / name
     named = own.with_name(content_name(name, _digest(expected)))

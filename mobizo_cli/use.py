@@ -97,7 +97,7 @@ def open_session(
 
     Raises:
         MissingPackageError: ExecuTorch is not installed.
-        runtime_driver.DriverError, mobizo_manifest.ManifestError: the file cannot be used.
+        runtime_driver.DriverError, runtime_driver.format.ManifestError: the file cannot be used.
     """
     try:
         from runtime_driver import Session

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from . import ops, reference
-from .errors import (
+from mobizo_passes.errors import (
     BatchCoupled,
     CaptureError,
     InputError,
@@ -12,12 +11,14 @@ from .errors import (
     UnsupportedOp,
     VerificationFailed,
 )
-from .estimators import OneSided, TwoSided
-from .program import PassRecord, TrainingProgram
-from .reference import StepResult
-from .sites import LoRASite
-from .transform import transform
-from .verify import verify
+from mobizo_passes.graph import ops
+from mobizo_passes.program import PassRecord, TrainingProgram
+from mobizo_passes.sites.select import LoRASite
+from mobizo_passes.transform import transform
+from mobizo_passes.verify import verify
+from mobizo_passes.zo import reference
+from mobizo_passes.zo.estimators import OneSided, TwoSided
+from mobizo_passes.zo.reference import StepResult
 
 __all__ = [
     "BatchCoupled",

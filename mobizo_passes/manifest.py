@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import peft_files
-from .ir import Ir
-from .noise import VERSION
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.sites import peft as peft_files
+from mobizo_passes.zo.noise import VERSION
 
 if TYPE_CHECKING:
-    from .program import TrainingProgram
+    from mobizo_passes.program import TrainingProgram
 
 MOBIZO_VERSION = "0.1.0"
 _STATE = ("parameter", "buffer", "state", "constant")

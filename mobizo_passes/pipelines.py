@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from .estimators import Estimator
-from .passes import (
+from mobizo_passes.batching import Batch
+from mobizo_passes.passes import (
     Canonicalize,
     CanonicalProducts,
     Decompose,
@@ -26,7 +26,7 @@ from .passes import (
     SplitLoss,
     StackNoise,
 )
-from .rules import Batch
+from mobizo_passes.zo.estimators import Estimator
 
 
 def clean() -> tuple[Pass, ...]:

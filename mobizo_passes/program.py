@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import manifest as _manifest
-from .diff import graph_diff
-from .errors import InputError
-from .estimators import Estimator
-from .flops import Flops, count_flops
-from .inputs import Inputs, LossFn, bind_inputs
-from .ir import Ir
-from .modes import neutral
-from .passes import Pass
-from .passes.gather_labels import label_counts
-from .peft_files import AdapterFile
-from .pipelines import core, internal
-from .reference import StepResult
-from .sites import Sites
-from .text import to_text
-from .wrapped import unwrap
+from mobizo_passes import manifest as _manifest
+from mobizo_passes.capture.inputs import Inputs, LossFn, bind_inputs
+from mobizo_passes.capture.modes import neutral
+from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.errors import InputError
+from mobizo_passes.graph.flops import Flops, count_flops
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.text import to_text
+from mobizo_passes.passes import Pass
+from mobizo_passes.passes.gather_labels import label_counts
+from mobizo_passes.pipelines import core, internal
+from mobizo_passes.sites.peft import AdapterFile
+from mobizo_passes.sites.select import Sites
+from mobizo_passes.views.diff import graph_diff
+from mobizo_passes.zo.estimators import Estimator
+from mobizo_passes.zo.reference import StepResult
 
 if TYPE_CHECKING:
     import networkx
@@ -138,7 +138,7 @@ class TrainingProgram:
 
     def to_networkx(self) -> networkx.DiGraph:
         """Return the step program as a graph: attributes op, shape, dtype, origin, pass, expanded, flops."""
-        from .graph import to_networkx
+        from mobizo_passes.views.networkx_graph import to_networkx
 
         return to_networkx(self._methods["step"])
 
@@ -146,9 +146,9 @@ class TrainingProgram:
         """Return the step program at module level: one graph node per block, `depth` modules deep (None: all).
 
         Attributes: name, kind, computed ("once", "per group" or "both"), flops, expanded_flops, expanded_share, nodes,
-        members, frontier, perturbed; see `mobizo_passes.blocks`.
+        members, frontier, perturbed; see `mobizo_passes.views.blocks`.
         """
-        from .blocks import block_graph, block_tree
+        from mobizo_passes.views.blocks import block_graph, block_tree
 
         return block_graph(block_tree(self._methods["step"]), depth)
 
@@ -158,7 +158,7 @@ class TrainingProgram:
         `path` ends in .svg, or in .html for a page on which a click on a block lists its nodes; raises `InputError` for
         another suffix. Repeated layers are drawn once.
         """
-        from .picture import draw
+        from mobizo_passes.views.picture import draw
 
         draw(
             self._methods["step"],

@@ -9,23 +9,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import manifest, peft_files, pipelines
-from .capture import capture
-from .confirm import confirm
-from .errors import InputError
-from .estimators import Estimator, OneSided, TwoSided
-from .inputs import LossFn, name_inputs
-from .ir import Ir, Output
-from .lora_site import is_up
-from .modes import check_tensors, neutral, ordinary
-from .noise import KINDS
-from .passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
-from .passes.split_loss import batch_of
-from .program import PassRecord, TrainingProgram, class_name, run_passes
-from .rules import Batch, track_batch
-from .sites import SiteChoice, Sites, check_dtypes, check_memory, discover, factors_of, trainable_fqns
-from .text import to_text
-from .wrapped import unwrap
+from mobizo_passes import manifest, pipelines
+from mobizo_passes.batching import Batch, track_batch
+from mobizo_passes.capture.confirm import confirm
+from mobizo_passes.capture.export import capture
+from mobizo_passes.capture.inputs import LossFn, name_inputs
+from mobizo_passes.capture.modes import check_tensors, neutral, ordinary
+from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.errors import InputError
+from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.graph.text import to_text
+from mobizo_passes.passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
+from mobizo_passes.passes.split_loss import batch_of
+from mobizo_passes.program import PassRecord, TrainingProgram, class_name, run_passes
+from mobizo_passes.sites import peft as peft_files
+from mobizo_passes.sites.lora_site import is_up
+from mobizo_passes.sites.select import (
+    SiteChoice,
+    Sites,
+    check_dtypes,
+    check_memory,
+    discover,
+    factors_of,
+    trainable_fqns,
+)
+from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided
+from mobizo_passes.zo.noise import KINDS
 
 
 @neutral()

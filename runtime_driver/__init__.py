@@ -35,11 +35,11 @@ from runtime_driver.errors import (
     UnprovenWarning,
     WeightsFileError,
 )
+from runtime_driver.format.seeds import step_seed
 from runtime_driver.journal import JournalContents, read_journal
 from runtime_driver.memory import peak_rss_bytes, rss_bytes
 from runtime_driver.results import Evaluation, EvaluationRecord, FitResult, FitStart, StepOutput, StepRecord
 from runtime_driver.schedule import Constant, LinearDecay
-from runtime_driver.seeds import step_seed
 from runtime_driver.session import Session
 
 __all__ = [

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobizo_manifest.files import check_path, open_regular
-from mobizo_manifest.temporary import remove_leftovers, replace_with, temporary
 from runtime_driver.adapter_config import CONFIG_FILE, check_config
 from runtime_driver.errors import AdapterError
+from runtime_driver.format.files import check_path, open_regular
+from runtime_driver.format.temporary import remove_leftovers, replace_with, temporary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import AdapterFile, AdapterTensor, FileTensor, Manifest
+    from runtime_driver.format import AdapterFile, AdapterTensor, FileTensor, Manifest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 #: Metadata of an adapter file that we wrote; PEFT does not read it, and its own files have none.

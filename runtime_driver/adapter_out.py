@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobizo_manifest.files import check_path
-from mobizo_manifest.temporary import remove_leftovers, replace_with, temporary
 from runtime_driver.adapter_io import CONFIG_FILE, WEIGHTS_FILE, remove_adapter_leftovers
 from runtime_driver.errors import AdapterError
+from runtime_driver.format.files import check_path
+from runtime_driver.format.temporary import remove_leftovers, replace_with, temporary
 
 if TYPE_CHECKING:
     from torch import Tensor

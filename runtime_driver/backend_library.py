@@ -6,8 +6,8 @@ import ctypes
 import os
 from pathlib import Path
 
-from mobizo_manifest.files import open_regular
 from runtime_driver.errors import BackendLibraryError
+from runtime_driver.format.files import open_regular
 
 
 def load_backend_library(path: str | Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from runtime_driver.errors import BatchError, DataExhaustedError, LabelError, Mi
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import InputSpec, Manifest
+    from runtime_driver.format import InputSpec, Manifest
 
 Batch = Mapping[str, "Tensor"]
 

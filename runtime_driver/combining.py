@@ -11,7 +11,7 @@ from runtime_driver.errors import BatchError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import EvaluationSpec
+    from runtime_driver.format import EvaluationSpec
 
 
 class LossTotals:

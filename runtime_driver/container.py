@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from mobizo_manifest.files import open_regular
-from mobizo_manifest.seal import FileHash, SealError, check_seal
 from runtime_driver.errors import ProgramFileError
+from runtime_driver.format.files import open_regular
+from runtime_driver.format.seal import FileHash, SealError, check_seal
 
 #: Flatbuffer root offset and file identifier, then the extended header: magic, length, three 64-bit sizes.
 _HEAD = struct.Struct("<I4s4sIQQ")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime_driver.format.errors import DriverError
+from runtime_driver.format.errors import HyperparameterError as HyperparameterError
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class DriverError(Exception):
-    """Base of all errors raised by the driver."""
 
 
 class DriverWarning(UserWarning):
@@ -86,14 +85,6 @@ class ExecutionError(DriverError):
             f"Method `{method}` failed in the runtime: {reason}. The runtime's own log, above on stderr, names the "
             "operator; lowering for the `portable` target tells a delegate's fault from the program's."
         )
-
-
-class HyperparameterError(DriverError):
-    """A learning rate, epsilon, seed or step count outside its range."""
-
-    def __init__(self, name: str, expected: str, found: object) -> None:
-        self.name = name
-        super().__init__(f"`{name}` must be {expected}, but it is {found!r}.")
 
 
 class BatchError(DriverError):

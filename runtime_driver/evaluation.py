@@ -12,8 +12,8 @@ from runtime_driver.results import Evaluation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import Manifest
     from runtime_driver.batches import Batch, BatchBinder
+    from runtime_driver.format import Manifest
 
 
 class Runner(Protocol):

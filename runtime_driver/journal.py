@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-from mobizo_manifest.files import open_regular, read_regular
 from runtime_driver.errors import (
     HyperparameterError,
     JournalCorruptError,
@@ -25,7 +24,8 @@ from runtime_driver.errors import (
     JournalLockedError,
     UnprovenWarning,
 )
-from runtime_driver.records import (
+from runtime_driver.format.files import open_regular, read_regular
+from runtime_driver.format.records import (
     JOURNAL_FORMAT,
     JOURNAL_VERSION,
     Header,
@@ -37,7 +37,7 @@ from runtime_driver.records import (
     encode_header,
     encode_record,
 )
-from runtime_driver.seeds import step_seed
+from runtime_driver.format.seeds import step_seed
 
 T = TypeVar("T")
 #: "step": after every record; "none": leave it to the system; N: after every N-th record.

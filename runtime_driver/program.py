@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mobizo_qnn
-from mobizo_manifest import Manifest, ManifestError
+from runtime_driver.backends import qnn as qnn_host
 from runtime_driver.container import Container, examine, unsealed
 from runtime_driver.errors import (
     AdapterError,
@@ -19,6 +18,7 @@ from runtime_driver.errors import (
     UnprovenWarning,
     WeightsFileError,
 )
+from runtime_driver.format import Manifest, ManifestError
 from runtime_driver.quiet import captured_stderr
 from runtime_driver.weights_file import Weights, find_weights
 
@@ -180,11 +180,11 @@ class LoadedProgram:
 
     def _simulator(self) -> str:
         """Load the HTP simulator where the program needs one; what is missing if it cannot be."""
-        if self.manifest.target != "qnn" or not mobizo_qnn.on_host():
+        if self.manifest.target != "qnn" or not qnn_host.on_host():
             return ""
         try:
-            mobizo_qnn.enable()
-        except (mobizo_qnn.HostLibrariesMissing, mobizo_qnn.HostLibrariesUnusable) as error:
+            qnn_host.enable()
+        except (qnn_host.HostLibrariesMissing, qnn_host.HostLibrariesUnusable) as error:
             return str(error)
         return ""
 

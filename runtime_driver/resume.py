@@ -12,15 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobizo_manifest.temporary import remove_leftovers
 from runtime_driver.adapter_io import adapter_sha256, checked_adapter, read_tensors, write_tensors
 from runtime_driver.errors import AdapterError, JournalError, JournalMismatchError, SnapshotWarning
-from runtime_driver.records import Header, Record
+from runtime_driver.format.records import Header, Record
+from runtime_driver.format.temporary import remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import Manifest
+    from runtime_driver.format import Manifest
     from runtime_driver.journal import JournalContents
     from runtime_driver.schedule import Schedule
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime_driver.errors import HyperparameterError
+from runtime_driver.format.errors import HyperparameterError
+from runtime_driver.format.numbers import as_float32
 
 #: A number for every step, or a function from the step number (0 first) to the number.
 Schedule = Callable[[int], float]
@@ -45,14 +45,6 @@ def as_schedule(value: float | Schedule) -> Schedule:
 def describe(schedule: Schedule) -> str:
     """One line for the journal's header; for people, never compared (each step's value is)."""
     return repr(schedule) if isinstance(schedule, (Constant, LinearDecay)) else f"callable {type(schedule).__name__}"
-
-
-def as_float32(value: float) -> float:
-    """The nearest float32, as a Python float: the value that the program will really see."""
-    try:
-        return struct.unpack("<f", struct.pack("<f", value))[0]
-    except OverflowError:
-        return math.copysign(math.inf, value)
 
 
 def checked(name: str, value: float, *, positive: bool) -> float:

@@ -21,10 +21,10 @@ from runtime_driver.training import RunOptions, TrainingRun
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mobizo_manifest import Manifest
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
-    from runtime_driver.records import Record
+    from runtime_driver.format import Manifest
+    from runtime_driver.format.records import Record
 
 
 class Session:
@@ -49,7 +49,7 @@ class Session:
         Raises:
             WeightsFileError: a weights file is given, and the program has its weights inside.
             ProgramFileError: not a whole, undamaged, loadable .pte of ours.
-            mobizo_manifest.ManifestError: the manifest inside is not valid, or of another version.
+            runtime_driver.format.ManifestError: the manifest inside is not valid, or of another version.
             SidecarMismatchError: the ``.json`` of the same name belongs to another program.
             AdapterError: the stored initial adapter is not what the manifest says.
         """

@@ -13,13 +13,13 @@ from runtime_driver import resume
 from runtime_driver.adapter_io import adapter_sha256
 from runtime_driver.batches import BatchReader
 from runtime_driver.errors import HyperparameterError, JournalMismatchError, NonFiniteError, NonFiniteLossError
+from runtime_driver.format.records import Header, Record
+from runtime_driver.format.seeds import step_seed
 from runtime_driver.interrupt import DeferredInterrupt
 from runtime_driver.journal import FsyncPolicy, JournalWriter
 from runtime_driver.memory import peak_rss_bytes
-from runtime_driver.records import Header, Record
 from runtime_driver.results import EvaluationRecord, FitResult, FitStart, StepRecord
 from runtime_driver.schedule import Schedule, checked, describe
-from runtime_driver.seeds import step_seed
 
 if TYPE_CHECKING:
     from torch import Tensor

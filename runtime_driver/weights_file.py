@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobizo_manifest import WeightsFileSpec, content_name
-from mobizo_manifest.files import open_regular
 from runtime_driver.container import Identity
 from runtime_driver.errors import WeightsFileError
+from runtime_driver.format import WeightsFileSpec, content_name
+from runtime_driver.format.files import open_regular
 
 _COPY = "Copy the .ptd that the program was lowered with here, or name it (weights_file=, --weights-file)."
 

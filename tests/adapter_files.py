@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mobizo_manifest import AdapterFile
-from mobizo_passes import peft_files
+from mobizo_passes.sites import peft as peft_files
 from runtime_driver import adapter_io
+from runtime_driver.format import AdapterFile
 
 #: How PEFT's tuners call what we train; others of theirs have no factor of the kind, and are kept as they are.
 UP = ("lora_B", "lora_embedding_B")

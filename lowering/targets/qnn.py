@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import mobizo_qnn
 from lowering.errors import LoweringFailed, TargetUnavailable
 from lowering.quiet import CapturedOutput, captured_output
 from lowering.targets.base import Availability, Target, TargetOption, executorch_availability
+from runtime_driver.backends import qnn as qnn_host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +75,8 @@ class QnnTarget(Target):
         if not state.ready:
             return state
         try:
-            mobizo_qnn.find()
-        except mobizo_qnn.HostLibrariesMissing as error:
+            qnn_host.find()
+        except qnn_host.HostLibrariesMissing as error:
             return Availability(self.name, False, error.missing, error.remedy)
         return state
 
@@ -184,10 +184,10 @@ class QnnTarget(Target):
 
     def _enable(self) -> None:
         try:
-            mobizo_qnn.enable()
-        except mobizo_qnn.HostLibrariesMissing as error:
+            qnn_host.enable()
+        except qnn_host.HostLibrariesMissing as error:
             raise TargetUnavailable(self.name, error.missing, error.remedy) from error
-        except mobizo_qnn.HostLibrariesUnusable as error:
+        except qnn_host.HostLibrariesUnusable as error:
             raise LoweringFailed("every method", "loading QNN's libraries", str(error)) from error
 
 

@@ -13,7 +13,7 @@ from mobizo_cli.errors import OptionError
 
 if TYPE_CHECKING:
     import mobizo_passes as mz
-    from mobizo_manifest import Manifest
+    from runtime_driver.format import Manifest
 
 _READING = "Reading"
 Graph = Annotated[
@@ -64,7 +64,7 @@ def inspect(
         _show_manifest(Path(model), verify)
         return
     if graph is not None:
-        from mobizo_passes.picture import check_suffix
+        from mobizo_passes.views.picture import check_suffix
 
         # Before a model is loaded and compiled.
         check_suffix(graph)

@@ -1,22 +1,22 @@
 """Graph passes: one file, one class, one rewrite each. `mobizo_passes.pipelines` lists them in order."""
 
-from .base import Pass
-from .canonical_products import CanonicalProducts
-from .canonicalize import Canonicalize
-from .decompose import Decompose
-from .expand_perturbations import ExpandPerturbations
-from .finish_step import FinishStep
-from .fold_constants import FoldConstants
-from .gather_labels import GatherLabels
-from .hoist_selections import HoistSelections
-from .insert_mp_lora import InsertMpLora
-from .insert_noise import InsertNoise
-from .internalize_adapter import InternalizeAdapter
-from .lift_adapter import LiftAdapter
-from .regroup_loss import RegroupLoss
-from .simplify_layouts import SimplifyLayouts
-from .split_loss import SplitLoss
-from .stack_noise import StackNoise
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.passes.canonical_products import CanonicalProducts
+from mobizo_passes.passes.canonicalize import Canonicalize
+from mobizo_passes.passes.decompose import Decompose
+from mobizo_passes.passes.expand_perturbations import ExpandPerturbations
+from mobizo_passes.passes.finish_step import FinishStep
+from mobizo_passes.passes.fold_constants import FoldConstants
+from mobizo_passes.passes.gather_labels import GatherLabels
+from mobizo_passes.passes.hoist_selections import HoistSelections
+from mobizo_passes.passes.insert_mp_lora import InsertMpLora
+from mobizo_passes.passes.insert_noise import InsertNoise
+from mobizo_passes.passes.internalize_adapter import InternalizeAdapter
+from mobizo_passes.passes.lift_adapter import LiftAdapter
+from mobizo_passes.passes.regroup_loss import RegroupLoss
+from mobizo_passes.passes.simplify_layouts import SimplifyLayouts
+from mobizo_passes.passes.split_loss import SplitLoss
+from mobizo_passes.passes.stack_noise import StackNoise
 
 __all__ = [
     "CanonicalProducts",

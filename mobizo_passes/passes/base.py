@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..ir import Ir
+from mobizo_passes.graph.ir import Ir
 
 
 class Pass:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..factors import TRANSPOSES, stored
-from ..ir import Ir
-from .base import Pass
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.sites.factors import TRANSPOSES, stored
 
 aten = torch.ops.aten
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ..estimators import Estimator
-from ..ir import Ir
-from ..rules import PER_GROUP, Lifter
-from ..rules.lifter import Layouts
-from .base import Pass
-from .insert_noise import noise_nodes
+from mobizo_passes.batching import PER_GROUP, Lifter
+from mobizo_passes.batching.batcher import Layouts
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.passes.insert_noise import noise_nodes
+from mobizo_passes.zo.estimators import Estimator
 
 aten = torch.ops.aten
 

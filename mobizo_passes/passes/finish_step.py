@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from ..estimators import Estimator
-from ..ir import Ir, Output
-from .base import Pass
-from .insert_noise import noise_nodes
+from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.passes.insert_noise import noise_nodes
+from mobizo_passes.zo.estimators import Estimator
 
 mobizo = torch.ops.mobizo
 

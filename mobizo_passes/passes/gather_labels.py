@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from ..ir import Ir
-from .base import Pass
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
 

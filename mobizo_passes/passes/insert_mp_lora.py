@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..errors import UnsupportedOp, describe
-from ..factors import Factor, as_product
-from ..ir import Ir
-from ..rules import Batch, Layout, track_batch
-from .base import Pass
+from mobizo_passes.batching import Batch, Layout, track_batch
+from mobizo_passes.errors import UnsupportedOp, describe
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.sites.factors import Factor, as_product
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo

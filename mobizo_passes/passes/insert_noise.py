@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from ..ir import Ir
-from ..noise import site_ids
-from .base import Pass
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.zo.noise import site_ids
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..errors import InputError
-from ..ir import Input, Ir, Output
-from ..text import type_text
-from .base import Pass
+from mobizo_passes.errors import InputError
+from mobizo_passes.graph.ir import Input, Ir, Output
+from mobizo_passes.graph.text import type_text
+from mobizo_passes.passes.base import Pass
 
 
 @dataclass(frozen=True)

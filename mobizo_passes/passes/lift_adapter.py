@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir import Input, Ir
-from .base import Pass
+from mobizo_passes.graph.ir import Input, Ir
+from mobizo_passes.passes.base import Pass
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..errors import BatchCoupled, UnsupportedOp, describe
-from ..ir import Ir, Output
-from .base import Pass
+from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
+from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
 _REDUCTIONS = {1: "mean", 2: "sum"}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..factors import TRANSPOSES
-from ..ir import Ir
-from .base import Pass
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.sites.factors import TRANSPOSES
 
 aten = torch.ops.aten
 

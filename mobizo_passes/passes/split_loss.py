@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..combination import Arg, Combination, Step, Term
-from ..errors import UnsupportedOp, describe
-from ..factors import literal
-from ..ir import Ir, Output
-from ..rules import Batch, Layout, find_batch, track_batch
-from .base import Pass
-from .regroup_loss import unreduced
+from mobizo_passes.batching import Batch, Layout, find_batch, track_batch
+from mobizo_passes.errors import UnsupportedOp, describe
+from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.passes.base import Pass
+from mobizo_passes.passes.regroup_loss import unreduced
+from mobizo_passes.sites.factors import literal
+from mobizo_passes.zo.combination import Arg, Combination, Step, Term
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo

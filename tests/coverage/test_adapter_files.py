@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mobizo_passes as mz
-from mobizo_passes import peft_files
+from mobizo_passes.sites import peft as peft_files
 from tests.adapter_files import assert_same_files, loaded, logits_of, save_both
 from tests.coverage import hf_rows, peft_rows
 from tests.coverage.peft_rows import attach, llama, tiny_llama, two_adapters

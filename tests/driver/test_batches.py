@@ -61,8 +61,8 @@ def test_labels_out_of_range(session: Session, labels: list[int], message: str):
 
 def token_labels(**changes):
     """A binder for labels of shape [B, T], which the tiny program itself does not have."""
-    from mobizo_manifest import Manifest
     from runtime_driver.batches import BatchBinder
+    from runtime_driver.format import Manifest
 
     data = tiny.manifest_dict()
     for method in data["methods"].values():
@@ -97,8 +97,8 @@ def test_position_0_never_counts_when_the_model_shifts():
 
 
 def test_label_words_bound_the_labels():
-    from mobizo_manifest import Manifest
     from runtime_driver.batches import BatchBinder
+    from runtime_driver.format import Manifest
 
     binder = BatchBinder(Manifest.from_dict(tiny.manifest_dict(application={"label_words": ["bad", "good"]})))
     with pytest.raises(LabelError, match=r"\[0, 2\)"):

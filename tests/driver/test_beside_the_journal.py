@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mobizo_manifest.temporary import remove_leftovers, temporary
 from runtime_driver import AdapterError, Session, SnapshotWarning
 from runtime_driver.adapter_io import read_tensors
+from runtime_driver.format.temporary import remove_leftovers, temporary
 from tests.driver import tiny
 from tests.driver.test_training import same
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from mobizo_manifest import EvaluationSpec, Manifest, ManifestError
 from runtime_driver import BatchError
 from runtime_driver.combining import LossTotals
+from runtime_driver.format import EvaluationSpec, Manifest, ManifestError
 from tests.driver import tiny
 
 MEAN = {"sum": "loss_sum_0", "mean": True, "weight": "loss_weight_0"}

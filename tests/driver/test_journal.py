@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 
 import runtime_driver
 from runtime_driver import Session
+from runtime_driver.format.records import (
+    Record,
+    checksum,
+    decode_record,
+    encode,
+    encode_record,
+)
 from runtime_driver.journal import JournalWriter, parse_journal
-from runtime_driver.records import Record, checksum, decode_record, encode, encode_record
 from tests.driver import tiny
 
 RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2, "seed": 7}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mobizo_manifest import Manifest, ManifestError, ManifestVersionError
+from runtime_driver.format import Manifest, ManifestError, ManifestVersionError
 from tests.driver import tiny
 
 

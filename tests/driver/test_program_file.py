@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import runtime_driver
-from mobizo_manifest import Manifest, ManifestError, ManifestVersionError
 from runtime_driver import ProgramFileError, Session
+from runtime_driver.format import Manifest, ManifestError, ManifestVersionError
 from tests.driver import tiny
 
 

@@ -16,10 +16,22 @@ from typing import Any
 
 import pytest
 
-from mobizo_manifest import ManifestError
-from mobizo_manifest.seal import FOOTER_BYTES, SealError, check_seal, sealed, write_sealed
-from runtime_driver import ProgramFileError, Session, SidecarMismatchError, UnprovenWarning, WeightsFileError
+from runtime_driver import (
+    ProgramFileError,
+    Session,
+    SidecarMismatchError,
+    UnprovenWarning,
+    WeightsFileError,
+)
 from runtime_driver import program as program_module
+from runtime_driver.format import ManifestError
+from runtime_driver.format.seal import (
+    FOOTER_BYTES,
+    SealError,
+    check_seal,
+    sealed,
+    write_sealed,
+)
 from tests.driver import tiny
 from tests.driver.command import Cli, fails
 

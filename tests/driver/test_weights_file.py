@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mobizo_manifest import Manifest, ManifestError
 from runtime_driver import Session, WeightsFileError
+from runtime_driver.format import Manifest, ManifestError
 from tests.driver import tiny
 
 RUN: dict[str, Any] = {"lr": 0.1, "eps": 0.1}

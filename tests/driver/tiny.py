@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobizo_manifest import Manifest
-from mobizo_manifest.seal import sealed
+from runtime_driver.format import Manifest
+from runtime_driver.format.seal import sealed
 
 SIZE, FEATURES, RANK, CLASSES, QUERIES, IGNORED = 4, 6, 2, 3, 2, -100
 FQN_B = "net.proj.lora_B.default.weight"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import lowering
 import mobizo_passes as mz
 import runtime_driver
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 from tests.models import Mlp, seeded
 from tests.passes.test_errors import mlp_inputs
 

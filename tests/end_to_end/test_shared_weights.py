@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lowering
 import mobizo_passes as mz
-from mobizo_passes.estimators import Estimator
+from mobizo_passes.zo.estimators import Estimator
 from runtime_driver import Session, WeightsFileError, step_seed
 from tests.models import Lora, integers, seeded
 

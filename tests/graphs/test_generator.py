@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import fx
 
 import mobizo_passes as mz
-from mobizo_passes.rules import RULES, Layout, Lifter
+from mobizo_passes.batching import RULES, Layout, Lifter
 from tests.graphs.blocks import ALL
 from tests.graphs.cases import Case, cases
 from tests.graphs.judge import judge

@@ -14,7 +14,7 @@ import lowering
 from lowering.errors import FrozenInput, InvalidProgram, LoweringError, MethodMismatch, TargetUnavailable
 from lowering.lowered import Lowered
 from lowering.targets import TARGETS, Availability
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 from tests.lowering.small import Program
 
 TARGET_NAMES = ("xnnpack", "portable")

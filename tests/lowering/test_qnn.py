@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 import lowering
 import mobizo_passes as mz
-import mobizo_qnn
 import runtime_driver
 from lowering.calibration import digest_of
 from lowering.lowered import Lowered
 from lowering.stages import legalise, measured_on
 from lowering.targets import get_target
-from mobizo_manifest import Manifest
+from runtime_driver.backends import qnn as qnn_host
+from runtime_driver.format import Manifest
 from tests.models import Lora, cross_entropy, integers, llama, llama_inputs, random, seeded
 
 try:
-    mobizo_qnn.find()
+    qnn_host.find()
     MISSING = ""
-except mobizo_qnn.HostLibrariesMissing as error:
+except qnn_host.HostLibrariesMissing as error:
     MISSING = str(error)
 
 on_simulator = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -119,11 +119,11 @@ def assert_missing_simulator_is_said(program: Any, monkeypatch: pytest.MonkeyPat
             raise RuntimeError("0x1")
 
     def missing() -> None:
-        raise mobizo_qnn.HostLibrariesMissing
+        raise qnn_host.HostLibrariesMissing
 
     program.release("step")
     monkeypatch.setattr(program, "_open", lambda with_weights: Unloadable())
-    monkeypatch.setattr(mobizo_qnn, "enable", missing)
+    monkeypatch.setattr(qnn_host, "enable", missing)
     with pytest.raises(runtime_driver.ProgramFileError, match=r"`step`.*simulator.*libQnnHtp\.so.*pip install"):
         program.execute("step", [])
 
@@ -244,8 +244,8 @@ def test_an_operator_that_qnn_does_not_take_is_named():
 
 def test_missing_host_libraries_are_said_with_what_brings_them(mlp: mz.TrainingProgram, monkeypatch):
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
-    monkeypatch.setattr("mobizo_qnn.host.find_spec", lambda name: None)
-    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: True)
+    monkeypatch.setattr("runtime_driver.backends.qnn.host.find_spec", lambda name: None)
+    monkeypatch.setattr("runtime_driver.backends.qnn.host.on_host", lambda: True)
     with pytest.raises(lowering.TargetUnavailable, match=r"libQnnHtp\.so.*pip install.*QNN_SDK_ROOT"):
         lowering.lower(mlp, target="qnn")
     state = lowering.available()["qnn"]
@@ -256,11 +256,11 @@ def test_missing_host_libraries_are_said_with_what_brings_them(mlp: mz.TrainingP
 
 def test_an_sdk_without_host_libraries_is_said_with_its_path(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("QNN_SDK_ROOT", str(tmp_path))
-    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: True)
+    monkeypatch.setattr("runtime_driver.backends.qnn.host.on_host", lambda: True)
     with pytest.raises(
-        mobizo_qnn.HostLibrariesMissing, match=r"lib/x86_64-linux-clang has no libQnnSystem\.so"
+        qnn_host.HostLibrariesMissing, match=r"lib/x86_64-linux-clang has no libQnnSystem\.so"
     ) as caught:
-        mobizo_qnn.find()
+        qnn_host.find()
     assert str(tmp_path) in str(caught.value)
 
 
@@ -270,14 +270,14 @@ def test_an_sdk_goes_before_the_package(monkeypatch, tmp_path: Path):
     for name in ("libQnnSystem.so", "libQnnHtp.so"):
         (folder / name).touch()
     monkeypatch.setenv("QNN_SDK_ROOT", str(tmp_path))
-    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: True)
-    assert mobizo_qnn.find() == mobizo_qnn.HostLibraries(folder, "QNN_SDK_ROOT")
+    monkeypatch.setattr("runtime_driver.backends.qnn.host.on_host", lambda: True)
+    assert qnn_host.find() == qnn_host.HostLibraries(folder, "QNN_SDK_ROOT")
 
 
 def test_other_machines_have_no_host_libraries(monkeypatch):
-    monkeypatch.setattr("mobizo_qnn.host.on_host", lambda: False)
-    with pytest.raises(mobizo_qnn.HostLibrariesMissing, match="Linux on x86-64"):
-        mobizo_qnn.find()
+    monkeypatch.setattr("runtime_driver.backends.qnn.host.on_host", lambda: False)
+    with pytest.raises(qnn_host.HostLibrariesMissing, match="Linux on x86-64"):
+        qnn_host.find()
 
 
 @on_simulator
@@ -285,13 +285,14 @@ def test_this_machine_compiles_and_runs():
     state = lowering.available()["qnn"]
     assert state.ready
     assert state.runs
-    assert os.environ.get("QNN_SDK_ROOT") is not None or mobizo_qnn.find().source == "onnxruntime-qnn"
+    assert os.environ.get("QNN_SDK_ROOT") is not None or qnn_host.find().source == "onnxruntime-qnn"
 
 
 @on_simulator
 def test_the_runtime_is_loaded_before_qualcomm_s_libraries():
     """Else exceptions of the one are caught by the C++ runtime of the other, and a damaged .pte ends the process."""
     code = (
-        "import sys, mobizo_qnn; mobizo_qnn.enable(); sys.exit('executorch.extension.pybindings._C' not in sys.modules)"
+        "import sys; from runtime_driver.backends import qnn; qnn.enable(); "
+        "sys.exit('executorch.extension.pybindings._C' not in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[2])

@@ -17,7 +17,7 @@ from lowering.passes.quantize_body import QuantizeBody
 from lowering.stages import legalise
 from lowering.targets import get_target
 from lowering.targets.htp_partitioner import body_of
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 from tests.lowering.passkit import Fn, rewrite
 from tests.models import Mlp, cross_entropy, integers, random, seeded
 

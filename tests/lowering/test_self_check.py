@@ -21,7 +21,7 @@ from lowering.report import Compared
 from lowering.selfcheck import deviation_of, gradient_bound
 from lowering.targets import TARGETS
 from lowering.targets.portable import PortableTarget
-from mobizo_manifest import Manifest
+from runtime_driver.format import Manifest
 from tests.lowering.small import Program
 from tests.passes.test_layouts import IMAGE, LAST, Lora, Net, channels_last, nhwc, odd_base, odd_factors
 from tests.passes.test_layouts import LABELS as CLASSES
@@ -200,7 +200,7 @@ def test_deviations():
 @pytest.mark.parametrize("estimator", [mz.TwoSided(queries=2), mz.OneSided(queries=3, normalize="std")])
 def test_the_gradients_bound_holds(estimator):
     """For losses that are off by `error` in any direction, no projected gradient is off by more."""
-    from mobizo_passes.reference import projected_gradients
+    from mobizo_passes.zo.reference import projected_gradients
 
     made = mz.transform(Tiny().eval(), (IDS, CLASSES), loss=F.cross_entropy, estimator=estimator)
     manifest = Manifest.model_validate({**made.manifest(), "target": "portable", "program_id": "p"})

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import lowering
 import mobizo_passes as mz
 from lowering.rehearse import Rehearsal, nearest, rehearse, truncated
-from mobizo_manifest.seal import FOOTER_BYTES
+from runtime_driver.format.seal import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
 from tests.lowering.small import Program

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobizo_passes import TwoSided, pipelines
-from mobizo_passes.capture import capture
-from mobizo_passes.inputs import bind_inputs, name_inputs
-from mobizo_passes.ir import Ir, Output
+from mobizo_passes.capture.export import capture
+from mobizo_passes.capture.inputs import bind_inputs, name_inputs
+from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.graph.text import to_text
 from mobizo_passes.passes import Pass
 from mobizo_passes.passes.split_loss import batch_of
-from mobizo_passes.sites import discover, trainable_fqns
-from mobizo_passes.text import to_text
+from mobizo_passes.sites.select import discover, trainable_fqns
 from tests.models import Lora, integers, random, seeded
 
 

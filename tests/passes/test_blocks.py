@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
-from mobizo_passes.blocks import Block, block_tree, fold_runs, signature
+from mobizo_passes.views.blocks import Block, block_tree, fold_runs, signature
 from tests.models import CASES, Lora, integers, random, seeded
 from tests.passes.test_diff import deep
 

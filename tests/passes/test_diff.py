@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
-from mobizo_passes.diff import fit, graph_diff
+from mobizo_passes.views.diff import fit, graph_diff
 from tests.models import Lora, integers, random, seeded
 
 

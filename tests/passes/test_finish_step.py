@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mobizo_passes as mz
 from mobizo_passes import passes
-from mobizo_passes.text import to_text
+from mobizo_passes.graph.text import to_text
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows
 
 

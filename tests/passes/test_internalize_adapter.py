@@ -11,8 +11,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 import mobizo_passes as mz
 from mobizo_passes import passes
-from mobizo_passes.inputs import bind_inputs
-from mobizo_passes.ir import Output
+from mobizo_passes.capture.inputs import bind_inputs
+from mobizo_passes.graph.ir import Output
 from tests.models import case
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows
 

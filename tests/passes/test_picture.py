@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 import mobizo_passes as mz
-from mobizo_passes.blocks import block_tree
-from mobizo_passes.picture.layout import Box, lay_out
-from mobizo_passes.picture.svg import Picture
-from mobizo_passes.picture.view import View, view_of
+from mobizo_passes.views.blocks import block_tree
+from mobizo_passes.views.picture.layout import Box, lay_out
+from mobizo_passes.views.picture.svg import Picture
+from mobizo_passes.views.picture.view import View, view_of
 from tests.models import CASES
 from tests.passes.test_diff import deep
 

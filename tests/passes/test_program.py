@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mobizo_passes as mz
-from mobizo_passes.flops import node_flops
+from mobizo_passes.graph.flops import node_flops
 from tests.models import case, llama, llama_inputs
 
 NAMES = ("mlp", "own-loss", "sequence-first", "llama-qv")
@@ -110,7 +110,7 @@ def test_networkx(compiled, name: str) -> None:
 
 
 def _arguments(program: mz.TrainingProgram, method: str, inputs: Any, queries: int = 4) -> tuple[Tensor, ...]:
-    from mobizo_passes.inputs import bind_inputs
+    from mobizo_passes.capture.inputs import bind_inputs
 
     values = {
         **program.initial_adapter(), **bind_inputs(program.inputs, inputs),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mobizo_passes as mz
-from mobizo_passes.capture import forward_with_loss
-from mobizo_passes.inputs import bind_inputs, name_inputs
+from mobizo_passes.capture.export import forward_with_loss
+from mobizo_passes.capture.inputs import bind_inputs, name_inputs
 from tests import strategies
 from tests.models import BATCH, CASES, Case, case, seeded
 from tests.tolerance import gradient_bound

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
-from mobizo_passes.rules import RULES
+from mobizo_passes.batching import RULES
 from tests.models import BATCH, LENGTH, Lora, cross_entropy, integers, random, seeded
 from tests.passes.around import (
     ROWS,

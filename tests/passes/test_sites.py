@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
-from mobizo_passes.sites import discover
+from mobizo_passes.sites.select import discover
 from tests.models import BATCH, CalledTwice, Lora, Mlp, Transposed, integers, random, seeded
 
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
-from mobizo_manifest import EvaluationSpec
-from mobizo_passes.inputs import name_inputs
+from mobizo_passes.batching import Batch
+from mobizo_passes.capture.inputs import name_inputs
+from mobizo_passes.graph.text import to_text
 from mobizo_passes.passes import SplitLoss
-from mobizo_passes.rules import Batch
-from mobizo_passes.text import to_text
 from runtime_driver.combining import LossTotals
+from runtime_driver.format import EvaluationSpec
 from tests.coverage.row import Row
 from tests.coverage.written_rows import LOSSES
 from tests.models import Block, Lora, Mlp, SequenceFirst, integers, random, seeded

@@ -16,9 +16,9 @@ from mobizo_cli import model as models
 from mobizo_cli.errors import ModelError, OptionError, one_line
 from mobizo_cli.options import BuildOptions
 from mobizo_cli.task import TextTask, template_columns
-from mobizo_manifest import Manifest
 from runtime_driver.adapter_config import check_config
 from runtime_driver.errors import AdapterError
+from runtime_driver.format import Manifest
 from tests.driver import text_model
 from tests.driver.command import fails
 from tests.driver.conftest import cli  # noqa: F401

@@ -17,8 +17,8 @@ from lowering.saving import check_output, save, staging
 from lowering.weights_file import _serialised, _Weight
 from mobizo_cli import tokenizer_files
 from mobizo_cli.errors import ModelError, OptionError
-from mobizo_manifest import Manifest, WeightsFileSpec
 from runtime_driver.errors import WeightsFileError
+from runtime_driver.format import Manifest, WeightsFileSpec
 from runtime_driver.program import LoadedProgram
 from runtime_driver.weights_file import find_weights
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mobizo_cli.tokenizer_files import hashes
-from mobizo_manifest.seal import sealed
+from runtime_driver.format.seal import sealed
 from tests.robustness.mutations import Damage, mutate, mutate_text
 
 FILES = Path(__file__).parents[1] / "fixtures" / "v0_1"

@@ -1,0 +1,276 @@
+"""Capture: `torch.export` of the model together with its loss, as an `Ir` with outputs loss and (if any) logits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from mobizo_passes.batching import RECURRENT, RULES
+from mobizo_passes.capture.explain import data_dependent, explain
+from mobizo_passes.capture.inputs import Inputs, LossFn
+from mobizo_passes.capture.layouts import forget_layouts, plain_state
+from mobizo_passes.capture.rope import settled_rope
+from mobizo_passes.errors import CaptureError, describe
+from mobizo_passes.graph.inline import WritesInPlace, inline
+from mobizo_passes.graph.ir import Input, Ir, Output, identifier
+
+aten = torch.ops.aten
+
+_KINDS = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+# Composites that canonicalisation removes, though no rule covers them.
+_KEPT = (aten.dropout.default, aten.broadcast_tensors.default, aten.type_as.default)
+
+
+class _WithLoss(nn.Module):
+    """Calls the model and its loss; returns (loss, logits or None)."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, loss: LossFn | None) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs = inputs
+        self._loss = loss
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
+        out = forward_with_loss(self.model, self._inputs, self._loss, batch)
+        value = out[0].mean() if out[0].dim() else out[0]
+        return (value, out[1]) if len(out) == 2 else (value,)
+
+
+def forward_with_loss(
+    model: Any, inputs: Inputs, loss: LossFn | None, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | tuple[Tensor]:
+    """Run the model on a named batch; returns (loss, logits), or (loss,) if the model gives no logits.
+
+    Raises `CaptureError` if there is no loss to be found in the outputs.
+    """
+    args = [batch[n] if n in batch else inputs.constants[n] for n in inputs.positional]
+    given = {**{k: v for k, v in batch.items() if k not in inputs.loss_only}, **inputs.constants}
+    out = model(*args, **{k: v for k, v in given.items() if k not in inputs.positional})
+    if loss is not None:
+        value, logits = loss(out, *(batch[n] for n in inputs.loss_only)), _logits(out)
+    else:
+        value, logits = _own_loss(out)
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() > 1:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise CaptureError(
+            f"the loss must be one floating-point scalar, or one value per example; found {found}\n"
+            "  pass labels so that the model returns its own loss, or pass loss=fn(outputs, *labels)"
+        )
+    return (value,) if logits is None else (value, logits)
+
+
+def _field(out: Any, name: str) -> Any:
+    return out.get(name) if isinstance(out, dict) else getattr(out, name, None)
+
+
+def _logits(out: Any) -> Tensor | None:
+    if isinstance(out, Tensor):
+        return out
+    found = _field(out, "logits")
+    if found is None and isinstance(out, tuple | list):
+        found = next((v for v in out if isinstance(v, Tensor)), None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _own_loss(out: Any) -> tuple[Any, Tensor | None]:
+    if isinstance(out, Tensor) and out.dim() == 1:
+        raise CaptureError(
+            f"the model returns one number per example, {list(out.shape)}, and no loss= says what to make of it\n"
+            "  if these are predictions, pass loss=fn(outputs, *labels); if they are losses, loss=lambda losses: losses"
+        )
+    if isinstance(out, Tensor):
+        return out, None
+    found = _field(out, "loss")
+    if found is not None:
+        return found, _logits(out)
+    if isinstance(out, tuple | list) and out and isinstance(out[0], Tensor) and out[0].dim() == 0:
+        return out[0], next((v for v in out[1:] if isinstance(v, Tensor)), None)
+    return None, None
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters and switch off Hugging Face's key-value cache for the time of the export."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    # Inside a user's own module too.
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", None)]
+    for p in trainable:
+        p.requires_grad_(False)
+    for config in cached:
+        config.use_cache = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        for config in cached:
+            config.use_cache = True
+
+
+def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, Any]:
+    """Export model and loss; returns the `Ir` and the export's verifier.
+
+    Raises `CaptureError` if the export fails, the model changes its own state, or draws random numbers.
+    """
+    wrapper = _WithLoss(model, inputs, loss)
+    wrapper.training = model.training
+    # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
+    examples = {name: value.clone() for name, value in inputs.tensors.items()}
+
+    def run() -> None:
+        forward_with_loss(model, inputs, loss, examples)
+
+    with _frozen(model), settled_rope(model, run) as ropes, plain_state(model):
+        try:
+            exported = torch.export.export(wrapper, (), examples)
+            exported = exported.run_decompositions({})
+        except CaptureError:
+            raise
+        except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
+            raise CaptureError(explain(error, type(model).__name__)) from error
+        ir = _to_ir(exported, model)
+    ir.ropes = tuple(ropes)
+    _trace_to_loss(ir, loss)
+    _take_apart(ir)
+    forget_layouts(ir)
+    return ir, exported.verifier
+
+
+def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
+    signature = exported.graph_signature
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    state: dict[str, Tensor] = {}
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    for node in exported.graph.nodes:
+        copied = values[node] = graph.node_copy(node, values.__getitem__)
+        copied.meta = {k: node.meta[k] for k in ("val", "stack_trace") if k in node.meta}
+        if "nn_module_stack" in node.meta:
+            copied.meta["nn_module_stack"] = {
+                k: (_strip(fqn), cls) for k, (fqn, cls) in node.meta["nn_module_stack"].items() if _strip(fqn)
+            }
+        copied.meta["pass"] = "capture"
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            kind = _KINDS.get(spec.kind, "batch")
+            if kind == "batch":
+                copied.meta["input"] = Input(kind, node.name)
+                continue
+            assert spec.target is not None  # torch.export's own invariant for state inputs
+            name = _strip(spec.target)
+            copied.meta["input"] = Input(kind, name)
+            copied._rename(identifier(name))
+            source = exported.constants if spec.target in exported.constants else exported.state_dict
+            held: Any = source[spec.target]
+            value = held.detach()
+            # One object per FQN for all methods: that is how lowering stores each weight once.
+            state[name] = nn.Parameter(value, requires_grad=False) if kind == "parameter" else value
+        elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            _check_random(copied, _trains(model))
+    for spec in signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            name = _strip(spec.target or spec.arg.name)
+            advice = "as BatchNorm in training mode does; call model.eval()"
+            if not _trains(model):
+                writer = next((values[n] for n in exported.graph.nodes if n.name == spec.arg.name), None)
+                place = "" if writer is None or writer.op == "placeholder" else f": {describe(writer)}"
+                advice = f"though it is in eval mode{place}\n  compute the value without writing it to a buffer"
+            raise CaptureError(
+                f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), {advice}"
+            )
+    _check_sizes(graph)
+    outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(exported.graph.output_node().args[0])]  # type: ignore[arg-type]
+    values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
+    fake = detect_fake_mode(values_of)
+    if fake is None:
+        raise CaptureError("the exported graph carries no shapes")
+    return Ir(graph, state, outputs, fake)
+
+
+def _trace_to_loss(ir: Ir, loss: LossFn | None) -> None:
+    """Let nodes of the user's loss function name that function as their source: export records modules only."""
+    code: Any = getattr(loss, "__code__", None)
+    for node in ir.graph.nodes:
+        trace = node.meta.get("stack_trace", "").strip().splitlines()
+        last = [line for line in trace if line.strip().startswith("File ")][-1:]
+        if last and __file__ in last[0]:
+            node.meta.pop("stack_trace")
+            if code is not None:
+                node.meta["stack_trace"] = f'File "{code.co_filename}", line {code.co_firstlineno}, in {code.co_name}'
+
+
+def _take_apart(ir: Ir) -> None:
+    """Replace composite operators without a rule (einsum, movedim, cosine_similarity, ...) by what they consist of."""
+    for node in list(ir.graph.nodes):
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or target in RULES or target in _KEPT:
+            continue
+        pointwise = torch.Tag.pointwise in target.tags
+        if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor):
+            continue
+        operands, spec = pytree.tree_flatten((node.args, node.kwargs))
+
+        def run(*values: Any, target: Any = target, spec: pytree.TreeSpec = spec) -> Any:
+            args, kwargs = pytree.tree_unflatten(list(values), spec)
+            return target(*args, **kwargs)
+
+        with ir.graph.inserting_before(node):
+            try:
+                new = inline(ir, run, operands, node)
+            except WritesInPlace:
+                # Left whole: if a perturbed value reaches it, it is refused by its own name.
+                continue
+        node.replace_all_uses_with(new)
+        ir.graph.erase_node(node)
+
+
+def _check_random(node: fx.Node, trains: bool) -> None:
+    """Dropout with training off is the identity; everything else that draws random numbers is refused."""
+    if node.target is aten.dropout.default and not node.args[2]:
+        return
+    if node.target is aten.scaled_dot_product_attention.default and not (
+        node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    ):
+        return
+    target: Any = node.target
+    if target in RECURRENT and not all(node.args[5:7]):  # dropout, and whether it is on
+        return
+    advice = "call model.eval() before transform"
+    if not trains:
+        advice = (
+            "the model is in eval mode, but draws all the same: F.dropout needs training=self.training; "
+            "noise or sampling must be left out, or passed as an input"
+        )
+    raise CaptureError(
+        f"the model draws random numbers, so its perturbed copies would see different dropout: {describe(node)}\n"
+        f"  {advice}"
+    )
+
+
+def _trains(model: nn.Module) -> bool:
+    return any(module.training for module in model.modules())
+
+
+def _check_sizes(graph: fx.Graph) -> None:
+    """Refuse numbers and sizes that depend on values: everything after capture stands on fixed ones."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        values = value if isinstance(value, tuple | list) else [value]
+        for one in values:
+            sizes = one.shape if isinstance(one, Tensor) else [one]
+            if any(isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes):
+                raise CaptureError(data_dependent(node))
+
+
+def _strip(fqn: str) -> str:
+    """Drop the capture wrapper's own prefix from an FQN."""
+    return fqn.removeprefix("model").removeprefix(".")

@@ -1,0 +1,85 @@
+"""Insert what a plain-torch function computes as nodes of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from mobizo_passes.graph.ir import Ir
+
+
+def inline(
+    ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], like: fx.Node, traced: dict[Any, fx.Graph] | None = None
+) -> fx.Node:
+    """Trace `fn`, which returns one tensor, over the operands' shapes and insert its nodes at the insertion point.
+
+    `traced` remembers traces: the sites of a model need only a few different ones.
+    """
+    (result,) = inline_all(ir, fn, operands, like, traced)
+    return result
+
+
+def inline_all(
+    ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], like: fx.Node, traced: dict[Any, fx.Graph] | None = None
+) -> list[fx.Node]:
+    """As `inline`, for a function with any number of results."""
+    nodes = [a for a in operands if isinstance(a, fx.Node)]
+    key = (like.target, *(_key(a) for a in like.args))
+    graph = (traced or {}).get(key)
+    if graph is None:
+        graph = _trace(ir, fn, operands, nodes)
+        if traced is not None:
+            traced[key] = graph
+    feed = iter(nodes)
+    mapping: dict[fx.Node, fx.Node] = {}
+    for inner in graph.nodes:
+        if inner.op == "placeholder":
+            mapping[inner] = next(feed)
+        elif inner.op == "output":
+            results: Any = inner.args[0]
+            return [mapping[r] for r in (results if isinstance(results, tuple | list) else [results])]
+        elif inner.op == "call_function":
+            args, kwargs = fx.map_arg((inner.args, inner.kwargs), mapping.__getitem__)
+            mapping[inner] = ir.call(inner.target, *args, like=like, **kwargs)
+            if "expanded" in like.meta:
+                mapping[inner].meta["expanded"] = True
+        else:
+            raise RuntimeError(f"decomposing {like.target} met an unexpected {inner.op} node")
+    raise RuntimeError(f"decomposing {like.target} gave no output")
+
+
+class WritesInPlace(RuntimeError):
+    """A function that was to be inlined changes one of its values in place."""
+
+
+def _trace(ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], nodes: list[fx.Node]) -> fx.Graph:
+    def over_nodes(*values: Tensor) -> Any:
+        given = iter(values)
+        return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
+
+    with ir.fake:
+        values = [n.meta["val"] for n in nodes]
+        module = make_fx(over_nodes)(*values)
+        if _writes(module.graph):
+            # A composite is taken apart below the reach of `functionalize`; its parts are not.
+            module = make_fx(torch.func.functionalize(module))(*values)
+    module.graph.eliminate_dead_code()
+    if _writes(module.graph):
+        raise WritesInPlace(", ".join(_writes(module.graph)))
+    return module.graph
+
+
+def _writes(graph: fx.Graph) -> list[str]:
+    schemas = {str(n.target): getattr(n.target, "_schema", None) for n in graph.nodes}
+    return [name for name, schema in schemas.items() if schema is not None and schema.is_mutable]
+
+
+def _key(arg: Any) -> Any:
+    if isinstance(arg, fx.Node):
+        value = arg.meta["val"]
+        return value.dtype, tuple(value.shape), value.stride()
+    return tuple(arg) if isinstance(arg, list) else arg

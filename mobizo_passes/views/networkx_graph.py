@@ -1,0 +1,39 @@
+"""Graphs for networkx."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx
+from torch import Tensor
+
+from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.text import module_of, op_name, type_text
+
+
+def to_networkx(ir: Ir) -> networkx.DiGraph:
+    """Return one node per graph node and one edge per use.
+
+    Node attributes: `op`, `shape` (list of int or None), `dtype`, `type` (text), `origin` (module FQN),
+    `pass` (its name), `role` (of inputs, else None), `expanded` (bool) and `flops` (int).
+    """
+    graph = networkx.DiGraph()
+    for node in ir.graph.nodes:
+        value: Any = node.meta.get("val")
+        spec = node.meta.get("input")
+        graph.add_node(
+            node.name,
+            op=op_name(node) if node.op == "call_function" else node.op,
+            shape=list(value.shape) if isinstance(value, Tensor) else None,
+            dtype=str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else None,
+            type=type_text(value) if value is not None else "",
+            origin=module_of(node),
+            **{"pass": node.meta.get("pass", "")},
+            role=spec.kind if spec is not None else None,
+            expanded=bool(node.meta.get("expanded")),
+            flops=node_flops(node),
+        )
+        for source in node.all_input_nodes:
+            graph.add_edge(source.name, node.name)
+    return graph

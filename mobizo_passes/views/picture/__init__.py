@@ -1,0 +1,35 @@
+"""Pictures of step programs at module level: what is computed once, what once per group.
+
+Drawn by hand as SVG rather than with a plotting library: no dependency, text that stays text, a small file that is the
+same on every machine, and tooltips.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobizo_passes.errors import InputError
+from mobizo_passes.views.blocks import block_tree
+from mobizo_passes.views.picture.page import to_page
+from mobizo_passes.views.picture.svg import Picture
+
+if TYPE_CHECKING:
+    from mobizo_passes.graph.ir import Ir
+    from mobizo_passes.zo.estimators import Estimator
+
+SUFFIXES = (".svg", ".html")
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `InputError` for a file that is no picture of ours."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"a graph is drawn as {' or '.join(SUFFIXES)}, found '{path.name}'")
+
+
+def draw(ir: Ir, path: Path, *, name: str, estimator: Estimator, sites: int, share: float) -> None:
+    """Write a step program's picture as .svg or .html; raises `InputError` for another suffix."""
+    check_suffix(path)
+    picture = Picture(block_tree(ir), name, str(estimator), estimator.groups, sites, share)
+    text = picture.svg if path.suffix.lower() == ".svg" else to_page(picture)
+    path.write_text(text, encoding="utf-8")

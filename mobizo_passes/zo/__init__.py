@@ -1,0 +1,1 @@
+"""Zeroth-order optimization: estimators, noise, the sequential reference, how losses of batches combine."""
