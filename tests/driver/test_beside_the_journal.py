@@ -188,7 +188,7 @@ def test_sigkill_in_the_midst_of_a_write_leaves_what_the_next_write_removes(sess
     code = f"""
 import os, signal
 from pathlib import Path
-from mobizo_manifest.temporary import temporary
+from runtime_driver.format.temporary import temporary
 with temporary(Path({str(tmp_path / "adapter")!r}), directory=True) as place:
     (place / "half").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -127,5 +127,5 @@ def test_missing_file(tmp_path: Path):
 
 
 def test_needs_no_torch():
-    code = "import sys, mobizo_manifest; sys.exit('torch' in sys.modules)"
+    code = "import sys, runtime_driver.format; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
