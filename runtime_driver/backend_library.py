@@ -6,6 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
+from runtime_driver.backends.runtime import bindings
 from runtime_driver.errors import BackendLibraryError
 from runtime_driver.format.files import open_regular
 
@@ -28,8 +29,7 @@ def load_backend_library(path: str | Path) -> tuple[str, ...]:
     except OSError as error:
         raise BackendLibraryError(path, f"cannot be read ({error.strerror})") from error
     # First, so that the library finds the runtime's symbols.
-    from executorch.extension.pybindings import portable_lib
-
+    portable_lib = bindings()
     before = set(portable_lib._get_registered_backend_names())
     try:
         # An absolute path: the loader would look for a bare name in its own directories.

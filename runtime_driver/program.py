@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime_driver.backends import qnn as qnn_host
+from runtime_driver.backends.runtime import bindings, runtime
 from runtime_driver.container import Container, examine, unsealed
 from runtime_driver.errors import (
     AdapterError,
@@ -141,14 +142,12 @@ class LoadedProgram:
 
     def _map(self, weights: Path | None) -> Program:
         with captured_stderr(f"opening {self.path}") as log:
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime, Verification
-
+            executorch = runtime()
             # The first use of the thread pool logs a dozen lines about the processor; let it be here, unseen.
-            portable_lib._threadpool_get_thread_count()
+            bindings()._threadpool_get_thread_count()
             try:
-                return Runtime.get().load_program(
-                    self.path, verification=Verification.InternalConsistency, data_path=weights
+                return executorch.Runtime.get().load_program(
+                    self.path, verification=executorch.Verification.InternalConsistency, data_path=weights
                 )
             except RuntimeError as error:
                 failure = error
@@ -189,8 +188,6 @@ class LoadedProgram:
         return ""
 
     def _load_failure(self, method: str, reason: str, missing: str) -> ProgramFileError:
-        from executorch.runtime import Runtime
-
         if missing:
             return ProgramFileError(
                 self.path,
@@ -198,7 +195,7 @@ class LoadedProgram:
                 "Or run it on the device that it was compiled for.",
             )
         backend = _BACKENDS.get(self.manifest.target)
-        registered = list(Runtime.get().backend_registry.registered_backend_names)
+        registered = list(runtime().Runtime.get().backend_registry.registered_backend_names)
         if backend is not None and backend not in registered:
             return ProgramFileError(
                 self.path,

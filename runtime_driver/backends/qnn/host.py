@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime_driver.backends.qnn.errors import MISSING, REMEDY, HostLibrariesMissing, HostLibrariesUnusable
+from runtime_driver.backends.runtime import bindings
 
 #: If this variable is set, even to nothing, ExecuTorch uses what it names and downloads nothing.
 SDK_VARIABLE = "QNN_SDK_ROOT"
 _PACKAGE = "onnxruntime_qnn"
-_RUNTIME = "executorch.extension.pybindings.portable_lib"
 _SDK_DIRECTORY = Path("lib") / "x86_64-linux-clang"
 # In the order in which they have to be loaded.
 _LIBRARIES = ("libQnnSystem.so", "libQnnHtp.so")
@@ -83,8 +83,9 @@ def enable() -> HostLibraries:
     os.environ.setdefault(SDK_VARIABLE, "")
     # QNN's libraries bring a C++ runtime of their own. What is loaded after it takes its handlers for exceptions that
     # another runtime throws, and the process dies of the first one, say of a damaged program.
-    for module in ("torch", "executorch.backends.qualcomm.python.PyQnnManagerAdaptor", _RUNTIME):
+    for module in ("torch", "executorch.backends.qualcomm.python.PyQnnManagerAdaptor"):
         import_module(module)
+    bindings()
 
     try:
         libraries = [ctypes.CDLL(str(found.directory / name), os.RTLD_NOW | os.RTLD_LOCAL) for name in _LIBRARIES]
