@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from runtime_driver.combining import LossTotals
 from runtime_driver.errors import BatchError, LabelError
@@ -13,35 +13,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runtime_driver.batches import Batch, BatchBinder
+    from runtime_driver.executor import Executor
     from runtime_driver.format import Manifest
 
 
-class Runner(Protocol):
-    """What an evaluation needs of a session."""
-
-    manifest: Manifest
-    binder: BatchBinder
-
-    def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
-        """The outputs of ``loss`` by name for a batch, which may have fewer rows than compiled; and its rows."""
-        ...
-
-    def predict(self, batch: Batch) -> Tensor:
-        """The program's logits, one row for each of the batch's."""
-        ...
-
-
-def evaluate(runner: Runner, batches: Iterable[Batch], *, loss: bool, label_ids: Sequence[int] | None) -> Evaluation:
+def evaluate(
+    executor: Executor, batches: Iterable[Batch], *, loss: bool, label_ids: Sequence[int] | None
+) -> Evaluation:
     """See :meth:`runtime_driver.Session.evaluate`."""
-    losses = Losses(runner.manifest, runner.binder)
+    losses = Losses(executor.manifest, executor.binder)
     correct, examples, count = 0, 0, 0
     for batch in batches:
         if loss:
-            losses.add(batch, *runner.loss_outputs(batch))
+            losses.add(batch, *executor.loss_outputs(batch))
         if label_ids is not None:
-            predicted = classify(runner.predict(batch), label_ids)
-            correct += int((predicted == _classes(runner.manifest, batch, len(label_ids))).sum())
-        examples += runner.binder.rows(batch)
+            predicted = classify(executor.predict(batch), label_ids)
+            correct += int((predicted == _classes(executor.manifest, batch, len(label_ids))).sum())
+        examples += executor.binder.rows(batch)
         count += 1
     if count == 0:
         raise BatchError("(all)", "there are no batches to evaluate", "Pass at least one batch.")

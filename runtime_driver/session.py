@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime_driver import adapter_io, adapter_out, finite, resume
-from runtime_driver.batches import BatchBinder
-from runtime_driver.errors import BatchError, HyperparameterError, InternalStateError, MissingMethodError
+from runtime_driver.errors import HyperparameterError
 from runtime_driver.evaluation import Losses, evaluate
+from runtime_driver.executor import Executor, clones
 from runtime_driver.journal import FsyncPolicy, read_journal
 from runtime_driver.program import LoadedProgram
 from runtime_driver.results import Evaluation, FitResult, StepOutput
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
     from runtime_driver.format import Manifest
-    from runtime_driver.format.records import Record
 
 
 class Session:
@@ -55,13 +54,7 @@ class Session:
         """
         self.program = LoadedProgram(path, weights_file, verify=verify)
         self.manifest: Manifest = self.program.manifest
-        self.binder = BatchBinder(self.manifest)
-        stored = self.program.initial_adapter()
-        self._initial = {spec.fqn: stored[spec.fqn] for spec in self.manifest.trainable_adapter}
-        self._frozen = {spec.fqn: stored[spec.fqn] for spec in self.manifest.frozen_adapter}
-        self._adapter = dict(self._initial)
-        # The adapter that a loaded `step` holds, if it holds one; None while it is not known.
-        self._inside: dict[str, Tensor] | None = self._initial
+        self._executor = Executor(self.program)
 
     # The adapter
 
@@ -72,21 +65,21 @@ class Session:
         Raises:
             AdapterError: on assignment of missing, unknown, unfit or non-finite tensors.
         """
-        return {fqn: tensor.clone() for fqn, tensor in self._adapter.items()}
+        return clones(self._executor.adapter)
 
     @adapter.setter
     def adapter(self, value: Mapping[str, Tensor]) -> None:
-        self._adapter = adapter_io.checked_adapter(self.manifest.trainable_adapter, value)
+        self._executor.adapter = adapter_io.checked_adapter(self.manifest.trainable_adapter, value)
 
     @property
     def initial_adapter(self) -> dict[str, Tensor]:
         """Copies of the trainable tensors stored in the .pte."""
-        return {fqn: tensor.clone() for fqn, tensor in self._initial.items()}
+        return clones(self._executor.initial)
 
     @property
     def frozen_adapter(self) -> dict[str, Tensor]:
         """Copies of the frozen LoRA tensors (``lora_A`` by default); they are compiled into the program."""
-        return {fqn: tensor.clone() for fqn, tensor in self._frozen.items()}
+        return clones(self._executor.frozen)
 
     def save_adapter(self, directory: str | Path) -> Path:
         """Write the adapter as PEFT would, so that no reader ever sees half of it; returns the directory.
@@ -98,8 +91,8 @@ class Session:
             AdapterError: the path is a file, or the file system refuses.
             NonFiniteAdapterError: the adapter holds NaN or infinity.
         """
-        finite.check_adapter(self._adapter)
-        adapter_io.save_adapter(Path(directory), self.manifest.files, {**self._adapter, **self._frozen})
+        finite.check_adapter(self._executor.adapter)
+        adapter_io.save_adapter(Path(directory), self.manifest.files, self._all_tensors())
         return Path(directory)
 
     def check_writable(self, directory: str | Path) -> None:
@@ -108,7 +101,7 @@ class Session:
         Raises:
             AdapterError: the path is a file, or the file system refuses.
         """
-        adapter_out.check_writable(Path(directory), {**self._adapter, **self._frozen})
+        adapter_out.check_writable(Path(directory), self._all_tensors())
 
     def load_adapter(self, directory: str | Path) -> None:
         """Take the adapter from a directory that :meth:`save_adapter` or PEFT wrote for this model.
@@ -116,7 +109,11 @@ class Session:
         Raises:
             AdapterError: unreadable, unfit, or with other frozen tensors than the program was compiled with.
         """
-        self._adapter = adapter_io.load_adapter(Path(directory), self.manifest, self._initial, self._frozen)
+        executor = self._executor
+        executor.adapter = adapter_io.load_adapter(Path(directory), self.manifest, executor.initial, executor.frozen)
+
+    def _all_tensors(self) -> dict[str, Tensor]:
+        return {**self._executor.adapter, **self._executor.frozen}
 
     # Training
 
@@ -184,7 +181,7 @@ class Session:
             eval_every=eval_every,
             label_ids=label_ids,
         )
-        return TrainingRun(self, batches, options, observers).run()
+        return TrainingRun(self._executor, batches, options, observers).run()
 
     def step(self, batch: Batch, seed: int, lr: float, eps: float, *, update: bool = True) -> StepOutput:
         """One step; the session takes the new adapter unless ``update`` is false.
@@ -196,11 +193,11 @@ class Session:
             HyperparameterError, BatchError, LabelError, NonFiniteLossError, NonFiniteAdapterError.
             InternalStateError: the program holds another adapter inside than the session's.
         """
-        inputs, _ = self.binder.bind("step", batch)
+        inputs, _ = self._executor.binder.bind("step", batch)
         lr, eps = checked("lr", lr, positive=False), checked("eps", eps, positive=True)
-        output = self.run_step(inputs, _checked_seed(seed), lr, eps)
+        output = self._executor.step(inputs, _checked_seed(seed), lr, eps)
         if update:
-            self._adapter = output.adapter
+            self._executor.adapter = output.adapter
         return output
 
     def apply(self, seed: int, lr: float, projected_gradients: Sequence[float]) -> None:
@@ -214,7 +211,8 @@ class Session:
         queries = self.manifest.estimator.queries
         if len(values) != queries or not all(math.isfinite(value) for value in values):
             raise HyperparameterError("projected_gradients", f"{queries} finite numbers", values)
-        self._adapter = self._apply(self._adapter, _checked_seed(seed), checked("lr", lr, positive=False), values)
+        executor, lr = self._executor, checked("lr", lr, positive=False)
+        executor.adapter = executor.apply(executor.adapter, _checked_seed(seed), lr, values)
 
     def replay(self, journal: str | Path, steps: int | None = None) -> int:
         """Set the adapter to that of a journal after ``steps`` of its steps (None: all); returns their number.
@@ -232,12 +230,12 @@ class Session:
             SnapshotWarning: the snapshot beside the journal cannot be used.
             UnprovenWarning: the journal is of format 1.
         """
-        path = Path(journal)
+        path, executor = Path(journal), self._executor
         contents = read_journal(path)
         resume.check_program(path, contents.header, self.manifest)
-        own = [self._initial, self._adapter]
+        own = [executor.initial, executor.adapter]
         initial = resume.initial_adapter(path, contents.header, self.manifest, own)
-        self._adapter = resume.replay(path, contents, self.manifest, initial, self.apply_record, steps)
+        executor.adapter = resume.replay(path, contents, self.manifest, initial, executor.apply_record, steps)
         return len(contents.records) if steps is None else steps
 
     # Use
@@ -261,7 +259,7 @@ class Session:
         Raises:
             BatchError, LabelError: a batch that does not fit, or none at all.
         """
-        return evaluate(self, batches, loss=loss, label_ids=label_ids)
+        return evaluate(self._executor, batches, loss=loss, label_ids=label_ids)
 
     def batch_loss(self, batch: Batch) -> float:
         """The loss of one batch, unperturbed, of at most the compiled number of rows: the model's own loss of them.
@@ -270,8 +268,8 @@ class Session:
             BatchError, LabelError: the batch does not fit, or it is incomplete and the program's loss can't be given
                 for fewer rows.
         """
-        losses = Losses(self.manifest, self.binder)
-        losses.add(batch, *self.loss_outputs(batch))
+        losses = Losses(self.manifest, self._executor.binder)
+        losses.add(batch, *self._executor.loss_outputs(batch))
         return losses.value
 
     def predict(self, batch: Batch) -> Tensor:
@@ -279,19 +277,7 @@ class Session:
 
         A batch may have fewer rows than the compiled size; the result then has as many.
         """
-        inputs, rows = self.binder.bind("logits", batch, partial=True)
-        logits = self._run("logits", self._adapter, inputs)["logits"][0]
-        dim = self.manifest.batch.logits_dim
-        if rows == self.manifest.batch.size:
-            return logits
-        if dim is None:
-            raise BatchError(
-                "(all)",
-                f"the batch has {rows} rows, the program takes {self.manifest.batch.size}, and its logits hold the "
-                "batch together with something else",
-                "Fill the batch up, and leave out what belongs to the rows that you added.",
-            )
-        return logits.narrow(dim, 0, rows)
+        return self._executor.predict(batch)
 
     def release(self, *methods: str) -> None:
         """Free the memory of these methods, or of all; they are loaded again when needed.
@@ -300,112 +286,6 @@ class Session:
         """
         for method in methods or self.program.resident_methods():
             self.program.release(method)
-
-    def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
-        """Every output of the ``loss`` method for a batch, by name, and how many of its rows are real.
-
-        Raises:
-            BatchError, LabelError: the batch does not fit.
-        """
-        inputs, rows = self.binder.bind("loss", batch, partial=True)
-        outputs = self._run("loss", self._adapter, inputs)
-        roles = {role: iter(tensors) for role, tensors in outputs.items()}
-        return {item.name: next(roles[item.role]) for item in self.manifest.methods["loss"].outputs}, rows
-
-    # For the training loop
-
-    def adopt(self, adapter: dict[str, Tensor]) -> None:
-        """Take an adapter that a method of this program returned, unchecked."""
-        self._adapter = adapter
-
-    def check_state(self) -> None:
-        """Check that a step would train the session's adapter, which a program may hold inside.
-
-        The initial adapter can always be had again, by loading ``step`` anew.
-
-        Raises:
-            InternalStateError: the program holds another adapter.
-        """
-        if self.manifest.adapter_state == "external":
-            return
-        inside = self._inside if "step" in self.program.resident_methods() else self._initial
-        if _equal(inside, self._adapter):
-            return
-        if not _equal(self._initial, self._adapter):
-            raise InternalStateError
-        self.release("step")
-
-    def run_step(
-        self, inputs: Mapping[str, Tensor], seed: int, lr: float, eps: float, number: int | None = None
-    ) -> StepOutput:
-        """Run ``step`` on bound inputs; the session's adapter stays.
-
-        Raises:
-            NonFiniteLossError, NonFiniteAdapterError, InternalStateError.
-        """
-        self.check_state()
-        self._inside = None
-        out = self._run("step", self._adapter, inputs, {"seed": seed, "lr": lr, "eps": eps})
-        loss = float(out["loss"][0])
-        gradients = tuple(float(value) for value in out["projected_gradients"][0].tolist())
-        losses = tuple(float(value) for tensor in out.get("losses", ()) for value in tensor.tolist())
-        first = number == 0 or _equal(self._adapter, self._initial)
-        finite.check_step(number, loss, losses, gradients, inputs, before_any_update=first)
-        if self.manifest.adapter_state == "external":
-            adapter = self._named(out["adapter"])
-            finite.check_adapter(adapter, number)
-        else:
-            # The same update on the same bits as inside the step.
-            adapter = self._inside = self._apply(self._adapter, seed, lr, list(gradients), number)
-        return StepOutput(loss, losses, gradients, adapter)
-
-    def apply_record(self, adapter: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
-        """The adapter after a journal record's step. Raises :class:`NonFiniteAdapterError`."""
-        return self._apply(adapter, record.seed, record.lr, list(record.projected_gradients), record.step)
-
-    def _apply(
-        self, adapter: dict[str, Tensor], seed: int, lr: float, gradients: list[float], number: int | None = None
-    ) -> dict[str, Tensor]:
-        out = self._run("apply", adapter, {}, {"seed": seed, "lr": lr, "projected_gradients": gradients})
-        result = self._named(out["adapter"])
-        finite.check_adapter(result, number)
-        return result
-
-    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self._initial, tensors, strict=True))
-
-    def _run(
-        self,
-        method: str,
-        adapter: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor],
-        scalars: Mapping[str, int | float | list[float]] | None = None,
-    ) -> dict[str, list[Tensor]]:
-        """Run a method with its inputs bound by role and name; outputs by role."""
-        import torch
-
-        spec = self.manifest.methods.get(method)
-        if spec is None:
-            raise MissingMethodError(method, sorted(self.manifest.methods))
-        tensors: list[Tensor] = []
-        for item in spec.inputs:
-            if item.role == "adapter":
-                tensors.append(adapter[item.name])
-            elif item.role == "batch":
-                tensors.append(inputs[item.name])
-            else:
-                value = torch.tensor((scalars or {})[item.role], dtype=getattr(torch, item.dtype))
-                tensors.append(value.reshape(item.shape))
-        outputs: dict[str, list[Tensor]] = {}
-        for item, tensor in zip(spec.outputs, self.program.execute(method, tensors), strict=True):
-            outputs.setdefault(item.role, []).append(tensor)
-        return outputs
-
-
-def _equal(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> bool:
-    import torch
-
-    return left is right or (left is not None and all(torch.equal(left[fqn], right[fqn]) for fqn in right))
 
 
 def _checked_seed(seed: int) -> int:

@@ -13,6 +13,8 @@ from runtime_driver import resume
 from runtime_driver.adapter_io import adapter_sha256
 from runtime_driver.batches import BatchReader
 from runtime_driver.errors import HyperparameterError, JournalMismatchError, NonFiniteError, NonFiniteLossError
+from runtime_driver.evaluation import evaluate
+from runtime_driver.executor import clones
 from runtime_driver.format.records import Header, Record
 from runtime_driver.format.seeds import step_seed
 from runtime_driver.interrupt import DeferredInterrupt
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
-    from runtime_driver.session import Session
+    from runtime_driver.executor import Executor
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class RunOptions:
 class TrainingRun:
     """One call of ``fit``."""
 
-    def __init__(self, session: Session, batches: Batches, options: RunOptions, callbacks: Sequence[Callback]) -> None:
-        self._session = session
+    def __init__(
+        self, executor: Executor, batches: Batches, options: RunOptions, callbacks: Sequence[Callback]
+    ) -> None:
+        self._executor = executor
         self._batches = batches
         self._options = options
         self._callbacks = callbacks
@@ -94,17 +98,17 @@ class TrainingRun:
         options = self._options
         self._check_eval_batches()
         if first < options.steps:
-            self._session.program.require_weights()
-            self._session.check_state()
+            self._executor.program.require_weights()
+            self._executor.check_state()
         reader = BatchReader(self._batches, first, options.steps)
         resumed = None if journal is None else journal.contents
         header = self._header() if resumed is None else resumed.header
         step = first
         with DeferredInterrupt() as interrupt, self._observed() as observed:
-            self._tell("on_start", FitStart(first, options.steps, self._session.manifest.batch.size))
+            self._tell("on_start", FitStart(first, options.steps, self._executor.manifest.batch.size))
             while step < options.steps and not interrupt.requested:
                 # The batch is fetched and checked before a new journal is begun: a bad call leaves no file behind.
-                inputs, _ = self._session.binder.bind("step", reader.batch(step))
+                inputs, _ = self._executor.binder.bind("step", reader.batch(step))
                 if journal is not None and resumed is None and step == 0:
                     self._begin(journal, header)
                 record = self._step(step, inputs, journal, header)
@@ -126,11 +130,11 @@ class TrainingRun:
         return observed[0]
 
     def _step(self, step: int, inputs: dict, journal: JournalWriter | None, header: Header) -> StepRecord:
-        options, session = self._options, self._session
+        options, executor = self._options, self._executor
         seed, lr, eps = step_seed(options.seed, step), options.lr_at(step), options.eps_at(step)
         begun = time.monotonic()
         try:
-            output = session.run_step(inputs, seed, lr, eps, step)
+            output = executor.step(inputs, seed, lr, eps, step)
         except NonFiniteError as error:
             self._name_last_good(step, error)
             raise
@@ -139,8 +143,8 @@ class TrainingRun:
         if journal is not None:
             journal.append(record)
         # Only now: an adapter that is not in the journal must not be the session's.
-        self._before = session.adapter
-        session.adopt(output.adapter)
+        self._before = executor.adapter
+        executor.adapter = output.adapter
         self._losses.append(output.loss)
         every = options.snapshot_every
         if journal is not None and every is not None and (step + 1) % every == 0:
@@ -151,14 +155,14 @@ class TrainingRun:
         """Give the error the last adapter with a finite loss."""
         if not isinstance(error, NonFiniteLossError):
             # The step's own loss was finite, only its update was not.
-            error.last_good, error.good_steps = self._session.adapter, step
+            error.last_good, error.good_steps = clones(self._executor.adapter), step
         elif step > 0:
             if self._before is None and self._replayed is not None:
                 self._before = self._replayed(step - 1)
             error.last_good, error.good_steps = self._before, step - 1
 
     def _header(self) -> Header:
-        options, manifest = self._options, self._session.manifest
+        options, manifest = self._options, self._executor.manifest
         return Header(
             program_id=manifest.program_id,
             seed=options.seed,
@@ -167,24 +171,24 @@ class TrainingRun:
             eps=describe(options.eps),
             noise=resume.noise_name(manifest),
             queries=manifest.estimator.queries,
-            initial_adapter=adapter_sha256(self._session.adapter),
+            initial_adapter=adapter_sha256(self._executor.adapter),
             data=getattr(self._batches, "fingerprint", None),
         )
 
     def _begin(self, journal: JournalWriter, header: Header) -> None:
         """Start a new journal; an adapter that is not the .pte's own is kept beside it first."""
-        if header.initial_adapter != adapter_sha256(self._session.initial_adapter):
-            resume.write_initial(journal.path, self._session.adapter)
+        if header.initial_adapter != adapter_sha256(self._executor.initial):
+            resume.write_initial(journal.path, self._executor.adapter)
         journal.begin(header)
 
     def _resume(self, path: Path, journal: JournalWriter) -> int:
         """Bring the session to the end of the journal; the number of steps in it."""
-        contents, session, options = journal.contents, self._session, self._options
+        contents, executor, options = journal.contents, self._executor, self._options
         if contents is None:
             return 0
-        resume.check_program(path, contents.header, session.manifest)
-        current, own = session.adapter, session.initial_adapter
-        initial = resume.initial_adapter(path, contents.header, session.manifest, [current, own])
+        resume.check_program(path, contents.header, executor.manifest)
+        current, own = executor.adapter, executor.initial
+        initial = resume.initial_adapter(path, contents.header, executor.manifest, [current, own])
         wanted = replace(self._header(), initial_adapter=contents.header.initial_adapter)
         if contents.header.data == getattr(self._batches, "former_fingerprint", wanted.data):
             wanted = replace(wanted, data=contents.header.data)
@@ -193,7 +197,7 @@ class TrainingRun:
             raise JournalMismatchError(path, "steps", len(contents.records), options.steps)
 
         def replayed(steps: int) -> dict[str, Tensor]:
-            return resume.replay(path, contents, session.manifest, initial, session.apply_record, steps)
+            return resume.replay(path, contents, executor.manifest, initial, executor.apply_record, steps)
 
         final = replayed(len(contents.records))
         self._replayed = replayed
@@ -201,16 +205,16 @@ class TrainingRun:
         here = adapter_sha256(current)
         if here not in (contents.header.initial_adapter, adapter_sha256(final), adapter_sha256(own)):
             raise JournalMismatchError(path, "initial_adapter", contents.header.initial_adapter, here)
-        session.adopt(final)
+        executor.adapter = final
         self._losses = [record.loss for record in contents.records]
         return len(contents.records)
 
     def _check_eval_batches(self) -> None:
         """Find what is wrong with them now, not hours later."""
         for batch in self._options.eval_batches or ():
-            self._session.binder.bind("loss", batch, partial=True)
+            self._executor.binder.bind("loss", batch, partial=True)
             if self._options.label_ids is not None:
-                self._session.binder.bind("logits", batch, partial=True)
+                self._executor.binder.bind("logits", batch, partial=True)
 
     def _evaluation_due(self, step: int) -> bool:
         options = self._options
@@ -229,7 +233,7 @@ class TrainingRun:
 
         if interrupt.requested:
             return
-        evaluation = self._session.evaluate(until_interrupted(), label_ids=self._options.label_ids)
+        evaluation = evaluate(self._executor, until_interrupted(), loss=True, label_ids=self._options.label_ids)
         if interrupt.requested:
             return
         record = EvaluationRecord(step, evaluation)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from runtime_driver import AdapterError, Session, SnapshotWarning
 from runtime_driver.adapter_io import read_tensors
+from runtime_driver.executor import Executor
 from runtime_driver.format.temporary import remove_leftovers, temporary
 from tests.driver import tiny
 from tests.driver.test_training import same
@@ -48,9 +49,9 @@ def snapshot_of(journal: Path) -> Path:
 
 def test_a_snapshot_spares_its_steps(session: Session, journal: Path, expected: dict, monkeypatch: pytest.MonkeyPatch):
     applied: list[int] = []
-    real = Session.apply_record
+    real = Executor.apply_record
     monkeypatch.setattr(
-        Session, "apply_record", lambda self, a, record: (applied.append(record.step), real(self, a, record))[1]
+        Executor, "apply_record", lambda self, a, record: (applied.append(record.step), real(self, a, record))[1]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

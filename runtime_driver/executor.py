@@ -1,0 +1,165 @@
+"""One adapter and the methods of its program, run with their inputs bound by role and name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from runtime_driver import finite
+from runtime_driver.batches import BatchBinder
+from runtime_driver.errors import BatchError, InternalStateError, MissingMethodError
+from runtime_driver.results import StepOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runtime_driver.batches import Batch
+    from runtime_driver.format import Manifest
+    from runtime_driver.format.records import Record
+    from runtime_driver.program import LoadedProgram
+
+
+class Executor:
+    """What a session and a training run both stand on.
+
+    `adapter` is the current adapter, trainable tensors by FQN in the manifest's order; whoever assigns it has checked
+    it. `initial` and `frozen` are the tensors stored in the program.
+    """
+
+    def __init__(self, program: LoadedProgram) -> None:
+        """Take the initial adapter. Raises :class:`AdapterError` if what is stored is not what the manifest says."""
+        self.program = program
+        self.manifest: Manifest = program.manifest
+        self.binder = BatchBinder(self.manifest)
+        stored = program.initial_adapter()
+        self.initial = {spec.fqn: stored[spec.fqn] for spec in self.manifest.trainable_adapter}
+        self.frozen = {spec.fqn: stored[spec.fqn] for spec in self.manifest.frozen_adapter}
+        self.adapter = dict(self.initial)
+        # The adapter that a loaded `step` holds, if it holds one; None while it is not known.
+        self._inside: dict[str, Tensor] | None = self.initial
+
+    def step(
+        self, inputs: Mapping[str, Tensor], seed: int, lr: float, eps: float, number: int | None = None
+    ) -> StepOutput:
+        """Run ``step`` on bound inputs; the current adapter stays. ``number`` is the step's, for messages.
+
+        Raises:
+            NonFiniteLossError, NonFiniteAdapterError, InternalStateError.
+        """
+        self.check_state()
+        self._inside = None
+        out = self._run("step", self.adapter, inputs, {"seed": seed, "lr": lr, "eps": eps})
+        loss = float(out["loss"][0])
+        gradients = tuple(float(value) for value in out["projected_gradients"][0].tolist())
+        losses = tuple(float(value) for tensor in out.get("losses", ()) for value in tensor.tolist())
+        first = number == 0 or _equal(self.adapter, self.initial)
+        finite.check_step(number, loss, losses, gradients, inputs, before_any_update=first)
+        if self.manifest.adapter_state == "external":
+            adapter = self._named(out["adapter"])
+            finite.check_adapter(adapter, number)
+        else:
+            # The same update on the same bits as inside the step.
+            adapter = self._inside = self.apply(self.adapter, seed, lr, gradients, number)
+        return StepOutput(loss, losses, gradients, adapter)
+
+    def apply(
+        self,
+        adapter: Mapping[str, Tensor],
+        seed: int,
+        lr: float,
+        projected_gradients: Sequence[float],
+        number: int | None = None,
+    ) -> dict[str, Tensor]:
+        """The adapter after a step with these scalars. Raises :class:`NonFiniteAdapterError`."""
+        scalars = {"seed": seed, "lr": lr, "projected_gradients": list(projected_gradients)}
+        result = self._named(self._run("apply", adapter, {}, scalars)["adapter"])
+        finite.check_adapter(result, number)
+        return result
+
+    def apply_record(self, adapter: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
+        """The adapter after a journal record's step. Raises :class:`NonFiniteAdapterError`."""
+        return self.apply(adapter, record.seed, record.lr, record.projected_gradients, record.step)
+
+    def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Every output of the ``loss`` method for a batch, by name, and how many of its rows are real.
+
+        Raises:
+            BatchError, LabelError: the batch does not fit.
+        """
+        inputs, rows = self.binder.bind("loss", batch, partial=True)
+        roles = {role: iter(tensors) for role, tensors in self._run("loss", self.adapter, inputs).items()}
+        return {item.name: next(roles[item.role]) for item in self.manifest.methods["loss"].outputs}, rows
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The logits of a batch, as many rows as it has. Raises :class:`BatchError`."""
+        inputs, rows = self.binder.bind("logits", batch, partial=True)
+        logits = self._run("logits", self.adapter, inputs)["logits"][0]
+        dim = self.manifest.batch.logits_dim
+        if rows == self.manifest.batch.size:
+            return logits
+        if dim is None:
+            raise BatchError(
+                "(all)",
+                f"the batch has {rows} rows, the program takes {self.manifest.batch.size}, and its logits hold the "
+                "batch together with something else",
+                "Fill the batch up, and leave out what belongs to the rows that you added.",
+            )
+        return logits.narrow(dim, 0, rows)
+
+    def check_state(self) -> None:
+        """Check that a step would train the current adapter, which a program may hold inside.
+
+        The initial adapter can always be had again, by loading ``step`` anew.
+
+        Raises:
+            InternalStateError: the program holds another adapter.
+        """
+        if self.manifest.adapter_state == "external":
+            return
+        inside = self._inside if "step" in self.program.resident_methods() else self.initial
+        if _equal(inside, self.adapter):
+            return
+        if not _equal(self.initial, self.adapter):
+            raise InternalStateError
+        self.program.release("step")
+
+    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.initial, tensors, strict=True))
+
+    def _run(
+        self,
+        method: str,
+        adapter: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        scalars: Mapping[str, int | float | list[float]] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Run a method with its inputs bound by role and name; outputs by role."""
+        import torch
+
+        spec = self.manifest.methods.get(method)
+        if spec is None:
+            raise MissingMethodError(method, sorted(self.manifest.methods))
+        tensors: list[Tensor] = []
+        for item in spec.inputs:
+            if item.role == "adapter":
+                tensors.append(adapter[item.name])
+            elif item.role == "batch":
+                tensors.append(inputs[item.name])
+            else:
+                value = torch.tensor((scalars or {})[item.role], dtype=getattr(torch, item.dtype))
+                tensors.append(value.reshape(item.shape))
+        outputs: dict[str, list[Tensor]] = {}
+        for item, tensor in zip(spec.outputs, self.program.execute(method, tensors), strict=True):
+            outputs.setdefault(item.role, []).append(tensor)
+        return outputs
+
+
+def clones(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of an adapter's tensors."""
+    return {fqn: tensor.clone() for fqn, tensor in adapter.items()}
+
+
+def _equal(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> bool:
+    import torch
+
+    return left is right or (left is not None and all(torch.equal(left[fqn], right[fqn]) for fqn in right))
