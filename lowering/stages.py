@@ -27,6 +27,7 @@ from lowering.checks import (
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.graph import method_graph
 from lowering.identity import program_id
+from lowering.idle_passes import without_idle_passes
 from lowering.lowered import Lowered
 from lowering.marks import TAG, is_marked
 from lowering.passes.base import LegalisationPass, PassRecord, run_passes
@@ -196,7 +197,7 @@ def _to_edge(
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in settled.items() if (found := target.edge_passes(each))}
     try:
-        with torch.no_grad(), without_provenance():
+        with torch.no_grad(), without_provenance(), without_idle_passes():
             return to_edge_transform_and_lower(
                 settled,  # pyright: ignore[reportArgumentType]
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
