@@ -60,8 +60,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row: the number of sites and the spread of the losses, or the error."""
+    """What became of a row: its program, the number of sites and the spread of the losses, or the error."""
 
+    program: mz.TrainingProgram | None = None
     sites: int = 0
     spread: float = 0.0
     tolerance: float = 0.0
@@ -101,7 +102,7 @@ def outcome(row: Row) -> Outcome:
         return Outcome(error=error.with_traceback(None))
     losses = result.losses
     tolerance = LOSS_TOLERANCE * max(1.0, float(losses.abs().max()))
-    return Outcome(len(program.sites), float(losses.max() - losses.min()), tolerance)
+    return Outcome(program, len(program.sites), float(losses.max() - losses.min()), tolerance)
 
 
 def _check_all_taken(row: Row, model: nn.Module, program: mz.TrainingProgram) -> None:

@@ -1,4 +1,4 @@
-"""Every row of the coverage table agrees with the sequential reference, or is refused for the reason it states."""
+"""Every row of the coverage table agrees with the reference, eager and lowered, or is refused for its reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections import Counter
 
 import pytest
 from _pytest.mark.structures import ParameterSet
+from hypothesis import settings
 
 from tests.coverage.catalogue import ROWS, TABLE, document, line, start, table, written
 from tests.coverage.row import Row, outcome
+from tests.self_check import check_itself
 
+DEEP = bool(settings.default and settings.default.max_examples >= 1000)
 UPDATE = bool(os.environ.get("MOBIZO_UPDATE_COVERAGE"))
 ADVICE = "run MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage"
 
@@ -33,6 +36,9 @@ def test_row(row: Row) -> None:
         # Losses that do not differ would agree with anything: the row must test something.
         assert got.spread > 10 * got.tolerance
         assert got.sites
+        # What each row lowers to, in ExecuTorch's runtime, is its eager form again.
+        assert got.program is not None
+        check_itself(got.program, "portable", *(got.program.methods if DEEP else ("step",)))
     else:
         assert got.error is not None, "agrees now: drop refused= from the row"
         assert type(got.error) is expected.error, repr(got.error)

@@ -26,6 +26,7 @@ from tests.lowering.small import Program
 from tests.passes.test_layouts import IMAGE, LAST, Lora, Net, channels_last, nhwc, odd_base, odd_factors
 from tests.passes.test_layouts import LABELS as CLASSES
 from tests.passes.test_masked_rows import IDS, LABELS, MASK, Attention, loss
+from tests.self_check import only
 
 aten = torch.ops.aten
 
@@ -65,30 +66,6 @@ class Tiny(nn.Module):
             low = site.lora_B(site.lora_A(x.float())).to(x.dtype)
             x = torch.tanh(site.base(x) + low)
         return x[:, -1].float()
-
-
-class Only:
-    """A program without its other methods: less to lower."""
-
-    def __init__(self, program: mz.TrainingProgram, *methods: str) -> None:
-        self.program = program
-        self.methods = methods
-        self.core, self.run = program.core, program.run
-        self.example_batch = program.example_batch
-        self.initial_adapter, self.frozen_adapter = program.initial_adapter, program.frozen_adapter
-
-    def manifest(self, adapter: str = "external") -> dict[str, Any]:
-        described = self.program.manifest(adapter)
-        methods = {name: described["methods"][name] for name in self.methods}
-        return {**described, "methods": methods, "evaluation": described["evaluation"] if "loss" in methods else None}
-
-    # lower asks for more of a TrainingProgram as it grows.
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.program, name)
-
-
-def only(program: mz.TrainingProgram, *methods: str) -> Any:
-    return Only(program, *methods)
 
 
 def transformed(model: nn.Module, inputs: tuple[Tensor, ...], fn: Any = F.cross_entropy) -> mz.TrainingProgram:
