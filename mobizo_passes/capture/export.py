@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from mobizo_passes.batching import RECURRENT, RULES
 from mobizo_passes.capture.explain import data_dependent, explain
+from mobizo_passes.capture.functional import functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import settled_rope
@@ -131,8 +132,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
 
     with _frozen(model), settled_rope(model, run) as ropes, plain_state(model):
         try:
-            exported = torch.export.export(wrapper, (), examples)
-            exported = exported.run_decompositions({})
+            exported, verifier = functional(torch.export.export(wrapper, (), examples))
         except CaptureError:
             raise
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
@@ -142,7 +142,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     _trace_to_loss(ir, loss)
     _take_apart(ir)
     forget_layouts(ir)
-    return ir, exported.verifier
+    return ir, verifier
 
 
 def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
