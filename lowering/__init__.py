@@ -94,7 +94,7 @@ def lower(
         SelfCheckFailed: the runtime fails on the example inputs, or gives something else than the eager program.
         RuleBroken: it holds something that the target's runtime is known to get wrong, and is withheld.
     """
-    from lowering.targets import get_target
+    from lowering.targets import get_target, require_external_weights
 
     chosen = get_target(target).configured(options)
     chosen.require()
@@ -103,7 +103,7 @@ def lower(
     if adapter not in ("external", "internal"):
         raise UnknownAdapterForm(adapter)
     if external_weights or weights_file is not None:
-        chosen.require_external_weights()
+        require_external_weights(chosen)
     if weights_file is not None:
         from lowering.weights_file import check_weights_file
 

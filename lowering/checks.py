@@ -12,7 +12,7 @@ from torch.fx import Node
 from lowering.errors import FrozenInput, InvalidProgram, KernelMissing, MethodMismatch, StateLost
 from lowering.flops import operation_name, overload_name
 from lowering.report import origin_of, source_line
-from lowering.targets.base import registered_operators
+from lowering.targets.availability import registered_operators
 from runtime_driver.format import Manifest, MethodSpec
 
 _DTYPES = {

@@ -30,14 +30,14 @@ from lowering.identity import program_id
 from lowering.lowered import Lowered
 from lowering.marks import TAG, is_marked
 from lowering.passes.base import LegalisationPass, PassRecord, run_passes
-from lowering.passes.mark_weights import MarkWeights
-from lowering.passes.split_shared_weights import SplitSharedWeights
-from lowering.passes.widen_halves import halves_in, widened
+from lowering.passes.values.mark_weights import MarkWeights
+from lowering.passes.values.split_shared_weights import SplitSharedWeights
+from lowering.passes.values.widen_halves import halves_in, widened
 from lowering.report import Report, SelfCheck, method_report
 from lowering.selfcheck import self_check, why_not
 from lowering.settled import settle, without_provenance
 from lowering.targets import Target
-from lowering.tied import weights_kept_outside
+from lowering.targets.tied import weights_kept_outside
 from lowering.weights_file import WeightsFile, move_weights
 from runtime_driver.format import Manifest
 

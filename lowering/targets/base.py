@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -16,8 +16,9 @@ from lowering.errors import (
     QuantizationNotSupported,
     TargetUnavailable,
     UnknownOption,
-    WeightsStayInside,
 )
+from lowering.targets.availability import NO_EXECUTORCH, Availability, registered_backends
+from lowering.targets.options import TargetOption
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -26,40 +27,8 @@ if TYPE_CHECKING:
     from lowering.passes.base import LegalisationPass
 
 
-@dataclass(frozen=True)
-class Availability:
-    """Whether a target can be used on this machine; if not, what is missing and how to get it.
-
-    `ready`: programs can be lowered to it here. `runs`: this machine's ExecuTorch runtime can execute them; where it
-    cannot, `runs_missing` says why and `runs_remedy` what can.
-    """
-
-    target: str
-    ready: bool
-    missing: str = ""
-    remedy: str = ""
-    runs: bool = True
-    runs_missing: str = ""
-    runs_remedy: str = ""
-
-    def __str__(self) -> str:
-        compiles = "lowers here" if self.ready else f"does not lower here: {self.missing}; {self.remedy}"
-        runs = "runs here" if self.runs else f"does not run here: {self.runs_missing}; {self.runs_remedy}"
-        return f"{self.target}: {compiles}; {runs}"
-
-
-@dataclass(frozen=True)
-class TargetOption:
-    """A keyword of `lower` that one target understands: its values, the default, and what it does."""
-
-    name: str
-    choices: tuple[str, ...]
-    default: str
-    help: str
-
-
 class Target(ABC):
-    """A place where lowered programs run. One subclass a file, one instance in the registry.
+    """A place where lowered programs run. One subclass a folder, one instance in the registry.
 
     `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
     in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
@@ -183,13 +152,6 @@ class Target(ABC):
                 f"target {self.name!r} with {_listed(self.chosen)} does not quantise; leave it out"
             )
 
-    def require_external_weights(self) -> None:
-        """Raise `WeightsStayInside` when the target's programs cannot have their weights outside."""
-        if not self.external_weights:
-            from lowering.targets import TARGETS
-
-            raise WeightsStayInside(self.name, (name for name, each in TARGETS.items() if each.external_weights))
-
     def require(self) -> None:
         """Raise `TargetUnavailable` when programs cannot be lowered to the target here."""
         state = self.availability()
@@ -210,34 +172,3 @@ class Target(ABC):
 
 def _listed(options: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
-
-
-NO_EXECUTORCH = "the executorch package is not installed"
-
-
-def registered_backends() -> frozenset[str] | None:
-    """The delegates of the installed ExecuTorch runtime; None where there is none."""
-    return _registered("_get_registered_backend_names")
-
-
-def registered_operators() -> frozenset[str] | None:
-    """The operators for which the installed ExecuTorch runtime has kernels; None where there is no runtime."""
-    return _registered("_get_operator_names")
-
-
-def _registered(listing: str) -> frozenset[str] | None:
-    try:
-        from executorch.extension.pybindings import portable_lib
-    except ImportError:
-        return None
-    # Asked for each time: a library that is loaded later brings more.
-    return frozenset(getattr(portable_lib, listing)())
-
-
-def executorch_availability(target: str) -> Availability:
-    """Ready when the `executorch` package can be found."""
-    from importlib.util import find_spec
-
-    if find_spec("executorch") is None:
-        return Availability(target, False, NO_EXECUTORCH, 'pip install "mobizo[executorch]"')
-    return Availability(target, True)

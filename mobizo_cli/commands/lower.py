@@ -147,7 +147,7 @@ def _check_target(
     target: str, options: dict[str, str], calibrate: Path | None, quantize: str | None, external_weights: bool
 ) -> None:
     """Before minutes of compiling, not after."""
-    from lowering.targets import get_target
+    from lowering.targets import get_target, require_external_weights
 
     chosen = get_target(target).configured(options)
     if chosen.quantizes and calibrate is None:
@@ -157,7 +157,7 @@ def _check_target(
     chosen.check_quantize(quantize)
     chosen.require()
     if external_weights:
-        chosen.require_external_weights()
+        require_external_weights(chosen)
 
 
 def _batches(path: Path, built: Built, size: int, count: int) -> list[Any]:

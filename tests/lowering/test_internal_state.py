@@ -12,11 +12,12 @@ from torch.export import ExportedProgram
 
 import lowering
 import mobizo_passes as mz
-from lowering import pipelines, stages
+from lowering import stages
 from lowering.checks import check_state
 from lowering.editor import ProgramEditor
 from lowering.errors import StateLost
 from lowering.passes.base import run_passes
+from lowering.targets.xnnpack.pipeline import PASSES
 from tests.models import case
 from tests.passes.contract import Tiny, rows
 
@@ -62,7 +63,7 @@ def test_a_buffer_inside_the_delegate_is_refused() -> None:
 
 def test_a_legalised_program_keeps_its_buffer_outside() -> None:
     program = exported(writes=True)
-    legal, _ = run_passes(program, pipelines.XNNPACK)
+    legal, _ = run_passes(program, PASSES)
     after = partitioned(legal)
     assert any("executorch_call_delegate" in str(node.target) for node in after.graph.nodes)
     check_state("step", program, after, STATE)

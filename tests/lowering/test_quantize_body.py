@@ -13,10 +13,10 @@ from torch import Tensor
 import lowering
 import mobizo_passes as mz
 from lowering.calibration import SPREAD, Calibration, digest_of
-from lowering.passes.quantize_body import QuantizeBody
+from lowering.passes.values.quantize_body import QuantizeBody
 from lowering.stages import legalise
 from lowering.targets import get_target
-from lowering.targets.htp_partitioner import body_of
+from lowering.targets.qnn.partitioner import body_of
 from runtime_driver.format import Manifest
 from tests.lowering.passkit import Fn, rewrite
 from tests.models import Mlp, cross_entropy, integers, random, seeded

@@ -11,7 +11,7 @@ import mobizo_passes as mz
 from lowering.errors import InvalidOption, TargetNameTaken, UnknownOption
 from lowering.identity import program_id
 from lowering.targets import TARGETS, Target, TargetOption, base, get_target, register
-from lowering.targets.base import Availability, executorch_availability
+from lowering.targets.availability import Availability, executorch_availability
 from tests.lowering.small import Program
 from tests.models import Lora, cross_entropy, integers, random, seeded
 
@@ -29,9 +29,9 @@ class DummyTarget(Target):
 
     @property
     def passes(self):
-        from lowering import pipelines
+        from lowering.targets.portable.pipeline import PASSES
 
-        return pipelines.PORTABLE
+        return PASSES
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> None:
         return None

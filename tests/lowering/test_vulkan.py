@@ -133,10 +133,10 @@ def test_a_lowered_program_says_what_it_is(program, tmp_path):
 
 
 def test_a_broken_rule_withholds_the_program(program, monkeypatch):
-    from lowering.targets import vulkan_partitioner
+    from lowering.targets.vulkan import partitioner
 
     # As if the partitioner trusted ExecuTorch's own judgement.
-    monkeypatch.setattr(vulkan_partitioner, "why_not", lambda node: None)
+    monkeypatch.setattr(partitioner, "why_not", lambda node: None)
     with pytest.raises(lowering.RuleBroken, match=r"method 'step': executorch_call_delegate\w*, operator \d+ "):
         lowering.lower(program, target="vulkan")
 

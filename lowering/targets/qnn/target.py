@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lowering.errors import LoweringFailed, TargetUnavailable
 from lowering.quiet import CapturedOutput, captured_output
-from lowering.targets.base import Availability, Target, TargetOption, executorch_availability
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.base import Target
+from lowering.targets.options import TargetOption
 from runtime_driver.backends import qnn as qnn_host
 
 if TYPE_CHECKING:
@@ -94,20 +96,18 @@ class QnnTarget(Target):
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
-        from lowering import pipelines
+        from lowering.targets.qnn.pipeline import PASSES
 
-        return {"fp16": pipelines.QNN, "16a8w": pipelines.QNN_16A8W, "8a8w": pipelines.QNN_8A8W}[
-            self.chosen["precision"]
-        ]
+        return PASSES[self.chosen["precision"]]
 
     @property
     def quantizes(self) -> bool:
         return self.chosen["precision"] != "fp16"
 
     def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[LegalisationPass]:
-        from lowering.passes.copy_views import CopyViews
-        from lowering.passes.quantize_body import QuantizeBody
-        from lowering.targets.htp_partitioner import body_of
+        from lowering.passes.forms.copy_views import CopyViews
+        from lowering.passes.values.quantize_body import QuantizeBody
+        from lowering.targets.qnn.partitioner import body_of
 
         def body(calls: list[Node]) -> list[Node]:
             return list(body_of(calls)[0])
@@ -134,12 +134,12 @@ class QnnTarget(Target):
 
     @property
     def kept_whole(self) -> tuple[Any, ...]:
-        from lowering.targets.htp_partitioner import WHOLE
+        from lowering.targets.qnn.partitioner import WHOLE
 
         return WHOLE
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
-        from lowering.targets.htp_partitioner import HtpPartitioner
+        from lowering.targets.qnn.partitioner import HtpPartitioner
 
         return HtpPartitioner(method, self._compile_specs())
 

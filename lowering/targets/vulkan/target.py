@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lowering.targets.base import Availability, Target, TargetOption, executorch_availability
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.base import Target
+from lowering.targets.options import TargetOption
+from lowering.targets.vulkan import BACKEND, NAME
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -22,8 +25,8 @@ class VulkanTarget(Target):
     what is outside of the delegate computes in float32.
     """
 
-    name = "vulkan"
-    backend = "VulkanBackend"
+    name = NAME
+    backend = BACKEND
     runtime = (
         "build ExecuTorch's runtime from source with -DEXECUTORCH_BUILD_VULKAN=ON, for Android or for a desktop with a "
         "Vulkan driver; no wheel on PyPI has it"
@@ -45,23 +48,23 @@ class VulkanTarget(Target):
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
-        from lowering import pipelines
+        from lowering.targets.vulkan.pipeline import PASSES
 
-        return pipelines.VULKAN_FP16 if self.chosen["precision"] == "fp16" else pipelines.VULKAN
+        return PASSES[self.chosen["precision"]]
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         with _quiet_import():
-            from lowering.targets.vulkan_partitioner import GuardedPartitioner
+            from lowering.targets.vulkan.partitioner import GuardedPartitioner
 
         return GuardedPartitioner(force_fp16=self.chosen["precision"] == "fp16", outside=outside)
 
     def surroundings(self) -> AbstractContextManager[None]:
-        from lowering.targets.vulkan_partitioner import tried_fusions_only
+        from lowering.targets.vulkan.partitioner import tried_fusions_only
 
         return tried_fusions_only()
 
     def check(self, method: str, partitioned: ExportedProgram) -> None:
-        from lowering.checkers.vulkan import check_delegates
+        from lowering.targets.vulkan.checker import check_delegates
 
         check_delegates(method, partitioned)
 

@@ -19,14 +19,13 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
-from lowering.flops import flops_of, operation_name, overload_name
-from lowering.prologue import prologue_of
+from lowering.flops import operation_name, overload_name
 from lowering.settled import KEPT_WHOLE
-from lowering.tied import parameter_of
+from lowering.targets.partitions import MIN_FLOPS, TIED, alone, in_prologue, prologue_of, worthwhile, wrong_dtype
+from lowering.targets.tied import parameter_of
 
 _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
 _FLOAT = (torch.float32, torch.float16)
-_IN_PROLOGUE = "XNNPACK could take it, but it feeds a node outside that feeds the body: it would split the partition"
 
 # Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen,
 # each of which retraces the partition: a third of the whole lowering time. What the others do (fused activations and
@@ -70,10 +69,10 @@ class ProductPartitioner(XnnpackPartitioner):
 
     A partition costs about a second of lowering and two tensor copies per call; the elementwise remainders around the
     noise and the update run as fast on ExecuTorch's own kernels. After `partition`, `reasons` says of each node left
-    behind, by name, why. `outside` are FQNs of weights whose `linear`s are left out (see `lowering.tied`).
+    behind, by name, why. `outside` are FQNs of weights whose `linear`s are left out (see `lowering.targets.tied`).
     """
 
-    def __init__(self, min_flops: int = 100_000, outside: frozenset[str] = frozenset()) -> None:
+    def __init__(self, min_flops: int = MIN_FLOPS, outside: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.min_flops = min_flops
         self.outside = outside
@@ -95,23 +94,15 @@ class ProductPartitioner(XnnpackPartitioner):
         groups = super().get_matched_nodes_from_configs(ep)
         groups = [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
         prologue = prologue_of(ep.graph, {node for group in groups for node in group})
-        self.reasons.update((node.name, _IN_PROLOGUE) for node in prologue)
+        self.reasons.update((node.name, in_prologue("XNNPACK")) for node in prologue)
         return [group for group in groups if prologue.isdisjoint(group)]
 
     def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
         return operation_name(node) == "linear" and parameter_of(ep, node.args[1]) in self.outside
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
-        kept: list[Partition] = []
-        small: set[str] = set()
-        weighed = [(sum(flops_of(node) for node in each.nodes), each) for each in super().generate_partitions(ep)]
-        # In a model so small that nothing reaches the limit, its largest partition is its body.
-        limit = min(self.min_flops, max((flops for flops, _ in weighed), default=0) or self.min_flops)
-        for flops, partition in weighed:
-            if flops >= limit:
-                kept.append(partition)
-            else:
-                small.update(node.name for node in partition.nodes)
+        kept, others = worthwhile(super().generate_partitions(ep), self.min_flops)
+        small = {node.name for partition in others for node in partition.nodes}
         if all(self._plain(node) for partition in kept for node in partition.nodes):
             self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [_PLAIN_GRAPH])
         taken = {node.name for partition in kept for node in partition.nodes}
@@ -132,10 +123,10 @@ class ProductPartitioner(XnnpackPartitioner):
 
     def _reason(self, node: Node, ep: ExportedProgram, small: bool) -> str:
         if self._reads_outside(node, ep):
-            return "its weight is also an embedding table, which ExecuTorch's own kernels read: one copy serves both"
+            return TIED
         if small:
-            return "XNNPACK could take it, but only as a partition of its own without a matrix product: not worth one"
-        wrong = _wrong_dtype(node)
+            return alone("XNNPACK")
+        wrong = wrong_dtype(node, _FLOAT)
         if wrong is not None:
             return f"XNNPACK has no {wrong} kernels"
         target: Any = node.target
@@ -148,11 +139,3 @@ class ProductPartitioner(XnnpackPartitioner):
             return "XNNPACK could take it, but no partition could hold it without a cycle"
         stated = next((explainer.reason for explainer in _EXPLAINERS if explainer.node is node), "")
         return f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
-
-
-def _wrong_dtype(node: Node) -> str | None:
-    values = [node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.dtype not in _FLOAT:
-            return str(value.dtype).removeprefix("torch.")
-    return None

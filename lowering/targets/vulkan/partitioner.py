@@ -20,19 +20,25 @@ from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 
 from lowering.flops import flops_of, operation_name, overload_name
-from lowering.prologue import prologue_of
-from lowering.rules.vulkan import why_not
-from lowering.tied import parameter_of
+from lowering.targets.partitions import (
+    MIN_FLOPS,
+    TIED,
+    alone,
+    downstream,
+    in_prologue,
+    prologue_of,
+    upstream,
+    worthwhile,
+)
+from lowering.targets.tied import parameter_of
+from lowering.targets.vulkan.operators import why_not
 
-_IN_PROLOGUE = "Vulkan could take it, but it feeds a node outside that feeds the body: it would split the partition"
 _IN_EPILOGUE = "it comes after the last matrix product: the loss is computed in float32, outside of a float16 delegate"
 _IN_FLOAT32 = (
     "no matrix product leads to it: noise, perturbed tensors and masks are made in float32, outside of a float16 "
     "delegate, which would hand them back rounded"
 )
-_ALONE = "Vulkan could take it, but only as a partition of its own without a matrix product: not worth one"
 _TRIED_FUSIONS = ("rms_norm",)
-_TIED = "its weight is also an embedding table, which ExecuTorch's own kernels read: one copy serves both"
 
 
 @contextmanager
@@ -57,12 +63,12 @@ class GuardedPartitioner(Partitioner):
     """Delegates partitions that hold matrix products of at least `min_flops`, or the largest one, in tried operators.
 
     After `partition`, `reasons` says of each node left behind, by name, why. `outside` are FQNs of weights whose
-    `linear`s are left out (see `lowering.tied`). State stays outside, as input and output of the delegate: the runtime
-    fails on buffers that it is to write, or reads stale ones.
+    `linear`s are left out (see `lowering.targets.tied`). State stays outside, as input and output of the delegate: the
+    runtime fails on buffers that it is to write, or reads stale ones.
     """
 
     def __init__(
-        self, force_fp16: bool = False, min_flops: int = 100_000, outside: frozenset[str] = frozenset()
+        self, force_fp16: bool = False, min_flops: int = MIN_FLOPS, outside: frozenset[str] = frozenset()
     ) -> None:
         self.force_fp16 = force_fp16
         self.min_flops = min_flops
@@ -97,11 +103,7 @@ class GuardedPartitioner(Partitioner):
         exact = _before_products(graph, supported) if self.force_fp16 else set()
         support.left = prologue | epilogue | exact
         partitioner = CapabilityBasedPartitioner(program.graph_module, support, allows_single_node_partition=True)
-        proposed = partitioner.propose_partitions()
-        weighed = [(sum(flops_of(node) for node in each.nodes), each) for each in proposed]
-        # In a model so small that nothing reaches the limit, its largest partition is its body.
-        limit = min(self.min_flops, max((flops for flops, _ in weighed), default=0) or self.min_flops)
-        kept = [each for flops, each in weighed if flops >= limit]
+        kept, _ = worthwhile(partitioner.propose_partitions(), self.min_flops)
         taken = {node for each in kept for node in each.nodes}
         for node in graph.nodes:
             if node.op != "call_function" or node in taken:
@@ -113,9 +115,9 @@ class GuardedPartitioner(Partitioner):
                     if node in exact
                     else _IN_EPILOGUE
                     if node in epilogue
-                    else _IN_PROLOGUE
+                    else in_prologue("Vulkan")
                     if node in prologue
-                    else _ALONE
+                    else alone("Vulkan")
                 )
             self.reasons[node.name] = stated
         return kept
@@ -136,7 +138,7 @@ class _Support(VulkanSupportedOperators):
         if node in self.left or node.op != "call_function" or node in self.reasons:
             return False
         if operation_name(node) == "linear" and parameter_of(self.program, node.args[1]) in self.outside:
-            self.reasons[node] = _TIED
+            self.reasons[node] = TIED
             return False
         reason = why_not(node)
         if reason is not None:
@@ -150,17 +152,11 @@ class _Support(VulkanSupportedOperators):
 
 def _before_products(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes that no product leads to: rounded, the noise would differ between `step` and `apply`."""
-    after: set[Node] = set()
-    for node in graph.nodes:
-        if flops_of(node) or any(source in after for source in node.all_input_nodes):
-            after.add(node)
-    return {node for node in supported if node not in after}
+    products = {node for node in graph.nodes if flops_of(node)}
+    return supported - products - downstream(graph.nodes, products)
 
 
 def _after_products(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes that lead to no product."""
-    before: set[Node] = set()
-    for node in reversed(graph.nodes):
-        if any(user in before or flops_of(user) for user in node.users):
-            before.add(node)
-    return {node for node in supported if node not in before and not flops_of(node)}
+    products = {node for node in graph.nodes if flops_of(node)}
+    return supported - products - upstream(list(graph.nodes), products)

@@ -16,8 +16,8 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
     VkTensor,
 )
 
-from lowering.checkers.vulkan_graph import Graph
-from lowering.rules.vulkan import LOOK_UPS, MAX_LINEAR_RANK, MAX_RANK, MAX_ROWS, SERIALISED
+from lowering.targets.vulkan.graph import Graph
+from lowering.targets.vulkan.operators import LOOK_UPS, MAX_LINEAR_RANK, MAX_RANK, MAX_ROWS, SERIALISED
 
 _INTEGERS = (VkDataType.INT8, VkDataType.UINT8, VkDataType.INT32, VkDataType.INT64)
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lowering.targets.base import Availability, Target, executorch_availability
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.base import Target
 
 if TYPE_CHECKING:
     from lowering.passes.base import LegalisationPass
@@ -22,9 +23,9 @@ class PortableTarget(Target):
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
-        from lowering import pipelines
+        from lowering.targets.portable.pipeline import PASSES
 
-        return pipelines.PORTABLE
+        return PASSES
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         return None

@@ -13,11 +13,11 @@ from executorch.backends.vulkan.serialization.vulkan_graph_serialize import (
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.checkers.vulkan_graph import Graph
-from lowering.checkers.vulkan_rules import RULES
 from lowering.errors import RuleBroken
 from lowering.flops import operation_name
-from lowering.targets.vulkan import VulkanTarget
+from lowering.targets.vulkan import BACKEND, NAME
+from lowering.targets.vulkan.graph import Graph
+from lowering.targets.vulkan.rules import RULES
 
 
 def check_delegates(method: str, partitioned: ExportedProgram) -> None:
@@ -30,7 +30,7 @@ def check_delegates(method: str, partitioned: ExportedProgram) -> None:
     for call, module in _delegates(partitioned):
         written = sorted(module.original_module.graph_signature.buffers_to_mutate.values())
         if written:
-            raise RuleBroken(VulkanTarget.name, method, f"{call.name}, buffer {written[0]}", STATE_OUTSIDE)
+            raise RuleBroken(NAME, method, f"{call.name}, buffer {written[0]}", STATE_OUTSIDE)
         check_graph(method, call.name, read(module.processed_bytes))
 
 
@@ -44,7 +44,7 @@ def check_signature(method: str, program: ExportedProgram) -> None:
     written = {fqn.replace(".", "_") for fqn in signature.buffers_to_mutate.values()}
     for name in signature.user_inputs:
         if str(name) in written:
-            raise RuleBroken(VulkanTarget.name, method, f"input {name}", INPUT_NAMED_AS_BUFFER)
+            raise RuleBroken(NAME, method, f"input {name}", INPUT_NAMED_AS_BUFFER)
 
 
 def check_graph(method: str, call: str, graph: VkGraph) -> None:
@@ -55,7 +55,7 @@ def check_graph(method: str, call: str, graph: VkGraph) -> None:
     """
     for rule in RULES:
         for where in rule.broken(Graph(graph)):
-            raise RuleBroken(VulkanTarget.name, method, f"{call}, {where}", f"{rule.name}: {rule.why}")
+            raise RuleBroken(NAME, method, f"{call}, {where}", f"{rule.name}: {rule.why}")
 
 
 def read(blob: bytes) -> VkGraph:
@@ -72,5 +72,5 @@ def _delegates(program: ExportedProgram) -> Iterator[tuple[Node, Any]]:
         if operation_name(node) == "executorch_call_delegate":
             target: Any = node.args[0]
             module = getattr(program.graph_module, target.target)
-            if module.backend_id == VulkanTarget.backend:
+            if module.backend_id == BACKEND:
                 yield node, module

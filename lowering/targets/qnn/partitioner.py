@@ -18,6 +18,7 @@ from lowering.errors import OperatorNotTaken
 from lowering.flops import flops_of, operation_name, overload_name
 from lowering.report import origin_of, source_line
 from lowering.settled import KEPT_WHOLE
+from lowering.targets.partitions import downstream, tensors_of, upstream, wrong_dtype
 
 _TAG = "qnn_0"
 _BEFORE = "before the first matrix product: noise, perturbation and embedding stay in float32 and integers"
@@ -73,7 +74,7 @@ class HtpPartitioner(Partitioner):
 
     def _check_whole(self, calls: list[Node], taken: set[Node]) -> None:
         """Raise when a node outside of the body stands between two nodes inside: it would cut the binary in two."""
-        between = _downstream(calls, taken) & _upstream(calls, taken)
+        between = downstream(calls, taken) & upstream(calls, taken)
         for node in calls:
             if node in between and node not in taken:
                 raise OperatorNotTaken(
@@ -90,14 +91,14 @@ class HtpPartitioner(Partitioner):
 def body_of(calls: Sequence[Node], wide: int = WIDE) -> tuple[dict[Node, None], dict[str, str]]:
     """What of a method's calls the binary computes, in order; and of each other call, by name, why not."""
     products = {node for node in calls if flops_of(node) or operation_name(node) in _NORMS}
-    after = _downstream(calls, products)
+    after = downstream(calls, products)
     ends = products | {node for node in after if _is_wide_softmax(node, wide)}
-    before = _upstream(calls, ends)
+    before = upstream(calls, ends)
     body: dict[Node, None] = {}
     reasons: dict[str, str] = {}
     for node in calls:
         inside = (node in products or node in after) and (node in ends or node in before)
-        wrong = _wrong_dtype(node)
+        wrong = wrong_dtype(node, (torch.float32,))
         if inside and wrong is None:
             body[node] = None
         elif wrong is not None:
@@ -110,7 +111,7 @@ def body_of(calls: Sequence[Node], wide: int = WIDE) -> tuple[dict[Node, None], 
 
 
 def _is_wide_softmax(node: Node, wide: int) -> bool:
-    return operation_name(node) in _SOFTMAXES and _values(node)[0].shape[-1] >= wide
+    return operation_name(node) in _SOFTMAXES and tensors_of(node)[0].shape[-1] >= wide
 
 
 def _restores(node: Node, body: Container[Node]) -> bool:
@@ -118,35 +119,5 @@ def _restores(node: Node, body: Container[Node]) -> bool:
     return operation_name(node).startswith("dequantize") and all(user in body for user in node.users)
 
 
-def _downstream(calls: Sequence[Node], sources: set[Node]) -> set[Node]:
-    found: set[Node] = set()
-    for node in calls:
-        if any(each in sources or each in found for each in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _upstream(calls: Sequence[Node], sinks: set[Node]) -> set[Node]:
-    found: set[Node] = set()
-    for node in reversed(calls):
-        if any(user in sinks or user in found for user in node.users):
-            found.add(node)
-    return found
-
-
-def _values(node: Node) -> list[torch.Tensor]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return [each for each in values if isinstance(each, torch.Tensor)]
-
-
-def _wrong_dtype(node: Node) -> str | None:
-    for each in (node, *node.all_input_nodes):
-        for value in _values(each):
-            if value.dtype is not torch.float32:
-                return str(value.dtype).removeprefix("torch.")
-    return None
-
-
 def _described(node: Node) -> str:
-    return ", ".join(f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in _values(node))
+    return ", ".join(f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in tensors_of(node))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lowering.targets.base import Availability, Target, executorch_availability
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.base import Target
 
 if TYPE_CHECKING:
     from lowering.passes.base import LegalisationPass
@@ -23,11 +24,11 @@ class XnnpackTarget(Target):
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
-        from lowering import pipelines
+        from lowering.targets.xnnpack.pipeline import PASSES
 
-        return pipelines.XNNPACK
+        return PASSES
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
-        from lowering.targets.xnnpack_partitioner import ProductPartitioner
+        from lowering.targets.xnnpack.partitioner import ProductPartitioner
 
         return ProductPartitioner(outside=outside)

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from lowering.editor import ProgramEditor, shape_of
-from lowering.passes.whole_norms import written_out
+from lowering.passes.layers.whole_norms import written_out
 
 aten = torch.ops.aten
 
