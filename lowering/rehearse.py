@@ -85,7 +85,7 @@ def rehearse(
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)
     report = method_report(method, partitioned, chosen.reasons(partitioner), made[method].passes)
-    return Rehearsal(partitioned, report, chosen.chosen.get("precision") == "fp16")
+    return Rehearsal(partitioned, report, chosen.precision == "fp16")
 
 
 def _run(

@@ -66,7 +66,6 @@ class Legal:
 def lower_to(
     program: Program,
     target: Target,
-    quantize: str | None,
     application: dict[str, Any] | None,
     adapter: str,
     calibration: Sequence[Any] | None,
@@ -80,13 +79,13 @@ def lower_to(
     cores = {name: widened(core) for name, core in given.items()}
     first = (MarkWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
     # Other ranges are another program.
-    options = {**target.chosen, **({} if calibration is None else {"calibration": digest_of(calibration)})}
+    options = {**target.recorded, **({} if calibration is None else {"calibration": digest_of(calibration)})}
     manifest = Manifest.model_validate(
         {
             **described,
             "target": target.name,
-            "quantize": quantize,
             "options": options,
+            "backend": target.backend,
             "tool_versions": _tool_versions(),
             "program_id": program_id(given, described["model"]["sha256"], target.name, options),
             "application": application or {},

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lowering.errors import TargetNameTaken, UnknownTarget, WeightsStayInside
+from lowering.errors import OptionNameTaken, TargetNameTaken, UnknownTarget, WeightsStayInside
 from lowering.targets.availability import Availability
 from lowering.targets.base import Target
-from lowering.targets.options import TargetOption
+from lowering.targets.options import RESERVED, TargetOption
 from lowering.targets.portable.target import PortableTarget
 from lowering.targets.qnn.target import QnnTarget
 from lowering.targets.vulkan.target import VulkanTarget
@@ -19,7 +19,11 @@ def register(target: Target) -> Target:
 
     Raises:
         TargetNameTaken: another target has that name.
+        OptionNameTaken: an option of the target is called as a keyword that `lower` has for every target.
     """
+    for option in target.options:
+        if option.name in RESERVED:
+            raise OptionNameTaken(option.name, target.name)
     if TARGETS.setdefault(target.name, target) is not target:
         raise TargetNameTaken(target.name)
     return target

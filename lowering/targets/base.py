@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from lowering.errors import (
     InvalidCalibration,
     InvalidOption,
-    QuantizationNotSupported,
     TargetUnavailable,
     UnknownOption,
 )
@@ -30,20 +29,25 @@ if TYPE_CHECKING:
 class Target(ABC):
     """A place where lowered programs run. One subclass a folder, one instance in the registry.
 
-    `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
-    in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
+    `precisions` are what it can compute in, the default first; `options` are further keywords of `lower` that it takes.
+    `implied` names those whose default is left out of the manifest and of the program's id, so that a program that was
+    lowered before the option existed keeps its id. `backend` is the name under which its delegate registers itself in
+    ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
     table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
     `external_weights`: whether weights can be in a file outside of the program. `checks_itself`: whether a program is
     run beside its eager form before it is given out, unless the caller says otherwise; not where a simulator runs it.
     """
 
     name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     options: ClassVar[tuple[TargetOption, ...]] = ()
+    implied: ClassVar[frozenset[str]] = frozenset({"precision"})
     backend: ClassVar[str | None] = None
     runtime: ClassVar[str] = 'pip install "mobizo[executorch]"'
     small_share: ClassVar[float] = 0.01
     external_weights: ClassVar[bool] = False
     checks_itself: ClassVar[bool] = True
+    precision_help: ClassVar[str] = "What the program computes in."
     _asked: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -112,18 +116,34 @@ class Target(ABC):
         return 5 * self.loss_tolerance
 
     @property
+    def all_options(self) -> tuple[TargetOption, ...]:
+        """The precision and the target's own options."""
+        return (TargetOption("precision", self.precisions, self.precisions[0], self.precision_help), *self.options)
+
+    @property
     def chosen(self) -> dict[str, str]:
-        """Every option with its value: what the caller asked for, else the default."""
-        return {option.name: self._asked.get(option.name, option.default) for option in self.options}
+        """The precision and every option with its value: what the caller asked for, else the default."""
+        return {option.name: self._asked.get(option.name, option.default) for option in self.all_options}
+
+    @property
+    def precision(self) -> str:
+        """The chosen precision."""
+        return self.chosen["precision"]
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The options as they stand in the manifest and enter the program's id."""
+        defaults = {option.name: option.default for option in self.all_options if option.name in self.implied}
+        return {name: value for name, value in self.chosen.items() if value != defaults.get(name)}
 
     def configured(self, options: Mapping[str, object]) -> Self:
-        """This target with `options` chosen; the one in the registry stays as it is.
+        """This target with `options` chosen, the precision among them; the one in the registry stays as it is.
 
         Raises:
             UnknownOption: the target has no option of that name.
             InvalidOption: it has, but not this value.
         """
-        known = {option.name: option for option in self.options}
+        known = {option.name: option for option in self.all_options}
         asked: dict[str, str] = {}
         for name, value in options.items():
             if name not in known:
@@ -134,11 +154,6 @@ class Target(ABC):
         target = copy.copy(self)
         target._asked = MappingProxyType(asked)
         return target
-
-    def check_quantize(self, quantize: str | None) -> None:
-        """Raise `QuantizationNotSupported` for a quantisation that this target cannot do."""
-        if quantize is not None:
-            raise QuantizationNotSupported(quantize, self.name)
 
     def check_calibration(self, calibration: Sequence[Any] | None) -> None:
         """Raise `InvalidCalibration` where batches are needed and missing, or given and not needed."""
@@ -171,4 +186,4 @@ class Target(ABC):
 
 
 def _listed(options: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -175,9 +175,9 @@ def test_unknown_targets_list_the_known(program):
         lowering.lower(program, target="tpu")
 
 
-def test_quantisation_is_refused(program):
-    with pytest.raises(lowering.QuantizationNotSupported, match="8da4w"):
-        lowering.lower(program, quantize="8da4w")
+def test_a_precision_that_the_target_lacks_is_refused(program):
+    with pytest.raises(lowering.InvalidOption, match=r"precision='8da4w' .*'xnnpack': expected one of fp32"):
+        lowering.lower(program, precision="8da4w")
 
 
 def test_a_target_whose_needs_are_missing_says_how_to_get_them(program, monkeypatch):

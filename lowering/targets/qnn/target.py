@@ -56,14 +56,11 @@ class QnnTarget(Target):
     backend = "QnnBackend"
     small_share = 0.0
     checks_itself = False
+    precisions = ("fp16", "16a8w", "8a8w")
+    precision_help = "What the HTP computes in: halves, or integers of 16 or 8 bits for activations and 8 for weights."
+    implied = frozenset()
     options = (
         TargetOption("soc", SOCS, "SM8650", "The chip that the program is compiled for."),
-        TargetOption(
-            "precision",
-            ("fp16", "16a8w", "8a8w"),
-            "fp16",
-            "What the HTP computes in: halves, or integers of 16 or 8 bits for activations and 8 for weights.",
-        ),
         TargetOption(
             "weights",
             ("separate", "shared"),
@@ -92,17 +89,17 @@ class QnnTarget(Target):
     @property
     def loss_tolerance(self) -> float:
         """Ten times what was seen on the simulator: it is to find what is broken, not what is coarse."""
-        return {"fp16": 1e-2, "16a8w": 0.1, "8a8w": 0.5}[self.chosen["precision"]]
+        return {"fp16": 1e-2, "16a8w": 0.1, "8a8w": 0.5}[self.precision]
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
         from lowering.targets.qnn.pipeline import PASSES
 
-        return PASSES[self.chosen["precision"]]
+        return PASSES[self.precision]
 
     @property
     def quantizes(self) -> bool:
-        return self.chosen["precision"] != "fp16"
+        return self.precision != "fp16"
 
     def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[LegalisationPass]:
         from lowering.passes.forms.copy_views import CopyViews
@@ -178,7 +175,7 @@ class QnnTarget(Target):
         from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset, QnnExecuTorchBackendType
 
         quantizer = QnnQuantizer(QnnExecuTorchBackendType.kHtpBackend, QcomChipset[self.chosen["soc"]])
-        dtype = QuantDtype[f"use_{self.chosen['precision']}"]
+        dtype = QuantDtype[f"use_{self.precision}"]
         quantizer.set_default_quant_config(dtype, is_qat=False, is_conv_per_channel=True, is_linear_per_channel=True)
         return quantizer
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lowering.targets.availability import Availability, executorch_availability
 from lowering.targets.base import Target
-from lowering.targets.options import TargetOption
 from lowering.targets.vulkan import BACKEND, NAME
 
 if TYPE_CHECKING:
@@ -32,11 +31,9 @@ class VulkanTarget(Target):
         "Vulkan driver; no wheel on PyPI has it"
     )
     small_share = 0.005
-    options = (
-        TargetOption(
-            "precision", ("fp32", "fp16"), "fp32", "what the delegate stores and computes in; inputs stay float32"
-        ),
-    )
+    precisions = ("fp32", "fp16")
+    precision_help = "What the delegate stores and computes in; inputs and outputs stay float32."
+    implied = frozenset()
 
     def availability(self) -> Availability:
         return executorch_availability(self.name)
@@ -44,19 +41,19 @@ class VulkanTarget(Target):
     @property
     def loss_tolerance(self) -> float:
         """Half precision has 11 bits: 1e-3 was seen on losses, and devices that cut instead of round double it."""
-        return 1e-2 if self.chosen["precision"] == "fp16" else super().loss_tolerance
+        return 1e-2 if self.precision == "fp16" else super().loss_tolerance
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:
         from lowering.targets.vulkan.pipeline import PASSES
 
-        return PASSES[self.chosen["precision"]]
+        return PASSES[self.precision]
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         with _quiet_import():
             from lowering.targets.vulkan.partitioner import GuardedPartitioner
 
-        return GuardedPartitioner(force_fp16=self.chosen["precision"] == "fp16", outside=outside)
+        return GuardedPartitioner(force_fp16=self.precision == "fp16", outside=outside)
 
     def surroundings(self) -> AbstractContextManager[None]:
         from lowering.targets.vulkan.partitioner import tried_fusions_only
