@@ -67,5 +67,13 @@ def _trace(node: Node, flat: list[Any], spec: Any, table: Mapping[Any, Any]) -> 
 
     with torch.no_grad():
         traced = make_fx(torch.func.functionalize(call), decomposition_table=dict(table), tracing_mode="fake")(*values)
+        if any(_writes(each) for each in traced.graph.nodes):
+            # The decomposition itself writes to what it made (that of rms_norm does): once more, without writes.
+            again = torch.func.functionalize(traced)
+            traced = make_fx(again, decomposition_table=dict(table), tracing_mode="fake")(*values)
     traced.graph.eliminate_dead_code()
     return traced
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
