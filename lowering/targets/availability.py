@@ -29,25 +29,6 @@ class Availability:
         return f"{self.target}: {compiles}; {runs}"
 
 
-def registered_backends() -> frozenset[str] | None:
-    """The delegates of the installed ExecuTorch runtime; None where there is none."""
-    return _registered("_get_registered_backend_names")
-
-
-def registered_operators() -> frozenset[str] | None:
-    """The operators for which the installed ExecuTorch runtime has kernels; None where there is no runtime."""
-    return _registered("_get_operator_names")
-
-
-def _registered(listing: str) -> frozenset[str] | None:
-    try:
-        from executorch.extension.pybindings import portable_lib
-    except ImportError:
-        return None
-    # Asked for each time: a library that is loaded later brings more.
-    return frozenset(getattr(portable_lib, listing)())
-
-
 def executorch_availability(target: str) -> Availability:
     """Ready when the `executorch` package can be found."""
     from importlib.util import find_spec

@@ -16,7 +16,8 @@ from lowering.errors import (
     TargetUnavailable,
     UnknownOption,
 )
-from lowering.targets.availability import NO_EXECUTORCH, Availability, registered_backends
+from lowering.executorch_compat.runtime import registered_backends
+from lowering.targets.availability import NO_EXECUTORCH, Availability
 from lowering.targets.options import TargetOption
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Target(ABC):
     @property
     def kept_whole(self) -> tuple[Any, ...]:
         """ATen operators that ExecuTorch must not decompose: the delegate takes them, or there is a kernel."""
-        from lowering.settled import KEPT_WHOLE
+        from lowering.executorch_compat.retracing import KEPT_WHOLE
 
         return KEPT_WHOLE
 

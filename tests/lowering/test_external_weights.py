@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import lowering
+from lowering.executorch_compat.marks import is_marked
 from lowering.lowered import Lowered
-from lowering.marks import is_marked
 from lowering.passes.base import run_passes
 from lowering.passes.values.fold_constants import FoldConstants
 from lowering.passes.values.mark_weights import MarkWeights

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor, val
-from lowering.marks import mark_like
+from lowering.executorch_compat.marks import mark_like
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.export.graph_signature import InputKind
 
 from lowering.editor import ProgramEditor
-from lowering.marks import is_marked, mark
+from lowering.executorch_compat.marks import is_marked, mark
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lowering.editor import ProgramEditor
-from lowering.marks import mark_like
+from lowering.executorch_compat.marks import mark_like
 
 aten = torch.ops.aten
 

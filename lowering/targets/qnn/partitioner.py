@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.errors import OperatorNotTaken
+from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.flops import flops_of, operation_name, overload_name
 from lowering.report import origin_of, source_line
-from lowering.settled import KEPT_WHOLE
 from lowering.targets.partitions import downstream, tensors_of, upstream, wrong_dtype
 
 _TAG = "qnn_0"

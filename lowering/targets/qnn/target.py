@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lowering.errors import LoweringFailed, TargetUnavailable
-from lowering.quiet import CapturedOutput, captured_output
+from lowering.executorch_compat.output import CapturedOutput, captured_output
 from lowering.targets.availability import Availability, executorch_availability
 from lowering.targets.base import Target
 from lowering.targets.options import TargetOption
@@ -115,18 +114,18 @@ class QnnTarget(Target):
         return QuantizeBody(body, observe, self._quantizer), CopyViews()
 
     def edge_passes(self, program: ExportedProgram) -> Sequence[Any]:
-        """QNN reads quantised values from what it calls attributes of nodes, not from nodes that round."""
         if not self.quantizes:
             return ()
-        from executorch.backends.qualcomm._passes.annotate_quant_attrs import AnnotateQuantAttrs
-        from executorch.backends.qualcomm._passes.fold_qdq import FoldQDQ
+        from lowering.executorch_compat.qnn import quantized_value_passes
 
-        return AnnotateQuantAttrs(program), FoldQDQ(program)
+        return quantized_value_passes(program)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Within, nothing is heard of what torchao and QNN's quantiser miss on this machine."""
-        with _quiet_loggers(), captured_output(CapturedOutput()):
+        from lowering.executorch_compat.qnn import quiet_loggers
+
+        with quiet_loggers(), captured_output(CapturedOutput()):
             yield
 
     @property
@@ -145,9 +144,11 @@ class QnnTarget(Target):
         """Within, ExecuTorch's QNN manager is up: it checks operators and compiles context binaries, unheard."""
         from executorch.backends.qualcomm.utils.qnn_manager_lifecycle import QnnManagerContext
 
+        from lowering.executorch_compat.qnn import quiet_loggers
+
         log = CapturedOutput()
         try:
-            with _quiet_loggers(), captured_output(log), QnnManagerContext({"step": self._compile_specs()}):
+            with quiet_loggers(), captured_output(log), QnnManagerContext({"step": self._compile_specs()}):
                 yield
         except LoweringFailed as error:
             reason = "; ".join([error.reason, *log.lines("[ERROR]")])
@@ -186,17 +187,3 @@ class QnnTarget(Target):
             raise TargetUnavailable(self.name, error.missing, error.remedy) from error
         except qnn_host.HostLibrariesUnusable as error:
             raise LoweringFailed("every method", "loading QNN's libraries", str(error)) from error
-
-
-@contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    """Within, ExecuTorch's QNN modules, which tell of every node at a level of their own, tell of warnings alone."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("executorch.backends.qualcomm")]
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

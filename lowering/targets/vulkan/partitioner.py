@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 
+from lowering.executorch_compat.vulkan import only_fusions
 from lowering.flops import flops_of, operation_name, overload_name
 from lowering.targets.partitions import (
     MIN_FLOPS,
@@ -38,25 +39,12 @@ _IN_FLOAT32 = (
     "no matrix product leads to it: noise, perturbed tensors and masks are made in float32, outside of a float16 "
     "delegate, which would hand them back rounded"
 )
-_TRIED_FUSIONS = ("rms_norm",)
 
 
-@contextmanager
-def tried_fusions_only() -> Iterator[None]:
-    """Within, ExecuTorch's Vulkan stage fuses RMS norms and nothing else.
-
-    Its fused rotary embeddings are not among the operators tried; looking for them exports their patterns anew for
-    every partition, half of the lowering time.
-    """
-    patterns = vk_patterns.fusable_patterns
-    kept = dict(patterns)
-    patterns.clear()
-    patterns.update({name: kept[name] for name in _TRIED_FUSIONS})
-    try:
-        yield
-    finally:
-        patterns.clear()
-        patterns.update(kept)
+def tried_fusions_only() -> AbstractContextManager[None]:
+    """Within, ExecuTorch's Vulkan stage fuses RMS norms and nothing else: its fused rotary embeddings are not among
+    the operators tried."""
+    return only_fusions("rms_norm")
 
 
 class GuardedPartitioner(Partitioner):
@@ -79,7 +67,7 @@ class GuardedPartitioner(Partitioner):
         self.delegation_spec: DelegationSpec = VulkanPartitioner(options).delegation_spec
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
-        """None beyond those that the whole lowering keeps (see `settled`): one left outside is no fault."""
+        """None beyond those that the whole lowering keeps (see `KEPT_WHOLE`): one left outside is no fault."""
         return [], None
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:

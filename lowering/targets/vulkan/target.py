@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from lowering.executorch_compat.vulkan import quiet_import
 from lowering.targets.availability import Availability, executorch_availability
 from lowering.targets.base import Target
 from lowering.targets.vulkan import BACKEND, NAME
@@ -50,13 +50,14 @@ class VulkanTarget(Target):
         return PASSES[self.precision]
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
-        with _quiet_import():
+        with quiet_import():
             from lowering.targets.vulkan.partitioner import GuardedPartitioner
 
         return GuardedPartitioner(force_fp16=self.precision == "fp16", outside=outside)
 
     def surroundings(self) -> AbstractContextManager[None]:
-        from lowering.targets.vulkan.partitioner import tried_fusions_only
+        with quiet_import():
+            from lowering.targets.vulkan.partitioner import tried_fusions_only
 
         return tried_fusions_only()
 
@@ -64,12 +65,3 @@ class VulkanTarget(Target):
         from lowering.targets.vulkan.checker import check_delegates
 
         check_delegates(method, partitioned)
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """ExecuTorch's Vulkan modules, when imported, let the root logger report every node."""
-    root = logging.getLogger()
-    level = root.level
-    yield
-    root.setLevel(level)

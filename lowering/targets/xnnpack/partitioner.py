@@ -5,34 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.config import (
-    gemm_configs,
-    generic_node_configs,
-    node_configs,
-    xnnpack_config,
-)
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
-from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
+from lowering.executorch_compat.retracing import KEPT_WHOLE
+from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
 from lowering.flops import operation_name, overload_name
-from lowering.settled import KEPT_WHOLE
 from lowering.targets.partitions import MIN_FLOPS, TIED, alone, in_prologue, prologue_of, worthwhile, wrong_dtype
 from lowering.targets.tied import parameter_of
 
-_EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
 _FLOAT = (torch.float32, torch.float16)
 
-# Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen,
-# each of which retraces the partition: a third of the whole lowering time. What the others do (fused activations and
-# batch norms, long concatenations, channels-last convolutions, clones, quantisation) does not occur among the operators
-# below.
-# The runtime does not read it. Should a later ExecuTorch drop it, the passes run, with the same result.
-_PLAIN_GRAPH = CompileSpec("dqlinear_partitioner", b"")
+# What XNNPACK's serializer takes as it is, after one graph pass: see `executorch_compat.xnnpack.PLAIN_GRAPH`. What its
+# other passes do (fused activations and batch norms, long concatenations, channels-last convolutions, clones,
+# quantization) does not occur among these.
 _PLAIN_OPERATORS = frozenset(
     f"aten.{name}"
     for name in (
@@ -86,7 +76,7 @@ class ProductPartitioner(XnnpackPartitioner):
         """
         operators, takes = super().ops_to_not_decompose(ep)
         refused = {node.target for node in ep.graph.nodes if node.target in operators and takes and not takes(node)}
-        # The whole lowering keeps these (see `settled`), and one left outside is no fault: ExecuTorch has a kernel.
+        # The whole lowering keeps these (see `KEPT_WHOLE`), and one left outside is no fault: ExecuTorch has a kernel.
         refused.update(KEPT_WHOLE)
         return [operator for operator in operators if operator not in refused], None
 
@@ -104,7 +94,7 @@ class ProductPartitioner(XnnpackPartitioner):
         kept, others = worthwhile(super().generate_partitions(ep), self.min_flops)
         small = {node.name for partition in others for node in partition.nodes}
         if all(self._plain(node) for partition in kept for node in partition.nodes):
-            self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [_PLAIN_GRAPH])
+            self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [PLAIN_GRAPH])
         taken = {node.name for partition in kept for node in partition.nodes}
         for node in ep.graph.nodes:
             if node.op == "call_function" and node.name not in taken and node.name not in self.reasons:
@@ -133,9 +123,7 @@ class ProductPartitioner(XnnpackPartitioner):
         config: Any = self.target_partitioner_configs.get(format_target_name(target.__name__))
         if config is None:
             return f"{overload_name(node)} is not in XNNPACK's partitioner"
-        for explainer in _EXPLAINERS:
-            explainer.node = None
-        if config.check_constraints(node, ep):
+        stated = refusal_of(config, node, ep)
+        if stated is None:
             return "XNNPACK could take it, but no partition could hold it without a cycle"
-        stated = next((explainer.reason for explainer in _EXPLAINERS if explainer.node is node), "")
         return f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
