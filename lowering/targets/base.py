@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lowering.calibration import Calibration
     from lowering.passes.base import LegalisationPass
+    from lowering.report import Refusal
 
 
 class Target(ABC):
@@ -88,8 +89,8 @@ class Target(ABC):
         """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
         return nullcontext()
 
-    def reasons(self, partitioner: Any) -> dict[str, str]:
-        """Node name -> why that node was not delegated, as recorded by a used partitioner."""
+    def reasons(self, partitioner: Any) -> dict[str, Refusal]:
+        """Node name -> why that node was not delegated, as recorded by a used partitioner in its `reasons`."""
         return dict(getattr(partitioner, "reasons", {}))
 
     def check(self, method: str, partitioned: ExportedProgram) -> None:  # noqa: B027

@@ -10,21 +10,26 @@ from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.flops import flops_of
+from lowering.report import Refusal
 
 #: A partition costs a second of lowering and two tensor copies per call; below this it is not worth them.
 MIN_FLOPS = 100_000
 
-TIED = "its weight is also an embedding table, which ExecuTorch's own kernels read: one copy serves both"
+TIED = Refusal(
+    "tied-table", "its weight is also an embedding table, which ExecuTorch's own kernels read: one copy serves both"
+)
 
 
-def in_prologue(delegate: str) -> str:
-    """The reason of a node of `prologue_of`."""
-    return f"{delegate} could take it, but it feeds a node outside that feeds the body: it would split the partition"
+def in_prologue(delegate: str) -> Refusal:
+    """That of a node of `prologue_of`."""
+    why = f"{delegate} could take it, but it feeds a node outside that feeds the body: it would split the partition"
+    return Refusal("one-partition", why)
 
 
-def alone(delegate: str) -> str:
-    """The reason of a node in a partition that is not `worthwhile`."""
-    return f"{delegate} could take it, but only as a partition of its own without a matrix product: not worth one"
+def alone(delegate: str) -> Refusal:
+    """That of a node in a partition that is not `worthwhile`."""
+    why = f"{delegate} could take it, but only as a partition of its own without a matrix product: not worth one"
+    return Refusal("matrix-product", why)
 
 
 def worthwhile(partitions: Iterable[Partition], min_flops: int = MIN_FLOPS) -> tuple[list[Partition], list[Partition]]:

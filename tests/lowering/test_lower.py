@@ -123,7 +123,8 @@ def test_the_report_accounts_for_every_node(lowered):
         assert method.partitions == expected, str(report)
         assert method.total_flops > 0
     assert report.methods["apply"].partitions == 0
-    assert all(node.reason and node.op for _, node in report.nodes)
+    assert all(node.reason and node.rule and node.op for _, node in report.nodes)
+    assert all(f"{node.op} [{node.rule}]: {node.reason}" in str(report) for _, node in report.nodes)
     assert json.loads(json.dumps(report.to_dict()))["target"] == report.target
     if report.target == "xnnpack":
         step = report.methods["step"]

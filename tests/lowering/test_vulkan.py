@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import lowering
 import mobizo_passes as mz
 from lowering.rehearse import Rehearsal, nearest, rehearse, truncated
+from lowering.targets.vulkan.rules import RULES
 from runtime_driver.format.seal import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
@@ -101,6 +102,14 @@ def test_every_node_left_outside_has_a_reason(rehearsed):
     reasons = {node.op: node.reason for node in report.portable}
     assert "image limits" in reasons["aten.embedding.default"]
     assert all("no delegate" not in reason for reason in reasons.values())
+
+
+def test_rules_are_called_as_the_checker_calls_them(rehearsed):
+    ours = {"constraints", "one-partition", "matrix-product", "tied-table", "float32-loss", "float32-noise"}
+    for precision in ("fp32", "fp16"):
+        found = {node.op: node.rule for node in rehearsed(precision).report.portable}
+        assert set(found.values()) <= ours | {rule.name for rule in RULES}
+        assert found["aten.embedding.default"] == "no-embedding"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

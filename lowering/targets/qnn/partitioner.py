@@ -17,14 +17,19 @@ from torch.fx import Node
 from lowering.errors import OperatorNotTaken
 from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.flops import flops_of, operation_name, overload_name
-from lowering.report import origin_of, source_line
+from lowering.report import Refusal, origin_of, source_line
 from lowering.targets.partitions import downstream, tensors_of, upstream, wrong_dtype
 
 _TAG = "qnn_0"
-_BEFORE = "before the first matrix product: noise, perturbation and embedding stay in float32 and integers"
-_AFTER = "after the last matrix product: the losses' reduction, the projected gradients and the update stay in float32"
-_NO_PRODUCT = "the method has no matrix product"
-_REFUSED = "QNN's operator check refuses it for this SoC"
+_BEFORE = Refusal(
+    "float32-noise", "before the first matrix product: noise, perturbation and embedding stay in float32 and integers"
+)
+_AFTER = Refusal(
+    "float32-loss",
+    "after the last matrix product: the losses' reduction, the projected gradients and the update stay in float32",
+)
+_NO_PRODUCT = Refusal("matrix-product", "the method has no matrix product")
+_REFUSED = Refusal("operator", "QNN's operator check refuses it for this SoC")
 _SOFTMAXES = ("_log_softmax", "_softmax")
 _NORMS = ("rms_norm", "native_layer_norm")
 
@@ -49,7 +54,7 @@ class HtpPartitioner(Partitioner):
         self.compile_specs = compile_specs
         self.wide = wide
         self.delegation_spec = DelegationSpec(QnnBackend.__name__, compile_specs)
-        self.reasons: dict[str, str] = {}
+        self.reasons: dict[str, Refusal] = {}
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
         return list(WHOLE), None
@@ -84,25 +89,25 @@ class HtpPartitioner(Partitioner):
                     _described(node),
                     origin_of(node),
                     source_line(node),
-                    self.reasons.get(node.name, _REFUSED),
+                    self.reasons.get(node.name, _REFUSED).why,
                 )
 
 
-def body_of(calls: Sequence[Node], wide: int = WIDE) -> tuple[dict[Node, None], dict[str, str]]:
+def body_of(calls: Sequence[Node], wide: int = WIDE) -> tuple[dict[Node, None], dict[str, Refusal]]:
     """What of a method's calls the binary computes, in order; and of each other call, by name, why not."""
     products = {node for node in calls if flops_of(node) or operation_name(node) in _NORMS}
     after = downstream(calls, products)
     ends = products | {node for node in after if _is_wide_softmax(node, wide)}
     before = upstream(calls, ends)
     body: dict[Node, None] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Refusal] = {}
     for node in calls:
         inside = (node in products or node in after) and (node in ends or node in before)
         wrong = wrong_dtype(node, (torch.float32,))
         if inside and wrong is None:
             body[node] = None
         elif wrong is not None:
-            reasons[node.name] = f"{wrong} stays outside: QNN computes the floating-point body"
+            reasons[node.name] = Refusal("dtype", f"{wrong} stays outside: QNN computes the floating-point body")
         elif not products:
             reasons[node.name] = _NO_PRODUCT
         else:

@@ -21,6 +21,7 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partit
 
 from lowering.executorch_compat.vulkan import only_fusions
 from lowering.flops import flops_of, operation_name, overload_name
+from lowering.report import Refusal
 from lowering.targets.partitions import (
     MIN_FLOPS,
     TIED,
@@ -34,10 +35,14 @@ from lowering.targets.partitions import (
 from lowering.targets.tied import parameter_of
 from lowering.targets.vulkan.operators import why_not
 
-_IN_EPILOGUE = "it comes after the last matrix product: the loss is computed in float32, outside of a float16 delegate"
-_IN_FLOAT32 = (
+_IN_EPILOGUE = Refusal(
+    "float32-loss",
+    "it comes after the last matrix product: the loss is computed in float32, outside of a float16 delegate",
+)
+_IN_FLOAT32 = Refusal(
+    "float32-noise",
     "no matrix product leads to it: noise, perturbed tensors and masks are made in float32, outside of a float16 "
-    "delegate, which would hand them back rounded"
+    "delegate, which would hand them back rounded",
 )
 
 
@@ -61,7 +66,7 @@ class GuardedPartitioner(Partitioner):
         self.force_fp16 = force_fp16
         self.min_flops = min_flops
         self.outside = outside
-        self.reasons: dict[str, str] = {}
+        self.reasons: dict[str, Refusal] = {}
         # The limits of desktop drivers; larger tensors go into buffers, which every driver has.
         options = {"force_fp16": force_fp16, "small_texture_limits": True}
         self.delegation_spec: DelegationSpec = VulkanPartitioner(options).delegation_spec
@@ -120,7 +125,7 @@ class _Support(VulkanSupportedOperators):
         self.program = program
         self.outside = outside
         self.left: set[Node] = set()
-        self.reasons: dict[Node, str] = {}
+        self.reasons: dict[Node, Refusal] = {}
 
     def is_node_supported(self, submodules: Mapping[str, torch.nn.Module], node: Node) -> bool:
         if node in self.left or node.op != "call_function" or node in self.reasons:
@@ -135,7 +140,8 @@ class _Support(VulkanSupportedOperators):
         return super().is_node_supported(submodules, node)
 
     def log_skip(self, node: Node, reason: str) -> None:
-        self.reasons[node] = f"Vulkan's constraints for {overload_name(node)} refuse it: {reason}"
+        why = f"Vulkan's constraints for {overload_name(node)} refuse it: {reason}"
+        self.reasons[node] = Refusal("constraints", why)
 
 
 def _before_products(graph: Graph, supported: set[Node]) -> set[Node]:

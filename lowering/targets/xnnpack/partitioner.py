@@ -15,6 +15,7 @@ from torch.fx.passes.infra.partitioner import Partition
 from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
 from lowering.flops import operation_name, overload_name
+from lowering.report import Refusal
 from lowering.targets.partitions import MIN_FLOPS, TIED, alone, in_prologue, prologue_of, worthwhile, wrong_dtype
 from lowering.targets.tied import parameter_of
 
@@ -66,7 +67,7 @@ class ProductPartitioner(XnnpackPartitioner):
         super().__init__()
         self.min_flops = min_flops
         self.outside = outside
-        self.reasons: dict[str, str] = {}
+        self.reasons: dict[str, Refusal] = {}
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
         """The operators to keep whole: those that XNNPACK takes at every place where they occur.
@@ -111,19 +112,20 @@ class ProductPartitioner(XnnpackPartitioner):
             return len(pieces) <= 5
         return name in _PLAIN_OPERATORS
 
-    def _reason(self, node: Node, ep: ExportedProgram, small: bool) -> str:
+    def _reason(self, node: Node, ep: ExportedProgram, small: bool) -> Refusal:
         if self._reads_outside(node, ep):
             return TIED
         if small:
             return alone("XNNPACK")
         wrong = wrong_dtype(node, _FLOAT)
         if wrong is not None:
-            return f"XNNPACK has no {wrong} kernels"
+            return Refusal("dtype", f"XNNPACK has no {wrong} kernels")
         target: Any = node.target
         config: Any = self.target_partitioner_configs.get(format_target_name(target.__name__))
         if config is None:
-            return f"{overload_name(node)} is not in XNNPACK's partitioner"
+            return Refusal("operator", f"{overload_name(node)} is not in XNNPACK's partitioner")
         stated = refusal_of(config, node, ep)
         if stated is None:
-            return "XNNPACK could take it, but no partition could hold it without a cycle"
-        return f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
+            return Refusal("no-cycle", "XNNPACK could take it, but no partition could hold it without a cycle")
+        why = f"XNNPACK's constraints for {overload_name(node)} refuse it" + (f": {stated}" if stated else "")
+        return Refusal("constraints", why)
