@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
 from lowering.decompose import decompose
+from lowering.executorch_compat.operators import is_functional
 
 # Delegates take these whole; ExecuTorch has a kernel for each. A target may have more, for which it has none.
 KEPT_WHOLE = (torch.ops.aten.linear.default,)
@@ -77,4 +78,4 @@ def _needs_retrace(node: torch.fx.Node) -> bool:
     """Whether the node is not functional, or no operator of ATen's kind: it can't be replaced on its own."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
-    return not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable
+    return not is_functional(node.target)

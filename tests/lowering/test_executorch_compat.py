@@ -21,6 +21,7 @@ from lowering.errors import StateLost
 from lowering.executorch_compat import runtime
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
 from lowering.executorch_compat.marks import TAG, mark
+from lowering.executorch_compat.operators import is_functional, schema_of, writes
 from lowering.executorch_compat.output import CapturedOutput, captured_output
 from lowering.executorch_compat.retracing import KEPT_WHOLE, settle, without_provenance
 from lowering.executorch_compat.vulkan import only_fusions, quiet_import
@@ -246,6 +247,20 @@ def test_the_runtime_lists_what_it_has():
     assert backends and "XnnpackBackend" in backends and operators and "aten::add.out" in operators, (  # noqa: PT018
         "ExecuTorch's runtime lists its backends and kernels elsewhere than in `portable_lib."
         "_get_registered_backend_names` and `_get_operator_names`: change `executorch_compat.runtime`"
+    )
+
+
+def test_schemas_of_operators():
+    edge = edge_of(exported(), partitioned=False).exported_program()
+    names = [str(schema_of(node.target).name) for node in edge.graph.nodes if node.op == "call_function"]
+    assert names == ["aten::linear"], (
+        f"the schema of an edge operator is elsewhere than in `_op._schema`: found {names}; change "
+        "`executorch_compat.operators.schema_of`, on which FLOPs and every report rest"
+    )
+    add = torch.ops.aten
+    assert is_functional(add.add.Tensor) and writes(add.add_.Tensor) and not writes(add.add.Tensor), (  # noqa: PT018
+        "torch tells elsewhere than in `OpOverload._schema.is_mutable` whether an operator writes: change "
+        "`executorch_compat.operators`"
     )
 
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor, val
 from lowering.executorch_compat.marks import mark_like
+from lowering.executorch_compat.operators import is_functional
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -71,9 +72,10 @@ def _content_key(value: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _is_pure(node: Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), torch.Tensor):
+    if not is_functional(node.target) or not isinstance(node.meta.get("val"), torch.Tensor):
         return False
-    return _RANDOM not in node.target.tags and not node.target._schema.is_mutable
+    target: Any = node.target
+    return _RANDOM not in target.tags
 
 
 def _bytes(node: Node) -> int:
