@@ -80,6 +80,22 @@ def test_defaults_enter_a_program_s_id_as_they_always_did(name):
     assert get_target(name).recorded == RECORDED[name]
 
 
+OFFERED = [
+    (name, option.name, value)
+    for name, target in TARGETS.items()
+    for option in target.all_options
+    for value in option.choices
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), OFFERED)
+def test_what_is_offered_is_accepted(name, option, value):
+    target = get_target(name).configured({option: value})
+    assert target.chosen[option] == value
+    assert target.passes
+    assert target.loss_tolerance > 0
+
+
 def test_an_option_that_came_later_changes_no_id_by_its_default(dummy):
     assert get_target("dummy").recorded == {"speed": "slow"}
     later = type("Later", (DummyTarget,), {"name": "later", "implied": frozenset({"precision", "speed"})})()
