@@ -252,13 +252,14 @@ def test_the_runtime_lists_what_it_has():
 
 def test_schemas_of_operators():
     edge = edge_of(exported(), partitioned=False).exported_program()
-    names = [str(schema_of(node.target).name) for node in edge.graph.nodes if node.op == "call_function"]
+    schemas = [schema_of(node.target) for node in edge.graph.nodes if node.op == "call_function"]
+    names = [None if each is None else each.name for each in schemas]
     assert names == ["aten::linear"], (
         f"the schema of an edge operator is elsewhere than in `_op._schema`: found {names}; change "
         "`executorch_compat.operators.schema_of`, on which FLOPs and every report rest"
     )
-    add = torch.ops.aten
-    assert is_functional(add.add.Tensor) and writes(add.add_.Tensor) and not writes(add.add.Tensor), (  # noqa: PT018
+    aten = torch.ops.aten
+    assert is_functional(aten.add.Tensor) and writes(aten.add_.Tensor) and not writes(aten.add.Tensor), (  # noqa: PT018
         "torch tells elsewhere than in `OpOverload._schema.is_mutable` whether an operator writes: change "
         "`executorch_compat.operators`"
     )
