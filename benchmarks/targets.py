@@ -73,9 +73,9 @@ def settings(only: list[str]) -> Iterator[Setting]:
     for name, target in TARGETS.items():
         if (only and name not in only) or not target.availability().ready:
             continue
-        precisions = next((option.choices for option in target.options if option.name == "precision"), ())
-        yield from (Setting(name, {"precision": each}) for each in precisions)
-        if not precisions:
+        if len(target.precisions) > 1:
+            yield from (Setting(name, {"precision": each}) for each in target.precisions)
+        else:
             yield Setting(name, {})
 
 

@@ -25,8 +25,8 @@ from lowering.errors import (
     MethodMismatch,
     NonFiniteExample,
     OperatorNotTaken,
+    OptionNameTaken,
     OutputNotOurs,
-    QuantizationNotSupported,
     RuleBroken,
     SelfCheckFailed,
     StateLost,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def lower(
     program: Program,
     target: str = "xnnpack",
-    quantize: str | None = None,
+    precision: str | None = None,
     application: dict[str, Any] | None = None,
     adapter: str = "external",
     calibration: Sequence[Any] | None = None,
@@ -62,12 +62,13 @@ def lower(
     Args:
         program: a `mobizo_passes.TrainingProgram` (or anything with its `core`, `manifest` and adapter methods).
         target: `"xnnpack"` (CPU), `"vulkan"` (GPU), `"qnn"` (Qualcomm NPU) or `"portable"`; see `available()`.
-        quantize: None; other values are refused in this version.
+        precision: what the program computes in, `"fp32"`, `"fp16"`, `"16a8w"` (activations of 16 bits, weights of 8)
+            or `"8a8w"`; each target has a list of its own, `Target.precisions`. None: the target's default.
         application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
         adapter: `"external"`: the step takes the adapter and returns it. `"internal"`: the step holds it, from the
             initial one on, and writes it at every call (the paper's form; see ADR 6 for what that gives up).
         calibration: batches, as `program.step` takes them, on which the ranges of a quantised program are measured;
-            `precision="16a8w"` and `"8a8w"` of `"qnn"` want it, and nothing else does.
+            precisions in integers want it, and nothing else does.
         external_weights: the model's frozen weights go to a file of their own, which `save("model.pte")` writes as
             `model.ptd`. Programs of the same model and target write the same file and can share one; see ADR 10.
         weights_file: the .ptd of another program: the weights that are in it are left out of this one, the others (a
@@ -75,12 +76,11 @@ def lower(
         check: whether every method is run once on the example inputs, in the target's runtime and in eager PyTorch, and
             the results compared; about two steps' time. None: where that runtime is at hand and no simulator; the
             report says what was compared, or why nothing was. See ADR 15.
-        options: what the target alone understands, such as `precision="fp16"` for `"vulkan"`; see `Target.options`.
+        options: what the target alone understands, such as `soc="SM8750"` for `"qnn"`; see `Target.options`.
 
     Raises:
         UnknownTarget, TargetUnavailable: the target cannot be used.
-        UnknownOption, InvalidOption: the target has no such option, or not this value of it.
-        QuantizationNotSupported: `quantize` is not None.
+        UnknownOption, InvalidOption: the target has no such option, or not this value or precision.
         InvalidCalibration: `calibration` is missing, not wanted, or does not fit the program.
         UnknownAdapterForm: `adapter` is neither.
         WeightsStayInside: external weights, for a target that cannot have them.
@@ -94,16 +94,15 @@ def lower(
         SelfCheckFailed: the runtime fails on the example inputs, or gives something else than the eager program.
         RuleBroken: it holds something that the target's runtime is known to get wrong, and is withheld.
     """
-    from lowering.targets import get_target
+    from lowering.targets import get_target, require_external_weights
 
-    chosen = get_target(target).configured(options)
+    chosen = get_target(target).configured(options if precision is None else {"precision": precision, **options})
     chosen.require()
-    chosen.check_quantize(quantize)
     chosen.check_calibration(calibration)
     if adapter not in ("external", "internal"):
         raise UnknownAdapterForm(adapter)
     if external_weights or weights_file is not None:
-        chosen.require_external_weights()
+        require_external_weights(chosen)
     if weights_file is not None:
         from lowering.weights_file import check_weights_file
 
@@ -111,7 +110,7 @@ def lower(
     from lowering.stages import lower_to
 
     outside = external_weights if weights_file is None else Path(weights_file)
-    return lower_to(program, chosen, quantize, application, adapter, calibration, outside, check)
+    return lower_to(program, chosen, application, adapter, calibration, outside, check)
 
 
 def available() -> dict[str, Availability]:
@@ -132,8 +131,8 @@ __all__ = [
     "MethodMismatch",
     "NonFiniteExample",
     "OperatorNotTaken",
+    "OptionNameTaken",
     "OutputNotOurs",
-    "QuantizationNotSupported",
     "RuleBroken",
     "SelfCheckFailed",
     "StateLost",

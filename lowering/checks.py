@@ -10,9 +10,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.errors import FrozenInput, InvalidProgram, KernelMissing, MethodMismatch, StateLost
+from lowering.executorch_compat.runtime import registered_operators
 from lowering.flops import operation_name, overload_name
 from lowering.report import origin_of, source_line
-from lowering.targets.base import registered_operators
 from runtime_driver.format import Manifest, MethodSpec
 
 _DTYPES = {

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor
+from lowering.executorch_compat.operators import writes
 
 
 def decompose(program: ExportedProgram, nodes: Collection[Node], table: Mapping[Any, Any]) -> ExportedProgram:
@@ -67,5 +68,9 @@ def _trace(node: Node, flat: list[Any], spec: Any, table: Mapping[Any, Any]) -> 
 
     with torch.no_grad():
         traced = make_fx(torch.func.functionalize(call), decomposition_table=dict(table), tracing_mode="fake")(*values)
+        if any(writes(each.target) for each in traced.graph.nodes):
+            # The decomposition itself writes to what it made (that of rms_norm does): once more, without writes.
+            again = torch.func.functionalize(traced)
+            traced = make_fx(again, decomposition_table=dict(table), tracing_mode="fake")(*values)
     traced.graph.eliminate_dead_code()
     return traced

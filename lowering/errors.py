@@ -30,6 +30,18 @@ class TargetNameTaken(LoweringError):
         super().__init__(f"a target called {target!r} is registered already: give the new one a name of its own")
 
 
+class OptionNameTaken(LoweringError):
+    """A target is registered with an option that is called as a keyword that `lower` has for every target."""
+
+    def __init__(self, option: str, target: str) -> None:
+        self.option = option
+        self.target = target
+        super().__init__(
+            f"target {target!r} has an option called {option!r}, which is a keyword of `lower` already: give the "
+            "option another name"
+        )
+
+
 class UnknownOption(LoweringError):
     """A keyword of `lower` that the target does not understand."""
 
@@ -37,8 +49,10 @@ class UnknownOption(LoweringError):
         self.option = option
         self.target = target
         self.known = tuple(sorted(known))
-        has = f"its options are {', '.join(self.known)}" if self.known else "it has none"
-        super().__init__(f"target {target!r} has no option {option!r}: {has}; leave it out or lower for another target")
+        super().__init__(
+            f"target {target!r} has no option {option!r}: its options are {', '.join(self.known)}; leave it out, or "
+            "lower for another target"
+        )
 
 
 class InvalidOption(LoweringError):
@@ -62,18 +76,6 @@ class TargetUnavailable(LoweringError):
         self.missing = missing
         self.remedy = remedy
         super().__init__(f"target {target!r} cannot be used here: {missing}; {remedy}")
-
-
-class QuantizationNotSupported(LoweringError):
-    """The requested quantisation cannot be done for this target in this version."""
-
-    def __init__(self, quantize: object, target: str) -> None:
-        self.quantize = quantize
-        self.target = target
-        super().__init__(
-            f"quantize={quantize!r} is not supported yet for target {target!r} in this version: "
-            "pass quantize=None (float32)"
-        )
 
 
 class InvalidCalibration(LoweringError):

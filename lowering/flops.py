@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from lowering.executorch_compat.operators import schema_of
+
 
 def operation_name(node: Node) -> str:
     """`"linear"`, `"bmm"`, ... without namespace and overload, for ATen, edge and out-variant operators alike."""
     target: Any = node.target
-    schema = getattr(target, "_schema", None) or getattr(getattr(target, "_op", None), "_schema", None)
+    schema = schema_of(target)
     name = schema.name if schema is not None else getattr(target, "__name__", str(target))
     return name.split("::")[-1]
 
@@ -20,7 +22,7 @@ def operation_name(node: Node) -> str:
 def overload_name(node: Node) -> str:
     """`"aten.linear.default"`: the operator with its namespace and overload, dialects left out."""
     target: Any = node.target
-    schema = getattr(target, "_schema", None) or getattr(getattr(target, "_op", None), "_schema", None)
+    schema = schema_of(target)
     if schema is None:
         return getattr(target, "__name__", str(target))
     return f"{schema.name.replace('::', '.')}.{schema.overload_name or 'default'}"

@@ -11,15 +11,15 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.flops import flops_of, operation_name, overload_name
-from lowering.report import NO_DELEGATE, origin_of
+from lowering.report import NO_DELEGATE, Refusal, origin_of
 
 
-def method_graph(edge: ExportedProgram, reasons: Mapping[str, str]) -> networkx.DiGraph:
+def method_graph(edge: ExportedProgram, reasons: Mapping[str, Refusal]) -> networkx.DiGraph:
     """Return inputs and calls of one partitioned edge program, those inside of delegate calls included.
 
     Node attributes: `op`, `shape` (list of int or None), `dtype`, `origin` (module FQN, "" if unknown), `flops`,
-    `delegate` (number of the delegate call, or None) and `reason` (why no delegate took it, or None). Nodes inside of a
-    delegate call are named ``<call>.<node>``; weights are left out.
+    `delegate` (number of the delegate call, or None), `rule` and `reason` (the rule for which no delegate took it, and
+    why, or None). Nodes inside of a delegate call are named ``<call>.<node>``; weights are left out.
     """
     graph = networkx.DiGraph()
     user: set[Any] = set(edge.graph_signature.user_inputs)
@@ -66,7 +66,7 @@ def _add_delegate(
     return {place: inside[node] for place, node in enumerate(results) if node in inside}
 
 
-def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, reason: str | None) -> str:
+def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, refusal: Refusal | None) -> str:
     value = node.meta.get("val")
     is_tensor = isinstance(value, torch.Tensor)
     graph.add_node(
@@ -77,7 +77,8 @@ def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, r
         origin=origin_of(node),
         flops=flops_of(node) if node.op == "call_function" else 0,
         delegate=delegate,
-        reason=reason,
+        rule=None if refusal is None else refusal.rule,
+        reason=None if refusal is None else refusal.why,
     )
     return name
 

@@ -34,8 +34,9 @@ class Lowered:
     weights: Any = field(default=None, repr=False)
 
     def to_networkx(self, method: str = "step") -> networkx.DiGraph:
-        """One method as a graph: attributes op, shape, dtype, origin, flops, delegate (number of the call, or None)
-        and reason (why no delegate took the node, or None); nodes inside of delegate calls are there one by one.
+        """One method as a graph: attributes op, shape, dtype, origin, flops, delegate (number of the call, or None),
+        rule and reason (for which no delegate took the node, or None); nodes inside of delegate calls are there one by
+        one.
 
         Raises:
             LoweringError: no such method.

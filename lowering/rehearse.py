@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from lowering.flops import operation_name
 from lowering.passes.base import run_passes
-from lowering.passes.split_shared_weights import SplitSharedWeights
-from lowering.passes.widen_halves import widened
+from lowering.passes.values.split_shared_weights import SplitSharedWeights
+from lowering.passes.values.widen_halves import widened
 from lowering.report import MethodReport, method_report
 from lowering.stages import Program, legalise, measured_on, partition
 from lowering.targets import get_target
-from lowering.tied import weights_kept_outside
+from lowering.targets.tied import weights_kept_outside
 from runtime_driver.format import Manifest
 
 _HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
@@ -85,7 +85,7 @@ def rehearse(
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)
     report = method_report(method, partitioned, chosen.reasons(partitioner), made[method].passes)
-    return Rehearsal(partitioned, report, chosen.chosen.get("precision") == "fp16")
+    return Rehearsal(partitioned, report, chosen.precision == "fp16")
 
 
 def _run(

@@ -14,18 +14,33 @@ from torch.fx import Node
 from lowering.flops import flops_of, operation_name, overload_name
 from lowering.passes.base import PassRecord
 
-NO_DELEGATE = "the portable target has no delegate"
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why no delegate took a node: the name of the rule that it fails, and what is wrong.
+
+    Rules are asked one after another, from the operator to its arguments to its place in the graph; this is the one
+    that the node got to, the nearest to being taken.
+    """
+
+    rule: str
+    why: str
+
+
+NO_DELEGATE = Refusal("delegate", "the portable target has no delegate")
 
 
 @dataclass(frozen=True)
 class PortableNode:
-    """One node that no delegate took. `origin` is the FQN of the module that it comes from, if known."""
+    """One node that no delegate took. `origin` is the FQN of the module that it comes from, if known; `rule` names the
+    rule that it fails, and `reason` says why."""
 
     name: str
     op: str
     shape: tuple[int, ...]
     dtype: str
     origin: str
+    rule: str
     reason: str
     flops: int
 
@@ -53,9 +68,9 @@ class MethodReport:
             f"{self.delegated_nodes} nodes delegated, {len(self.portable)} not; "
             f"{self.delegated_share:.1%} of {self.total_flops / 1e9:.2f} GFLOP delegated"
         ]
-        groups = Counter((node.op, node.reason) for node in self.portable)
-        for (op, reason), count in groups.most_common():
-            lines.append(f"  {count:4d} x {op}: {reason}")
+        groups = Counter((node.op, node.rule, node.reason) for node in self.portable)
+        for (op, rule, reason), count in groups.most_common():
+            lines.append(f"  {count:4d} x {op} [{rule}]: {reason}")
         return "\n".join(lines)
 
 
@@ -147,7 +162,7 @@ class Report:
 
 
 def method_report(
-    method: str, edge: ExportedProgram, reasons: Mapping[str, str], passes: Sequence[PassRecord]
+    method: str, edge: ExportedProgram, reasons: Mapping[str, Refusal], passes: Sequence[PassRecord]
 ) -> MethodReport:
     """Read the report off one partitioned edge program."""
     portable: list[PortableNode] = []
@@ -192,7 +207,7 @@ def _lowered_graph(edge: ExportedProgram, node: Node) -> torch.fx.Graph | None:
     return lowered.original_module.graph
 
 
-def _portable_node(node: Node, reason: str) -> PortableNode:
+def _portable_node(node: Node, refusal: Refusal) -> PortableNode:
     value = node.meta.get("val")
     is_tensor = isinstance(value, torch.Tensor)
     return PortableNode(
@@ -201,6 +216,7 @@ def _portable_node(node: Node, reason: str) -> PortableNode:
         shape=tuple(int(s) for s in value.shape) if is_tensor else (),
         dtype=str(value.dtype).removeprefix("torch.") if is_tensor else "",
         origin=origin_of(node),
-        reason=reason,
+        rule=refusal.rule,
+        reason=refusal.why,
         flops=flops_of(node),
     )

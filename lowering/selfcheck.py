@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lowering.errors import NonFiniteExample, SelfCheckFailed
-from lowering.quiet import CapturedOutput, captured_output
+from lowering.executorch_compat.output import CapturedOutput, captured_output
 from lowering.report import Compared, SelfCheck
 from lowering.targets import Target
 from runtime_driver.format import InputSpec, Manifest

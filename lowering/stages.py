@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -25,20 +24,21 @@ from lowering.checks import (
     check_state,
 )
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
+from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
+from lowering.executorch_compat.idle_passes import without_idle_passes
+from lowering.executorch_compat.marks import TAG, is_marked
+from lowering.executorch_compat.retracing import settle, without_provenance
 from lowering.graph import method_graph
 from lowering.identity import program_id
-from lowering.idle_passes import without_idle_passes
 from lowering.lowered import Lowered
-from lowering.marks import TAG, is_marked
 from lowering.passes.base import LegalisationPass, PassRecord, run_passes
-from lowering.passes.mark_weights import MarkWeights
-from lowering.passes.split_shared_weights import SplitSharedWeights
-from lowering.passes.widen_halves import halves_in, widened
+from lowering.passes.values.mark_weights import MarkWeights
+from lowering.passes.values.split_shared_weights import SplitSharedWeights
+from lowering.passes.values.widen_halves import halves_in, widened
 from lowering.report import Report, SelfCheck, method_report
 from lowering.selfcheck import self_check, why_not
-from lowering.settled import settle, without_provenance
 from lowering.targets import Target
-from lowering.tied import weights_kept_outside
+from lowering.targets.tied import weights_kept_outside
 from lowering.weights_file import WeightsFile, move_weights
 from runtime_driver.format import Manifest
 
@@ -67,7 +67,6 @@ class Legal:
 def lower_to(
     program: Program,
     target: Target,
-    quantize: str | None,
     application: dict[str, Any] | None,
     adapter: str,
     calibration: Sequence[Any] | None,
@@ -81,13 +80,13 @@ def lower_to(
     cores = {name: widened(core) for name, core in given.items()}
     first = (MarkWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
     # Other ranges are another program.
-    options = {**target.chosen, **({} if calibration is None else {"calibration": digest_of(calibration)})}
+    options = {**target.recorded, **({} if calibration is None else {"calibration": digest_of(calibration)})}
     manifest = Manifest.model_validate(
         {
             **described,
             "target": target.name,
-            "quantize": quantize,
             "options": options,
+            "backend": target.backend,
             "tool_versions": _tool_versions(),
             "program_id": program_id(given, described["model"]["sha256"], target.name, options),
             "application": application or {},
@@ -119,7 +118,7 @@ def lower_to(
         weights = move_weights(edge, external_weights if isinstance(external_weights, Path) else None)
         manifest = manifest.model_copy(update={"weights_file": weights.spec})
         # Its hash is known only now, and the manifest is a method of the program.
-        edge._config_methods[MANIFEST_METHOD] = manifest.model_dump_json(indent=2)
+        set_constant_method(edge, MANIFEST_METHOD, manifest.model_dump_json(indent=2))
     finished = _to_executorch(edge)
     plans = {plan.name: plan for plan in finished.executorch_program.execution_plan}
     check_methods(plans, manifest)
@@ -191,8 +190,6 @@ def _to_edge(
     partitioners: Mapping[str, Any],
     constants: dict[str, Any],
 ) -> Any:
-    # Dim order operators are skipped: all tensors are contiguous, and delegates would have to see through them.
-    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(target.kept_whole))
     settled = {name: settle(program, target.kept_whole) for name, program in programs.items()}
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in settled.items() if (found := target.edge_passes(each))}
@@ -203,7 +200,7 @@ def _to_edge(
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
                 partitioner=chosen,
                 constant_methods=constants,
-                compile_config=config,
+                compile_config=edge_config(target.kept_whole),
             )
     except LoweringError:
         raise
@@ -212,15 +209,8 @@ def _to_edge(
 
 
 def _to_executorch(edge: Any) -> Any:
-    written = {
-        name
-        for method in edge.methods
-        for name, fqn in edge.exported_program(method).graph_signature.inputs_to_buffers.items()
-        if fqn in edge.exported_program(method).graph_signature.buffers_to_mutate.values()
-    }
-    # The pass takes every placeholder whose name holds one of these; ExecuTorch heeds it on mutated buffers alone.
     config = ExecutorchBackendConfig(
-        passes=[InitializedMutableBufferPass(sorted(written))] if written else [],
+        passes=initial_value_passes(edge),
         external_constants=lambda node: TAG if is_marked(node) else None,
     )
     try:

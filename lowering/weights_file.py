@@ -14,26 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.exir._serialize._cord import Cord
-from executorch.exir._serialize._named_data_store import NamedDataStore
-from executorch.exir._serialize.data_serializer import DataPayload
 from executorch.exir.tensor_layout import TensorLayout
-from executorch.extension.flat_tensor.serialize.serialize import (
-    FlatTensorConfig,
-    FlatTensorHeader,
-    FlatTensorSerializer,
-)
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.errors import WeightsFileUnusable
-from lowering.marks import TAG, is_marked, unmark
+from lowering.executorch_compat.marks import TAG, is_marked, unmark
+from lowering.executorch_compat.weights import Cord, DelegatedWeights, Weight, entries, promised_bytes, serialized
 from runtime_driver.format import WeightsFileSpec
-
-# A file starts with a flatbuffer's offset and this identifier; the header with the sizes follows.
-_IDENTIFIER, _HEADER = slice(4, 6), 8
-# That of ExecuTorch's own segments.
-_SERIALIZER = FlatTensorSerializer(FlatTensorConfig(segment_alignment=128))
 
 
 @dataclass(frozen=True)
@@ -42,15 +30,6 @@ class WeightsFile:
 
     spec: WeightsFileSpec
     content: Cord | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """An entry of a weights file. Those that ExecuTorch's kernels read have a layout; delegates keep their own."""
-
-    data: bytes
-    alignment: int = 1
-    layout: TensorLayout | None = None
 
 
 def check_weights_file(path: str | os.PathLike[str]) -> None:
@@ -66,18 +45,17 @@ def move_weights(edge: Any, existing: str | os.PathLike[str] | None = None) -> W
     Raises:
         WeightsFileUnusable: `existing` cannot be read, is no .ptd, is damaged, or has none of the weights.
     """
-    outside: dict[str, _Weight] = {}
+    outside: dict[str, Weight] = {}
     readers: list[tuple[Node, str]] = []
     for name in edge.methods:
         for node, key, weight in _name_by_content(edge.exported_program(name)):
             outside[key] = weight
             readers.append((node, key))
-    store = edge._named_data_store
-    delegated = store.external_data.setdefault(TAG, {})
-    for key, entry in delegated.items():  # whose names are hashes of their bytes already
-        outside[key] = _Weight(store.buffers[entry.buffer_index], entry.alignment)
+    delegated = DelegatedWeights(edge, TAG)
+    inside = delegated.found()  # Their names are hashes of their bytes already.
+    outside |= inside
     if existing is None:
-        content = _serialised(outside)
+        content = serialized(outside, TAG)
         return WeightsFile(_spec(content, None), content)
     path = Path(existing)
     stored, spec = _read(path)
@@ -85,19 +63,18 @@ def move_weights(edge: Any, existing: str | os.PathLike[str] | None = None) -> W
     for node, key in readers:
         if key not in kept:
             unmark(node)
-    for key in delegated.keys() - kept:
-        store.pte_data[key] = delegated.pop(key)
+    delegated.move_inside(inside.keys() - kept)
     return WeightsFile(spec)
 
 
-def _name_by_content(program: ExportedProgram) -> list[tuple[Node, str, _Weight]]:
+def _name_by_content(program: ExportedProgram) -> list[tuple[Node, str, Weight]]:
     """Rename the marked constants that stand outside of delegates after dtype, shape and bytes.
 
     Names are all that ties a program to its weights file, and those of folded constants differ from method to method.
     """
     specs = program.graph_signature.input_specs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and is_marked(node)}
-    found: list[tuple[Node, str, _Weight]] = []
+    found: list[tuple[Node, str, Weight]] = []
     for index, spec in enumerate(specs):
         node = nodes.get(spec.arg.name)
         value = program.state_dict.get(str(spec.target))
@@ -112,11 +89,11 @@ def _name_by_content(program: ExportedProgram) -> list[tuple[Node, str, _Weight]
         program.state_dict[key] = value
         # The specs may be shared with the program that was partitioned: put a new one in place.
         specs[index] = type(spec)(spec.kind, spec.arg, key, spec.persistent)
-        found.append((node, key, _Weight(data, layout=TensorLayout.from_tensor(value))))
+        found.append((node, key, Weight(data, layout=TensorLayout.from_tensor(value))))
     return found
 
 
-def _kept_outside(path: Path, weights: Mapping[str, _Weight], stored: Mapping[str, bytes]) -> set[str]:
+def _kept_outside(path: Path, weights: Mapping[str, Weight], stored: Mapping[str, bytes]) -> set[str]:
     kept = {key for key in weights if key in stored}
     damaged = sorted(key for key in kept if stored[key] != weights[key].data)
     if damaged:
@@ -128,28 +105,17 @@ def _kept_outside(path: Path, weights: Mapping[str, _Weight], stored: Mapping[st
     return kept
 
 
-def _serialised(weights: Mapping[str, _Weight]) -> Cord:
-    store = NamedDataStore()
-    for key in sorted(weights):
-        weight = weights[key]
-        store.add_named_data(key, weight.data, weight.alignment, TAG, weight.layout)
-    return _SERIALIZER.serialize(DataPayload(store.buffers, store.external_data.get(TAG, {})))
-
-
 def _read(path: Path) -> tuple[dict[str, bytes], WeightsFileSpec]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise WeightsFileUnusable(path, f"cannot be read ({error.strerror})") from error
-    header = FlatTensorHeader.from_bytes(data[_HEADER:]) if len(data) > _HEADER + 40 else None
-    if header is None or data[_IDENTIFIER] != b"FT" or not header.is_valid():
+    needed = promised_bytes(data)
+    if needed is None:
         raise WeightsFileUnusable(path, "is not a .ptd file")
-    needed = header.segment_base_offset + header.segment_data_size
     if len(data) < needed:
         raise WeightsFileUnusable(path, f"is truncated: its header promises {needed} bytes, it has {len(data)}")
-    payload: Any = _SERIALIZER.deserialize(Cord(data))
-    stored = {key: payload.buffers[entry.buffer_index] for key, entry in payload.named_data.items()}
-    return stored, _spec(Cord(data), path.name)
+    return entries(data), _spec(Cord(data), path.name)
 
 
 class _Digest:

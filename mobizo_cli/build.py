@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mobizo_cli import model as models
@@ -22,17 +22,73 @@ _ESTIMATORS = {"two-sided": "TwoSided", "one-sided": "OneSided", "forward-gradie
 
 
 @dataclass(frozen=True)
-class Built:
-    """A program, its task, the tokenizer to store beside it, and what makes batches with it."""
+class Prepared:
+    """A model with LoRA adapters and its task, before minutes of compiling; `encoder` makes batches for it."""
 
-    program: mz.TrainingProgram
+    options: BuildOptions
+    loaded: models.Loaded
     task: TextTask
-    tokenizer: Any
     encoder: PromptEncoder
 
+    def transform(self) -> mz.TrainingProgram:
+        """The training-step program.
 
-def build(options: BuildOptions, tokenizer_name: str, staged: Path | None = None) -> Built:
-    """Load the model, make example inputs, transform.
+        Raises:
+            OptionError: this release does not have the estimator.
+            ModelError, mobizo_passes.MobizoError: the model cannot be compiled.
+        """
+        import mobizo_passes as mz
+
+        options, ids = self.options, self.task.label_ids
+        # Prompts of several lengths, so that the example's mask is as ragged as real data's.
+        texts = [" ".join(["text"] * (1 + place % options.max_length)) for place in range(options.batch)]
+        prompts = [self.task.prompt(dict.fromkeys(self.task.columns, text)) for text in texts]
+        labels = [place % len(ids) for place in range(options.batch)]
+        inputs: dict[str, Any] = dict(self.encoder.batch(prompts, labels))
+        loss = None
+        if options.loss == "label-words":
+            loss = _label_word_loss(ids)
+            if _takes_logits_to_keep(self.loaded.model):
+                # The prompt ends at the last position: no other needs logits.
+                inputs["logits_to_keep"] = 1
+        try:
+            return mz.transform(
+                self.loaded.model,
+                inputs,
+                estimator=_estimator(options),
+                noise=options.noise,
+                trainable=options.trainable,
+                loss=loss,
+            )
+        except mz.MobizoError as error:
+            if self.loaded.kind == "LORA":
+                raise
+            raise ModelError(f"{options.model} is an adapter of the kind {self.loaded.kind}: {error}") from error
+
+
+def draft(options: BuildOptions) -> TextTask:
+    """The task before its tokenizer is known: enough to read a data file.
+
+    Raises:
+        OptionError: an option has a value that no model can have.
+    """
+    options.check()
+    labels = parse_labels(options.labels)
+    template_columns(options.template)
+    return TextTask(
+        template=options.template,
+        label_column=options.label_column,
+        label_values=tuple(labels),
+        label_words=tuple(labels.values()),
+        label_ids=(),
+        loss=options.loss,
+        max_length=options.max_length,
+        tokenizer="",
+    )
+
+
+def prepare(options: BuildOptions, tokenizer_name: str, staged: Path | None = None) -> Prepared:
+    """Load the model and its tokenizer.
 
     Args:
         tokenizer_name: the tokenizer's directory, beside the .pte.
@@ -40,60 +96,28 @@ def build(options: BuildOptions, tokenizer_name: str, staged: Path | None = None
 
     Raises:
         OptionError, ModelError, MissingPackageError: see `mobizo_cli.model` and `mobizo_cli.task`.
-        mobizo_passes.MobizoError: the model cannot be compiled.
     """
     # Cheap checks first: loading and compiling take minutes.
-    options.check()
-    labels = parse_labels(options.labels)
-    columns = template_columns(options.template)
+    task = draft(options)
+    _estimator(options)
+    loaded = models.load(options)
+    ids = label_ids(loaded.tokenizer.backend_tokenizer, list(task.label_words))
+    if staged is not None:
+        loaded.tokenizer.save_pretrained(staged)
+    hashes = {} if staged is None else tokenizer_files.hashes(staged)
+    task = replace(task, label_ids=ids, tokenizer=tokenizer_name, tokenizer_sha256=hashes)
+    encoder = PromptEncoder(loaded.tokenizer.backend_tokenizer, ids, options.loss, options.max_length)
+    _check_room(task, encoder)
+    return Prepared(options, loaded, task, encoder)
 
+
+def _estimator(options: BuildOptions) -> Any:
     import mobizo_passes as mz
 
     kind = getattr(mz, _ESTIMATORS[options.estimator], None)
     if kind is None:
         raise OptionError(f"--estimator {options.estimator}: this release does not have it yet.")
-    estimator = kind(queries=options.queries, normalize=options.normalize)
-    loaded = models.load(options)
-    ids = label_ids(loaded.tokenizer.backend_tokenizer, list(labels.values()))
-    if staged is not None:
-        loaded.tokenizer.save_pretrained(staged)
-    task = TextTask(
-        template=options.template,
-        label_column=options.label_column,
-        label_values=tuple(labels),
-        label_words=tuple(labels.values()),
-        label_ids=ids,
-        loss=options.loss,
-        max_length=options.max_length,
-        tokenizer=tokenizer_name,
-        tokenizer_sha256={} if staged is None else tokenizer_files.hashes(staged),
-    )
-    encoder = PromptEncoder(loaded.tokenizer.backend_tokenizer, ids, options.loss, options.max_length)
-    _check_room(task, encoder)
-    # Prompts of several lengths, so that the example's mask is as ragged as real data's.
-    texts = [" ".join(["text"] * (1 + place % options.max_length)) for place in range(options.batch)]
-    prompts = [task.prompt(dict.fromkeys(columns, text)) for text in texts]
-    inputs: dict[str, Any] = dict(encoder.batch(prompts, [place % len(ids) for place in range(options.batch)]))
-    loss = None
-    if options.loss == "label-words":
-        loss = _label_word_loss(ids)
-        if _takes_logits_to_keep(loaded.model):
-            # The prompt ends at the last position: no other needs logits.
-            inputs["logits_to_keep"] = 1
-    try:
-        program = mz.transform(
-            loaded.model,
-            inputs,
-            estimator=estimator,
-            noise=options.noise,
-            trainable=options.trainable,
-            loss=loss,
-        )
-    except mz.MobizoError as error:
-        if loaded.kind == "LORA":
-            raise
-        raise ModelError(f"{options.model} is an adapter of the kind {loaded.kind}: {error}") from error
-    return Built(program, task, loaded.tokenizer, encoder)
+    return kind(queries=options.queries, normalize=options.normalize)
 
 
 def _check_room(task: TextTask, encoder: PromptEncoder) -> None:

@@ -23,6 +23,10 @@ from runtime_driver.format.seal import FileHash, SealError, check_seal
 #: Flatbuffer root offset and file identifier, then the extended header: magic, length, three 64-bit sizes.
 _HEAD = struct.Struct("<I4s4sIQQ")
 _SEGMENT_SIZE = struct.Struct("<Q")
+_UINT, _INT, _USHORT = struct.Struct("<I"), struct.Struct("<i"), struct.Struct("<H")
+#: Numbers of fields in ExecuTorch's `program.fbs`, which it never changes: Program.execution_plan,
+#: ExecutionPlan.delegates, BackendDelegate.id.
+_PLANS, _DELEGATES, _DELEGATE_ID = 1, 7, 0
 COPY_AGAIN = "Copy the file again, or lower the model again."
 #: A manifest as it stands in a program: ASCII JSON.
 _VERSION = re.compile(rb'"format":\s*"mobizo",\s*"format_version":\s*(\d+)')
@@ -83,6 +87,32 @@ def examine(path: Path, *, verify: bool = True) -> Container:
     finally:
         os.close(descriptor)
     return Container(identity, found)
+
+
+def delegates_of(path: Path) -> frozenset[str]:
+    """The names of the delegates that the methods of a program call, from its flatbuffer.
+
+    Only for a program whose structure the runtime has verified: an offset is followed wherever it leads.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        plans = _tables(data, _vector(data, _UINT.unpack_from(data, 0)[0], _PLANS))
+        delegates = (each for plan in plans for each in _tables(data, _vector(data, plan, _DELEGATES)))
+        names = (_vector(data, each, _DELEGATE_ID) for each in delegates)
+        return frozenset(data[at + 4 : at + 4 + _UINT.unpack_from(data, at)[0]].decode() for at in names if at)
+
+
+def _vector(data: mmap.mmap, table: int, field: int) -> int:
+    """Where the vector or string in a table's field begins, with its length; 0: the table has none."""
+    vtable = table - _INT.unpack_from(data, table)[0]
+    slot = 4 + 2 * field
+    offset = _USHORT.unpack_from(data, vtable + slot)[0] if slot < _USHORT.unpack_from(data, vtable)[0] else 0
+    return table + offset + _UINT.unpack_from(data, table + offset)[0] if offset else 0
+
+
+def _tables(data: mmap.mmap, vector: int) -> list[int]:
+    """Where the tables of a vector are."""
+    places = range(vector + 4, vector + 4 + 4 * _UINT.unpack_from(data, vector)[0], 4) if vector else ()
+    return [place + _UINT.unpack_from(data, place)[0] for place in places]
 
 
 def unsealed(path: Path) -> ProgramFileError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime_driver.backends import qnn as qnn_host
 from runtime_driver.backends.runtime import bindings, runtime
-from runtime_driver.container import Container, examine, unsealed
+from runtime_driver.container import Container, delegates_of, examine, unsealed
 from runtime_driver.errors import (
     AdapterError,
     ExecutionError,
@@ -31,8 +31,8 @@ MANIFEST_METHOD = "mobizo_manifest"
 INITIAL_ADAPTER_METHOD = "initial_adapter"
 #: The methods with nothing of the model in them.
 _WITHOUT_WEIGHTS = (MANIFEST_METHOD, INITIAL_ADAPTER_METHOD, "apply")
-#: target -> the name under which its delegate registers itself in the runtime.
-_BACKENDS = {"xnnpack": "XnnpackBackend", "vulkan": "VulkanBackend", "qnn": "QnnBackend"}
+#: Programs of this backend run on a machine without the NPU in a simulator, whose libraries are loaded first.
+_SIMULATED = "QnnBackend"
 
 
 class LoadedProgram:
@@ -60,6 +60,7 @@ class LoadedProgram:
         self._container: Container = examine(self.path, verify=verify)
         self._methods: dict[str, Method] = {}
         self._programs: dict[str, Program] = {}
+        self._delegates: list[str] | None = None
         program = self._open()
         self.method_names = tuple(sorted(program.method_names))
         if MANIFEST_METHOD not in self.method_names:
@@ -179,13 +180,21 @@ class LoadedProgram:
 
     def _simulator(self) -> str:
         """Load the HTP simulator where the program needs one; what is missing if it cannot be."""
-        if self.manifest.target != "qnn" or not qnn_host.on_host():
+        if _SIMULATED not in self._backends() or not qnn_host.on_host():
             return ""
         try:
             qnn_host.enable()
         except (qnn_host.HostLibrariesMissing, qnn_host.HostLibrariesUnusable) as error:
             return str(error)
         return ""
+
+    def _backends(self) -> list[str]:
+        """The delegates that the program needs: the manifest's, or in older files those that the methods name."""
+        if self.manifest.backend is not None:
+            return [self.manifest.backend]
+        if self._delegates is None:
+            self._delegates = sorted(delegates_of(self.path))
+        return self._delegates
 
     def _load_failure(self, method: str, reason: str, missing: str) -> ProgramFileError:
         if missing:
@@ -194,12 +203,12 @@ class LoadedProgram:
                 f"method `{method}` was compiled for Qualcomm's NPU and needs its simulator here; {missing}",
                 "Or run it on the device that it was compiled for.",
             )
-        backend = _BACKENDS.get(self.manifest.target)
         registered = list(runtime().Runtime.get().backend_registry.registered_backend_names)
-        if backend is not None and backend not in registered:
+        lacking = [name for name in self._backends() if name not in registered]
+        if lacking:
             return ProgramFileError(
                 self.path,
-                f"lowered for target `{self.manifest.target}`, which needs the runtime's {backend}; "
+                f"lowered for target `{self.manifest.target}`, which needs the runtime's {' and '.join(lacking)}; "
                 f"this runtime has {registered}",
                 "Run it on a device whose runtime has that delegate, or lower the model for another target.",
             )

@@ -1,13 +1,15 @@
-"""The registry of targets: one small file each."""
+"""The registry of targets: a folder each."""
 
 from __future__ import annotations
 
-from lowering.errors import TargetNameTaken, UnknownTarget
-from lowering.targets.base import Availability, Target, TargetOption
-from lowering.targets.portable import PortableTarget
-from lowering.targets.qnn import QnnTarget
-from lowering.targets.vulkan import VulkanTarget
-from lowering.targets.xnnpack import XnnpackTarget
+from lowering.errors import OptionNameTaken, TargetNameTaken, UnknownTarget, WeightsStayInside
+from lowering.targets.availability import Availability
+from lowering.targets.base import Target
+from lowering.targets.options import RESERVED, TargetOption
+from lowering.targets.portable.target import PortableTarget
+from lowering.targets.qnn.target import QnnTarget
+from lowering.targets.vulkan.target import VulkanTarget
+from lowering.targets.xnnpack.target import XnnpackTarget
 
 TARGETS: dict[str, Target] = {}
 
@@ -17,7 +19,11 @@ def register(target: Target) -> Target:
 
     Raises:
         TargetNameTaken: another target has that name.
+        OptionNameTaken: an option of the target is called as a keyword that `lower` has for every target.
     """
+    for option in target.options:
+        if option.name in RESERVED:
+            raise OptionNameTaken(option.name, target.name)
     if TARGETS.setdefault(target.name, target) is not target:
         raise TargetNameTaken(target.name)
     return target
@@ -38,4 +44,10 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
-__all__ = ["TARGETS", "Availability", "Target", "TargetOption", "get_target", "register"]
+def require_external_weights(target: Target) -> None:
+    """Raise `WeightsStayInside`, which lists the targets that can, when `target` cannot have its weights outside."""
+    if not target.external_weights:
+        raise WeightsStayInside(target.name, (name for name, each in TARGETS.items() if each.external_weights))
+
+
+__all__ = ["TARGETS", "Availability", "Target", "TargetOption", "get_target", "register", "require_external_weights"]

@@ -6,75 +6,50 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lowering.errors import (
     InvalidCalibration,
     InvalidOption,
-    QuantizationNotSupported,
     TargetUnavailable,
     UnknownOption,
-    WeightsStayInside,
 )
+from lowering.executorch_compat.runtime import registered_backends
+from lowering.targets.availability import NO_EXECUTORCH, Availability
+from lowering.targets.options import TargetOption
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from lowering.calibration import Calibration
     from lowering.passes.base import LegalisationPass
-
-
-@dataclass(frozen=True)
-class Availability:
-    """Whether a target can be used on this machine; if not, what is missing and how to get it.
-
-    `ready`: programs can be lowered to it here. `runs`: this machine's ExecuTorch runtime can execute them; where it
-    cannot, `runs_missing` says why and `runs_remedy` what can.
-    """
-
-    target: str
-    ready: bool
-    missing: str = ""
-    remedy: str = ""
-    runs: bool = True
-    runs_missing: str = ""
-    runs_remedy: str = ""
-
-    def __str__(self) -> str:
-        compiles = "lowers here" if self.ready else f"does not lower here: {self.missing}; {self.remedy}"
-        runs = "runs here" if self.runs else f"does not run here: {self.runs_missing}; {self.runs_remedy}"
-        return f"{self.target}: {compiles}; {runs}"
-
-
-@dataclass(frozen=True)
-class TargetOption:
-    """A keyword of `lower` that one target understands: its values, the default, and what it does."""
-
-    name: str
-    choices: tuple[str, ...]
-    default: str
-    help: str
+    from lowering.report import Refusal
 
 
 class Target(ABC):
-    """A place where lowered programs run. One subclass a file, one instance in the registry.
+    """A place where lowered programs run. One subclass a folder, one instance in the registry.
 
-    `options` are the keywords of `lower` that it takes. `backend` is the name under which its delegate registers itself
-    in ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
+    `precisions` are what it can compute in, the default first; `options` are further keywords of `lower` that it takes.
+    `implied` names those whose default is left out of the manifest and of the program's id, so that a program that was
+    lowered before the option existed keeps its id. `backend` is the name under which its delegate registers itself in
+    ExecuTorch's runtime (None: it needs none), `runtime` what brings such a runtime. A product with a tied embedding
     table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
     `external_weights`: whether weights can be in a file outside of the program. `checks_itself`: whether a program is
     run beside its eager form before it is given out, unless the caller says otherwise; not where a simulator runs it.
     """
 
     name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     options: ClassVar[tuple[TargetOption, ...]] = ()
+    implied: ClassVar[frozenset[str]] = frozenset({"precision"})
     backend: ClassVar[str | None] = None
     runtime: ClassVar[str] = 'pip install "mobizo[executorch]"'
     small_share: ClassVar[float] = 0.01
     external_weights: ClassVar[bool] = False
     checks_itself: ClassVar[bool] = True
+    precision_help: ClassVar[str] = "What the program computes in."
     _asked: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -114,8 +89,8 @@ class Target(ABC):
         """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
         return nullcontext()
 
-    def reasons(self, partitioner: Any) -> dict[str, str]:
-        """Node name -> why that node was not delegated, as recorded by a used partitioner."""
+    def reasons(self, partitioner: Any) -> dict[str, Refusal]:
+        """Node name -> why that node was not delegated, as recorded by a used partitioner in its `reasons`."""
         return dict(getattr(partitioner, "reasons", {}))
 
     def check(self, method: str, partitioned: ExportedProgram) -> None:  # noqa: B027
@@ -124,7 +99,7 @@ class Target(ABC):
     @property
     def kept_whole(self) -> tuple[Any, ...]:
         """ATen operators that ExecuTorch must not decompose: the delegate takes them, or there is a kernel."""
-        from lowering.settled import KEPT_WHOLE
+        from lowering.executorch_compat.retracing import KEPT_WHOLE
 
         return KEPT_WHOLE
 
@@ -143,18 +118,34 @@ class Target(ABC):
         return 5 * self.loss_tolerance
 
     @property
+    def all_options(self) -> tuple[TargetOption, ...]:
+        """The precision and the target's own options."""
+        return (TargetOption("precision", self.precisions, self.precisions[0], self.precision_help), *self.options)
+
+    @property
     def chosen(self) -> dict[str, str]:
-        """Every option with its value: what the caller asked for, else the default."""
-        return {option.name: self._asked.get(option.name, option.default) for option in self.options}
+        """The precision and every option with its value: what the caller asked for, else the default."""
+        return {option.name: self._asked.get(option.name, option.default) for option in self.all_options}
+
+    @property
+    def precision(self) -> str:
+        """The chosen precision."""
+        return self.chosen["precision"]
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The options as they stand in the manifest and enter the program's id."""
+        defaults = {option.name: option.default for option in self.all_options if option.name in self.implied}
+        return {name: value for name, value in self.chosen.items() if value != defaults.get(name)}
 
     def configured(self, options: Mapping[str, object]) -> Self:
-        """This target with `options` chosen; the one in the registry stays as it is.
+        """This target with `options` chosen, the precision among them; the one in the registry stays as it is.
 
         Raises:
             UnknownOption: the target has no option of that name.
             InvalidOption: it has, but not this value.
         """
-        known = {option.name: option for option in self.options}
+        known = {option.name: option for option in self.all_options}
         asked: dict[str, str] = {}
         for name, value in options.items():
             if name not in known:
@@ -165,11 +156,6 @@ class Target(ABC):
         target = copy.copy(self)
         target._asked = MappingProxyType(asked)
         return target
-
-    def check_quantize(self, quantize: str | None) -> None:
-        """Raise `QuantizationNotSupported` for a quantisation that this target cannot do."""
-        if quantize is not None:
-            raise QuantizationNotSupported(quantize, self.name)
 
     def check_calibration(self, calibration: Sequence[Any] | None) -> None:
         """Raise `InvalidCalibration` where batches are needed and missing, or given and not needed."""
@@ -182,13 +168,6 @@ class Target(ABC):
             raise InvalidCalibration(
                 f"target {self.name!r} with {_listed(self.chosen)} does not quantise; leave it out"
             )
-
-    def require_external_weights(self) -> None:
-        """Raise `WeightsStayInside` when the target's programs cannot have their weights outside."""
-        if not self.external_weights:
-            from lowering.targets import TARGETS
-
-            raise WeightsStayInside(self.name, (name for name, each in TARGETS.items() if each.external_weights))
 
     def require(self) -> None:
         """Raise `TargetUnavailable` when programs cannot be lowered to the target here."""
@@ -209,35 +188,4 @@ class Target(ABC):
 
 
 def _listed(options: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
-
-
-NO_EXECUTORCH = "the executorch package is not installed"
-
-
-def registered_backends() -> frozenset[str] | None:
-    """The delegates of the installed ExecuTorch runtime; None where there is none."""
-    return _registered("_get_registered_backend_names")
-
-
-def registered_operators() -> frozenset[str] | None:
-    """The operators for which the installed ExecuTorch runtime has kernels; None where there is no runtime."""
-    return _registered("_get_operator_names")
-
-
-def _registered(listing: str) -> frozenset[str] | None:
-    try:
-        from executorch.extension.pybindings import portable_lib
-    except ImportError:
-        return None
-    # Asked for each time: a library that is loaded later brings more.
-    return frozenset(getattr(portable_lib, listing)())
-
-
-def executorch_availability(target: str) -> Availability:
-    """Ready when the `executorch` package can be found."""
-    from importlib.util import find_spec
-
-    if find_spec("executorch") is None:
-        return Availability(target, False, NO_EXECUTORCH, 'pip install "mobizo[executorch]"')
-    return Availability(target, True)
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())

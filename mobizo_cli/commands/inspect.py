@@ -71,7 +71,7 @@ def inspect(
         if graph.is_dir() or not graph.parent.is_dir():
             problem = "is a directory" if graph.is_dir() else f"the directory {graph.parent} does not exist"
             raise OptionError(f"--graph {graph}: {problem}.")
-    from mobizo_cli.build import build
+    from mobizo_cli.build import prepare
 
     settings = opt.BuildOptions(
         model=model,
@@ -94,7 +94,7 @@ def inspect(
         new_weights=new_weights,
         unused_weights=unused_weights,
     )
-    program = build(settings, "").program
+    program = prepare(settings, "").transform()
     if diff is not None:
         from mobizo_cli import console
 
@@ -137,7 +137,7 @@ def _show_manifest(path: Path, verify: bool) -> None:
     facts(
         [
             ("model", manifest.model.name),
-            ("target", manifest.target + ("" if manifest.quantize is None else f", {manifest.quantize}")),
+            ("target", ", ".join([manifest.target, *(f"{key}={value}" for key, value in manifest.options.items())])),
             ("program id", manifest.program_id),
             ("estimator", f"{estimator.kind}, {estimator.queries} queries, {estimator.groups} groups"),
             ("normalised by", estimator.normalize or "nothing"),

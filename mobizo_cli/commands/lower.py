@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from mobizo_cli import options as opt
 from mobizo_cli.errors import MissingPackageError, OptionError, note
-
-if TYPE_CHECKING:
-    from mobizo_cli.build import Built
 
 
 def lower(
@@ -37,15 +34,20 @@ def lower(
     unused_weights: opt.UnusedWeights = None,
     target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
     precision: Annotated[
-        str | None, typer.Option(help="What the delegate computes in, for targets that have a choice.")
+        str | None, typer.Option(help="What the program computes in. [default: the target's own]", show_default=False)
     ] = None,
-    soc: Annotated[str | None, typer.Option(help="The chip, for target qnn. [default: SM8650]")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the target's own, see `mobizo targets`; may be given more than once.",
+        ),
+    ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Examples on which a quantised program's ranges are measured."),
+        typer.Option(exists=True, dir_okay=False, help="Examples on which a quantized program's ranges are measured."),
     ] = None,
     calibration_batches: Annotated[int, typer.Option(min=1, max=4096, help="How many batches of them.")] = 8,
-    quantize: Annotated[str | None, typer.Option(help="Quantisation of the frozen weights. [default: none]")] = None,
     adapter: Annotated[
         Literal["external", "internal"],
         typer.Option(help="The step's adapter: an input and an output, or held inside the program."),
@@ -75,16 +77,17 @@ def lower(
         import lowering
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
-    options = {name: value for name, value in (("precision", precision), ("soc", soc)) if value is not None}
-    _check_target(target, options, calibrate, quantize, external_weights or weights_file is not None)
+    options = target_options(precision, option)
+    _check_target(target, options, calibrate, external_weights or weights_file is not None)
     if weights_file is not None:
         from lowering.weights_file import check_weights_file
 
         check_weights_file(weights_file)
     from lowering.saving import check_output, staging
     from mobizo_cli import tokenizer_files
-    from mobizo_cli.build import build
+    from mobizo_cli.build import draft, prepare
     from mobizo_cli.console import facts, table
+    from mobizo_cli.data import ExampleBatches, load_examples, remarks
 
     place = output.with_suffix(".tokenizer")
     check_output(output, external_weights and weights_file is None)
@@ -111,15 +114,22 @@ def lower(
         new_weights=new_weights,
         unused_weights=unused_weights,
     )
+    task = draft(settings)
+    examples = None if calibrate is None else load_examples(calibrate, task)
     with staging(output) as aside:
-        built = build(settings, place.name, aside / "tokenizer")
+        prepared = prepare(settings, place.name, aside / "tokenizer")
+        calibration = None
+        if calibrate is not None and examples is not None:
+            for remark in remarks(calibrate, examples, prepared.task, prepared.encoder):
+                note(remark)
+            batches = ExampleBatches(examples, prepared.encoder, batch, seed=0)
+            calibration = [batches.batch(step) for step in range(calibration_batches)]
         lowered = lowering.lower(
-            built.program,
+            prepared.transform(),
             target=target,
-            quantize=quantize,
             adapter=adapter,
-            calibration=None if calibrate is None else _batches(calibrate, built, batch, calibration_batches),
-            application=built.task.application(),
+            calibration=calibration,
+            application=prepared.task.application(),
             external_weights=external_weights,
             weights_file=weights_file,
             check=check,
@@ -143,28 +153,32 @@ def lower(
     facts([*rows, ("target", target)])
 
 
-def _check_target(
-    target: str, options: dict[str, str], calibrate: Path | None, quantize: str | None, external_weights: bool
-) -> None:
+def target_options(precision: str | None, given: list[str] | None) -> dict[str, str]:
+    """`--precision` and the values of `--option`, by name.
+
+    Raises:
+        OptionError: one is not KEY=VALUE, or a key is given twice.
+    """
+    options = {} if precision is None else {"precision": precision}
+    for each in given or ():
+        key, separator, value = each.partition("=")
+        if not separator or not key.isidentifier():
+            raise OptionError(f"--option {each!r}: expected KEY=VALUE; `mobizo targets` lists the keys and values.")
+        if key in options:
+            raise OptionError(f"--option {each}: {key!r} is given already, as {options[key]!r}; give it once.")
+        options[key] = value
+    return options
+
+
+def _check_target(target: str, options: dict[str, str], calibrate: Path | None, external_weights: bool) -> None:
     """Before minutes of compiling, not after."""
-    from lowering.targets import get_target
+    from lowering.targets import get_target, require_external_weights
 
     chosen = get_target(target).configured(options)
     if chosen.quantizes and calibrate is None:
-        raise OptionError(f"--precision {options['precision']} needs --calibrate FILE, examples to measure ranges on.")
+        raise OptionError(f"--precision {chosen.precision} needs --calibrate FILE, examples to measure ranges on.")
     if calibrate is not None and not chosen.quantizes:
-        raise OptionError(f"--calibrate {calibrate}: this program is not quantised; leave it out.")
-    chosen.check_quantize(quantize)
+        raise OptionError(f"--calibrate {calibrate}: this program is not quantized; leave it out.")
     chosen.require()
     if external_weights:
-        chosen.require_external_weights()
-
-
-def _batches(path: Path, built: Built, size: int, count: int) -> list[Any]:
-    from mobizo_cli.data import ExampleBatches, load_examples, remarks
-
-    examples = load_examples(path, built.task)
-    for remark in remarks(path, examples, built.task, built.encoder):
-        note(remark)
-    batches = ExampleBatches(examples, built.encoder, size, seed=0)
-    return [batches.batch(step) for step in range(count)]
+        require_external_weights(chosen)

@@ -7,11 +7,12 @@ from mobizo_cli.errors import MissingPackageError
 
 
 def targets(backend_library: opt.BackendLibrary = None) -> None:
-    """List the targets and what each needs on this machine."""
+    """List the targets, what each needs on this machine, and their options."""
     try:
         import lowering
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
+    from lowering.targets import TARGETS
     from mobizo_cli.console import table
     from mobizo_cli.use import load_backends
 
@@ -27,3 +28,15 @@ def targets(backend_library: opt.BackendLibrary = None) -> None:
         for name, state in sorted(lowering.available().items())
     ]
     table("Targets", ("target", "lowers here", "runs here", "what is missing", "what brings it"), rows)
+    options = [
+        (
+            name,
+            f"--{each.name}" if each.name == "precision" else f"--option {each.name}=",
+            each.default,
+            ", ".join(each.choices),
+            each.help,
+        )
+        for name, target in sorted(TARGETS.items())
+        for each in target.all_options
+    ]
+    table("Options of `mobizo lower`", ("target", "option", "default", "values", "what it decides"), options)

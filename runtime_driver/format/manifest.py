@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from runtime_driver.format import strict_json
@@ -54,6 +54,11 @@ class Manifest(BaseModel):
     ``adapter_files``: what is written where when the adapter is saved. Version 1 has ``peft``, the configuration, and a
     key with each tensor instead; see :attr:`files`.
 
+    ``backend``: the name under which the target's delegate registers itself with ExecuTorch's runtime; None: there is
+    no delegate, or the manifest is of before the field.
+
+    ``quantize``: in older manifests, and always null there; read, and no longer written.
+
     ``evaluation``: how losses of batches combine into the loss of all of them; None (version 1): it is not known.
 
     ``weights_file``: the file that the methods which run the model need beside the program; None: they need none.
@@ -72,7 +77,8 @@ class Manifest(BaseModel):
     tool_versions: dict[str, str] = {}
     model: ModelSpec
     target: Name
-    quantize: str | None = None
+    backend: Name | None = None
+    quantize: str | None = Field(default=None, exclude=True)
     options: FreeForm = {}
     program_id: Name
     weights_file: WeightsFileSpec | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import lowering
-from lowering.targets import get_target
+from lowering.targets import TARGETS, get_target
 from tests.driver import text_model
 from tests.driver.command import Cli, fails
 
@@ -22,19 +22,52 @@ class Stopped(lowering.LoweringError):
 
 def test_options_of_other_targets_are_refused_before_anything_is_loaded(cli: Cli):
     task = ("--template", "{text} It was", "--labels", "0= bad,1= good", "-o", "x.pte")
-    fails(cli("lower", "nothing", *task, "--precision", "fp16"), "'xnnpack' has no option 'precision'")
+    fails(
+        cli("lower", "nothing", *task, "--precision", "fp16"),
+        "precision='fp16' is not possible for target 'xnnpack': expected one of fp32",
+    )
     fails(cli("lower", "nothing", *task, "--target", "vulkan", "--precision", "int8"), "expected one of fp32, fp16")
 
 
 def test_ranges_are_asked_for_before_anything_is_loaded(cli: Cli, tmp_path: Path):
     data = text_model.save_rows(tmp_path / "rows.jsonl", 2, 2)
     fails(cli("lower", "nothing", *TASK, "-o", "x.pte", *INTEGERS), "--precision 16a8w needs --calibrate FILE")
-    fails(cli("lower", "nothing", *TASK, "-o", "x.pte", "--calibrate", data), "not quantised; leave it out")
+    fails(cli("lower", "nothing", *TASK, "-o", "x.pte", "--calibrate", data), "not quantized; leave it out")
     done = cli("lower", "nothing", *TASK, "-o", "x.pte", *INTEGERS, "--calibrate", "missing.csv")
     assert done.code != 0
     assert "missing.csv" in done.err
 
 
+@pytest.fixture
+def qnn_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
+
+
+@pytest.mark.usefixtures("qnn_is_ready")
+def test_a_file_that_ranges_cannot_come_from_is_refused_before_anything_is_loaded(cli: Cli, tmp_path: Path):
+    (tmp_path / "rows.csv").write_text("text,other\na film,1\n")
+    command = ("lower", "nothing", *TASK, "-o", "x.pte", *INTEGERS, "--calibrate", "rows.csv")
+    fails(cli(*command), "rows.csv, line 2: no column 'label'")
+    (tmp_path / "rows.csv").write_text("text,label\na film,7\n")
+    fails(cli(*command), "rows.csv, line 2: the label '7' has no word")
+
+
+@pytest.mark.usefixtures("qnn_is_ready")
+def test_what_is_cut_of_the_examples_is_said_before_the_model_is_compiled(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(prepared: Any) -> None:
+        raise Stopped("compiling")
+
+    monkeypatch.setattr("mobizo_cli.build.Prepared.transform", stop)
+    model = text_model.save_model(tmp_path / "model")
+    (tmp_path / "rows.csv").write_text(f"text,label\n{'film ' * 40},1\n")
+    done = cli("lower", model, *TASK, "--rank", 4, "-o", "x.pte", *INTEGERS, "--calibrate", "rows.csv")
+    assert "rows.csv: 1 of 1 texts were cut" in done.err
+    assert "error: compiling" in done.err
+
+
+@pytest.mark.usefixtures("qnn_is_ready")
 def test_examples_become_the_batches_that_ranges_are_measured_on(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -47,7 +80,6 @@ def test_examples_become_the_batches_that_ranges_are_measured_on(
         raise Stopped("seen")
 
     monkeypatch.setattr(lowering, "lower", lower)
-    monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
     ranges = ("--calibrate", data, "--calibration-batches", 3)
     fails(cli("lower", model, *TASK, "--rank", 4, "--batch", 2, "-o", "x.pte", *INTEGERS, *ranges), "seen")
     assert seen["precision"] == "16a8w"
@@ -56,3 +88,33 @@ def test_examples_become_the_batches_that_ranges_are_measured_on(
         assert sorted(batch) == sorted(seen["inputs"])
         assert all(len(value) == 2 for value in batch.values())
     assert list(tmp_path.glob("x*")) == []
+
+
+def test_options_reach_the_lowering(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = text_model.save_model(tmp_path / "model")
+    seen: dict[str, Any] = {}
+
+    def lower(program: Any, **arguments: Any) -> None:
+        seen.update(arguments)
+        raise Stopped("seen")
+
+    monkeypatch.setattr(lowering, "lower", lower)
+    monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
+    options = ("--target", "qnn", "--precision", "fp16", "--option", "soc=SM8750", "--option", "weights=shared")
+    fails(cli("lower", model, *TASK, "--rank", 4, "-o", "x.pte", *options), "seen")
+    assert {name: seen[name] for name in ("target", "precision", "soc", "weights")} == {
+        "target": "qnn",
+        "precision": "fp16",
+        "soc": "SM8750",
+        "weights": "shared",
+    }
+
+
+def test_targets_lists_every_option_with_its_help(cli: Cli):
+    shown = cli("targets").out
+    for target in TARGETS.values():
+        for option in target.all_options:
+            assert option.name in shown
+            assert option.help.split()[0] in shown
+    assert "--option soc=" in shown
+    assert "8a8w" in shown

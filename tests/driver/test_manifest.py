@@ -36,6 +36,12 @@ def test_a_manifest_without_the_field_has_its_adapter_outside():
     assert Manifest.from_dict(tiny.manifest_dict()).adapter_state == "external"
 
 
+def test_a_manifest_that_still_has_quantize_opens_and_loses_it():
+    manifest = Manifest.from_dict(tiny.manifest_dict(quantize=None))
+    assert "quantize" not in manifest.to_dict()
+    assert manifest.backend is None
+
+
 def test_an_adapter_inside():
     manifest = Manifest.from_dict(inside())
     assert manifest.adapter_state == "internal"

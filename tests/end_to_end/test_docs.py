@@ -44,10 +44,10 @@ SHORTENED = {
     ),
     (
         'mobizo lower "$MODEL" --layers 15-29 --template "{text} It was" --labels "0= terrible,1= great" --target qnn '
-        "--soc SM8650 -o phone.pte"
+        "--option soc=SM8650 -o phone.pte"
     ): (
         'mobizo lower "$MODEL" --layers 1 --template "{text} It was" --labels "0= terrible,1= great" --target qnn '
-        "--soc SM8650 -o phone.pte"
+        "--option soc=SM8650 -o phone.pte"
     ),
     "mobizo train model.pte --data reviews/train.csv --steps 400 --lr 1e-2 --journal run.jsonl --adapter-out adapter": (
         "mobizo train model.pte --data reviews/train.csv --steps 4 --lr 1e-2 --journal run.jsonl --adapter-out adapter"

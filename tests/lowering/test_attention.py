@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowering.passes.canonical_reshapes import CanonicalReshapes
-from lowering.passes.decompose_attention import DecomposeAttention
-from lowering.passes.group_repeated_heads import GroupRepeatedHeads
+from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.layers.decompose_attention import DecomposeAttention
+from lowering.passes.layers.group_repeated_heads import GroupRepeatedHeads
 from tests.lowering.passkit import Fn, rewrite
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.passes.bounded_norms import BoundedNorms
-from lowering.passes.decompose_norms import DecomposeNorms
+from lowering.passes.layers.bounded_norms import BoundedNorms
+from lowering.passes.layers.decompose_norms import DecomposeNorms
 from tests.lowering.passkit import Fn, rewrite
 
 X = torch.randn(3, 4, 48, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from executorch.exir.tracer import _default_decomposition_table
 from torch.export import ExportedProgram
 
 from lowering.decompose import decompose
-from lowering.settled import settle
+from lowering.executorch_compat.retracing import settle
 from tests.lowering.passkit import Fn, export, ops_of
 
 aten = torch.ops.aten
@@ -25,6 +25,7 @@ def mul_of(pair):
 COMPOSITE = {
     "mse_loss": (lambda m, x: F.mse_loss(x.sin(), m.a) + 1, aten.mse_loss.default),
     "layer_norm": (lambda m, x: F.layer_norm(x, [6], m.b, m.b) * x, aten.layer_norm.default),
+    "rms_norm, whose decomposition writes": (lambda m, x: F.rms_norm(x, [6], m.b), aten.rms_norm.default),
     "matmul": (lambda m, x: torch.matmul(x, m.c).cos(), aten.matmul.default),
     "conv1d": (lambda m, x: F.conv1d(x, m.d, padding=1), aten.conv1d.default),
     "attention": (lambda m, x: F.scaled_dot_product_attention(x[None], m.a[None], x[None]), None),

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import lowering
+from lowering.executorch_compat.marks import is_marked
 from lowering.lowered import Lowered
-from lowering.marks import is_marked
 from lowering.passes.base import run_passes
-from lowering.passes.fold_constants import FoldConstants
-from lowering.passes.mark_weights import MarkWeights
-from lowering.passes.split_shared_weights import SplitSharedWeights
+from lowering.passes.values.fold_constants import FoldConstants
+from lowering.passes.values.mark_weights import MarkWeights
+from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.targets import TARGETS
 from tests.lowering.passkit import Fn, export, rewrite
 from tests.lowering.small import Program

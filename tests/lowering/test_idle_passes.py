@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule
 
-from lowering.idle_passes import _PASSES, rewrites_nothing, without_idle_passes
+from lowering.executorch_compat.idle_passes import _PASSES, rewrites_nothing, without_idle_passes
 from tests.lowering.passkit import Fn, export
 
 CLASSES = {name: getattr(importlib.import_module(module), name) for module, name in _PASSES}

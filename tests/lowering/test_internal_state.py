@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +10,12 @@ from torch.export import ExportedProgram
 
 import lowering
 import mobizo_passes as mz
-from lowering import pipelines, stages
+from lowering import stages
 from lowering.checks import check_state
 from lowering.editor import ProgramEditor
 from lowering.errors import StateLost
 from lowering.passes.base import run_passes
+from lowering.targets.xnnpack.pipeline import PASSES
 from tests.models import case
 from tests.passes.contract import Tiny, rows
 
@@ -62,7 +61,7 @@ def test_a_buffer_inside_the_delegate_is_refused() -> None:
 
 def test_a_legalised_program_keeps_its_buffer_outside() -> None:
     program = exported(writes=True)
-    legal, _ = run_passes(program, pipelines.XNNPACK)
+    legal, _ = run_passes(program, PASSES)
     after = partitioned(legal)
     assert any("executorch_call_delegate" in str(node.target) for node in after.graph.nodes)
     check_state("step", program, after, STATE)
@@ -99,15 +98,9 @@ def test_passes_do_not_take_a_written_buffer_for_a_constant() -> None:
 def test_a_program_without_initial_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """ExecuTorch's own behaviour without its pass: the buffer's shape is stored, not its content."""
     program = mz.transform(Tiny(), rows(), loss=F.cross_entropy, estimator=mz.TwoSided(1))
-    monkeypatch.setattr(stages, "InitializedMutableBufferPass", lambda names: lambda module: _unchanged(module))
+    monkeypatch.setattr(stages, "initial_value_passes", lambda edge: [])
     with pytest.raises(StateLost, match=r"no stored initial value: 0 have one"):
         lowering.lower(program, target="portable", adapter="internal")
-
-
-def _unchanged(module: Any) -> Any:
-    from torch.fx.passes.infra.pass_base import PassResult
-
-    return PassResult(module, False)
 
 
 def test_state_that_the_manifest_does_not_promise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

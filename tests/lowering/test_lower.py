@@ -123,7 +123,8 @@ def test_the_report_accounts_for_every_node(lowered):
         assert method.partitions == expected, str(report)
         assert method.total_flops > 0
     assert report.methods["apply"].partitions == 0
-    assert all(node.reason and node.op for _, node in report.nodes)
+    assert all(node.reason and node.rule and node.op for _, node in report.nodes)
+    assert all(f"{node.op} [{node.rule}]: {node.reason}" in str(report) for _, node in report.nodes)
     assert json.loads(json.dumps(report.to_dict()))["target"] == report.target
     if report.target == "xnnpack":
         step = report.methods["step"]
@@ -175,9 +176,9 @@ def test_unknown_targets_list_the_known(program):
         lowering.lower(program, target="tpu")
 
 
-def test_quantisation_is_refused(program):
-    with pytest.raises(lowering.QuantizationNotSupported, match="8da4w"):
-        lowering.lower(program, quantize="8da4w")
+def test_a_precision_that_the_target_lacks_is_refused(program):
+    with pytest.raises(lowering.InvalidOption, match=r"precision='8da4w' .*'xnnpack': expected one of fp32"):
+        lowering.lower(program, precision="8da4w")
 
 
 def test_a_target_whose_needs_are_missing_says_how_to_get_them(program, monkeypatch):

@@ -6,20 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowering.passes.canonical_reshapes import CanonicalReshapes
-from lowering.passes.copy_views import CopyViews
-from lowering.passes.core_forms import CoreForms
-from lowering.passes.decompose_activations import DecomposeActivations
-from lowering.passes.decompose_norms import DecomposeNorms
-from lowering.passes.expand_to_copies import ExpandToCopies
-from lowering.passes.float_scalars import FloatScalars
-from lowering.passes.fold_constants import FoldConstants
-from lowering.passes.mean_to_linear import MeanToLinear
-from lowering.passes.normalise_dims import NormaliseDims
-from lowering.passes.products_to_bmm import ProductsToBmm
-from lowering.passes.remove_noops import RemoveNoops
-from lowering.passes.scale_smaller_factor import ScaleSmallerFactor
-from lowering.passes.split_shared_weights import SplitSharedWeights
+from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.copy_views import CopyViews
+from lowering.passes.forms.core_forms import CoreForms
+from lowering.passes.forms.expand_to_copies import ExpandToCopies
+from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.remove_noops import RemoveNoops
+from lowering.passes.layers.decompose_activations import DecomposeActivations
+from lowering.passes.layers.decompose_norms import DecomposeNorms
+from lowering.passes.layers.mean_to_linear import MeanToLinear
+from lowering.passes.layers.products_to_bmm import ProductsToBmm
+from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
+from lowering.passes.values.float_scalars import FloatScalars
+from lowering.passes.values.fold_constants import FoldConstants
+from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from tests.lowering.passkit import Fn, rewrite
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))

@@ -207,10 +207,8 @@ def test_eight_bits_for_everything(mlp: mz.TrainingProgram, tmp_path: Path):
     assert len(set(found.losses)) > 1
 
 
-def test_other_quantisations_are_refused(mlp: mz.TrainingProgram, monkeypatch: pytest.MonkeyPatch):
+def test_other_precisions_are_refused(mlp: mz.TrainingProgram, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
-    with pytest.raises(lowering.QuantizationNotSupported, match=r"8da4w.*not supported.*qnn"):
-        lowering.lower(mlp, target="qnn", quantize="8da4w")
     with pytest.raises(lowering.InvalidOption, match=r"precision='16a4w'.*fp16, 16a8w, 8a8w"):
         lowering.lower(mlp, target="qnn", precision="16a4w")
 

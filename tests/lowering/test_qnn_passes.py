@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowering.passes.canonical_reshapes import CanonicalReshapes
-from lowering.passes.decompose_attention import DecomposeAttention
-from lowering.passes.equal_ranks import EqualRanks
-from lowering.passes.finite_masks import FiniteMasks
-from lowering.passes.flat_linears import FlatLinears
-from lowering.passes.scalars_to_constants import ScalarsToConstants
-from lowering.passes.whole_norms import WholeNorms
+from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.equal_ranks import EqualRanks
+from lowering.passes.forms.flat_linears import FlatLinears
+from lowering.passes.layers.decompose_attention import DecomposeAttention
+from lowering.passes.layers.finite_masks import FiniteMasks
+from lowering.passes.layers.whole_norms import WholeNorms
+from lowering.passes.values.scalars_to_constants import ScalarsToConstants
 from tests.lowering.passkit import Fn, rewrite
 
 HALF_MAX = 65504.0

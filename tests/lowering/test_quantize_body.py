@@ -13,10 +13,10 @@ from torch import Tensor
 import lowering
 import mobizo_passes as mz
 from lowering.calibration import SPREAD, Calibration, digest_of
-from lowering.passes.quantize_body import QuantizeBody
+from lowering.passes.values.quantize_body import QuantizeBody
 from lowering.stages import legalise
 from lowering.targets import get_target
-from lowering.targets.htp_partitioner import body_of
+from lowering.targets.qnn.partitioner import body_of
 from runtime_driver.format import Manifest
 from tests.lowering.passkit import Fn, rewrite
 from tests.models import Mlp, cross_entropy, integers, random, seeded
@@ -178,7 +178,7 @@ def test_batches_are_asked_for_where_ranges_are_needed_and_refused_elsewhere(
     monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
     with pytest.raises(lowering.InvalidCalibration, match=r"precision='16a8w'.*pass calibration=\[batch"):
         lowering.lower(program, target="qnn", precision="16a8w")
-    with pytest.raises(lowering.InvalidCalibration, match=r"'qnn' with soc='SM8650', precision='fp16'.*leave it out"):
+    with pytest.raises(lowering.InvalidCalibration, match=r"'qnn' with precision='fp16', soc='SM8650'.*leave it out"):
         lowering.lower(program, target="qnn", calibration=[BATCH])
-    with pytest.raises(lowering.InvalidCalibration, match="'xnnpack' with no options does not quantise"):
+    with pytest.raises(lowering.InvalidCalibration, match="'xnnpack' with precision='fp32' does not quantise"):
         lowering.lower(program, target="xnnpack", calibration=[BATCH])

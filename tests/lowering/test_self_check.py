@@ -20,7 +20,7 @@ from lowering.errors import NonFiniteExample, SelfCheckFailed
 from lowering.report import Compared
 from lowering.selfcheck import deviation_of, gradient_bound
 from lowering.targets import TARGETS
-from lowering.targets.portable import PortableTarget
+from lowering.targets.portable.target import PortableTarget
 from runtime_driver.format import Manifest
 from tests.lowering.small import Program
 from tests.passes.test_layouts import IMAGE, LAST, Lora, Net, channels_last, nhwc, odd_base, odd_factors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ import mobizo_passes as mz
 from lowering.errors import InvalidOption, TargetNameTaken, UnknownOption
 from lowering.identity import program_id
 from lowering.targets import TARGETS, Target, TargetOption, base, get_target, register
-from lowering.targets.base import Availability, executorch_availability
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.options import RESERVED
 from tests.lowering.small import Program
 from tests.models import Lora, cross_entropy, integers, random, seeded
 
@@ -29,9 +32,9 @@ class DummyTarget(Target):
 
     @property
     def passes(self):
-        from lowering import pipelines
+        from lowering.targets.portable.pipeline import PASSES
 
-        return pipelines.PORTABLE
+        return PASSES
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> None:
         return None
@@ -63,23 +66,70 @@ def test_options_tell_programs_apart():
     assert len(ids) == 2
 
 
+#: As they entered the ids of programs since each target exists; a program that is lowered again keeps its id.
+RECORDED = {
+    "xnnpack": {},
+    "portable": {},
+    "vulkan": {"precision": "fp32"},
+    "qnn": {"soc": "SM8650", "precision": "fp16", "weights": "separate"},
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_defaults_enter_a_program_s_id_as_they_always_did(name):
+    assert get_target(name).recorded == RECORDED[name]
+
+
+OFFERED = [
+    (name, option.name, value)
+    for name, target in TARGETS.items()
+    for option in target.all_options
+    for value in option.choices
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), OFFERED)
+def test_what_is_offered_is_accepted(name, option, value):
+    target = get_target(name).configured({option: value})
+    assert target.chosen[option] == value
+    assert target.passes
+    assert target.loss_tolerance > 0
+
+
+def test_an_option_that_came_later_changes_no_id_by_its_default(dummy):
+    assert get_target("dummy").recorded == {"speed": "slow"}
+    later = type("Later", (DummyTarget,), {"name": "later", "implied": frozenset({"precision", "speed"})})()
+    assert later.recorded == {}
+    assert later.configured({"speed": "fast"}).recorded == {"speed": "fast"}
+
+
+def test_an_option_is_called_as_no_keyword_of_lower():
+    keywords = set(inspect.signature(lowering.lower).parameters) - {"options"}
+    assert keywords == RESERVED
+    wrong = type("Wrong", (DummyTarget,), {"options": (TargetOption("check", ("a", "b"), "a", "which"),)})()
+    with pytest.raises(lowering.OptionNameTaken, match="'check', which is a keyword of `lower` already"):
+        register(wrong)
+
+
 def test_a_name_is_taken_once(dummy):
     with pytest.raises(TargetNameTaken, match="'dummy' is registered already"):
         register(DummyTarget())
 
 
 def test_options_are_checked_by_name_and_value(dummy):
-    with pytest.raises(UnknownOption, match=r"'xnnpack' has no option 'precision': it has none"):
+    with pytest.raises(UnknownOption, match=r"'xnnpack' has no option 'soc': its options are precision;"):
+        lowering.lower(Program(1), target="xnnpack", soc="SM8650")
+    with pytest.raises(InvalidOption, match=r"precision='fp16' .*'xnnpack': expected one of fp32"):
         lowering.lower(Program(1), target="xnnpack", precision="fp16")
-    with pytest.raises(UnknownOption, match=r"'dummy' has no option 'soc': its options are speed"):
+    with pytest.raises(UnknownOption, match=r"'dummy' has no option 'soc': its options are precision, speed"):
         lowering.lower(Program(1), target="dummy", soc="SM8650")
     with pytest.raises(InvalidOption, match=r"speed='warp' .*expected one of slow, fast"):
         lowering.lower(Program(1), target="dummy", speed="warp")
 
 
 def test_configuring_a_target_leaves_the_registry_alone(dummy):
-    assert get_target("dummy").configured({"speed": "fast"}).chosen == {"speed": "fast"}
-    assert get_target("dummy").chosen == {"speed": "slow"}
+    assert get_target("dummy").configured({"speed": "fast"}).chosen == {"precision": "fp32", "speed": "fast"}
+    assert get_target("dummy").chosen == {"precision": "fp32", "speed": "slow"}
 
 
 def test_what_runs_here_is_what_the_runtime_registers(monkeypatch):

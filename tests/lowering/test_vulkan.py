@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import lowering
 import mobizo_passes as mz
 from lowering.rehearse import Rehearsal, nearest, rehearse, truncated
+from lowering.targets.vulkan.rules import RULES
 from runtime_driver.format.seal import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
@@ -103,6 +104,14 @@ def test_every_node_left_outside_has_a_reason(rehearsed):
     assert all("no delegate" not in reason for reason in reasons.values())
 
 
+def test_rules_are_called_as_the_checker_calls_them(rehearsed):
+    ours = {"constraints", "one-partition", "matrix-product", "tied-table", "float32-loss", "float32-noise"}
+    for precision in ("fp32", "fp16"):
+        found = {node.op: node.rule for node in rehearsed(precision).report.portable}
+        assert set(found.values()) <= ours | {rule.name for rule in RULES}
+        assert found["aten.embedding.default"] == "no-embedding"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_s_step_is_one_partition_with_its_products(name):
     model, inputs = FAMILIES[name]
@@ -133,10 +142,10 @@ def test_a_lowered_program_says_what_it_is(program, tmp_path):
 
 
 def test_a_broken_rule_withholds_the_program(program, monkeypatch):
-    from lowering.targets import vulkan_partitioner
+    from lowering.targets.vulkan import partitioner
 
     # As if the partitioner trusted ExecuTorch's own judgement.
-    monkeypatch.setattr(vulkan_partitioner, "why_not", lambda node: None)
+    monkeypatch.setattr(partitioner, "why_not", lambda node: None)
     with pytest.raises(lowering.RuleBroken, match=r"method 'step': executorch_call_delegate\w*, operator \d+ "):
         lowering.lower(program, target="vulkan")
 

@@ -13,10 +13,10 @@ from executorch.backends.vulkan.serialization.vulkan_graph_serialize import seri
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from torch.export import ExportedProgram
 
-from lowering.checkers.vulkan import check_delegates, check_graph, check_signature, read
-from lowering.checkers.vulkan_rules import RULES
 from lowering.errors import RuleBroken
-from lowering.targets.vulkan_partitioner import tried_fusions_only
+from lowering.targets.vulkan.checker import check_delegates, check_graph, check_signature, read
+from lowering.targets.vulkan.partitioner import tried_fusions_only
+from lowering.targets.vulkan.rules import RULES
 from tests.lowering.passkit import Fn, export
 
 IDS = torch.tensor([[1, 2, 0]])

@@ -8,17 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowering.passes.canonical_reshapes import CanonicalReshapes
-from lowering.passes.flat_linears import FlatLinears
-from lowering.passes.fold_constants import FoldConstants
-from lowering.passes.gelu_to_exp import GeluToExp
-from lowering.passes.merge_axes import MergeAxes
-from lowering.passes.normalise_dims import NormaliseDims
-from lowering.passes.patches_to_linear import PatchesToLinear
-from lowering.passes.reduce_last_axis import ReduceLastAxis
-from lowering.passes.remove_noops import RemoveNoops
-from lowering.passes.split_to_slices import SplitToSlices
-from lowering.passes.weights_to_linear import WeightsToLinear
+from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.flat_linears import FlatLinears
+from lowering.passes.forms.merge_axes import MergeAxes
+from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.reduce_last_axis import ReduceLastAxis
+from lowering.passes.forms.remove_noops import RemoveNoops
+from lowering.passes.forms.split_to_slices import SplitToSlices
+from lowering.passes.layers.gelu_to_exp import GeluToExp
+from lowering.passes.layers.patches_to_linear import PatchesToLinear
+from lowering.passes.layers.weights_to_linear import WeightsToLinear
+from lowering.passes.values.fold_constants import FoldConstants
 from tests.lowering.passkit import Fn, rewrite
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))

@@ -125,10 +125,10 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(("changed", "words"), BAD_OPTIONS, ids=[str(each)[:40] for each, _ in BAD_OPTIONS])
 def test_options_are_refused_before_a_model_is_loaded(changed: dict[str, Any], words: str):
-    from mobizo_cli.build import build
+    from mobizo_cli.build import prepare
 
     with pytest.raises(OptionError) as caught:
-        build(options("no-such-model", **changed), "t")
+        prepare(options("no-such-model", **changed), "t")
     assert words in str(caught.value)
 
 
@@ -148,13 +148,14 @@ def test_what_the_model_does_not_have(model: Path, changed: dict[str, Any], word
 
 
 def test_a_template_leaves_room_for_a_token(model: Path):
-    from mobizo_cli.build import build
+    from mobizo_cli.build import prepare
 
     for loss, length in (("label-words", 2), ("vocabulary", 3)):
         with pytest.raises(OptionError, match=f"--max-length {length}: .* 2 tokens.* at least {length + 1}"):
-            build(options(model, loss=loss, max_length=length), "t")
+            prepare(options(model, loss=loss, max_length=length), "t")
 
 
+LOWER = ["lower", "no", "--template", "{t}", "--labels", LABELS, "-o", "m.pte"]
 USED: list[tuple[list[str], list[str]]] = [
     (["lower", "no", "--template", "{text!r}", "--labels", LABELS, "-o", "m.pte"], ["--template"]),
     (["lower", "no", "--template", "{t}", "--labels", LABELS, "-o", "d.pte"], ["d.pte is a directory"]),
@@ -163,7 +164,11 @@ USED: list[tuple[list[str], list[str]]] = [
     (["lower", "no", "--template", "{t}", "--labels", LABELS, "-o", "f/m.pte"], ["f does not exist", "--output"]),
     (["lower", "", "--template", "{t}", "--labels", LABELS, "-o", "m.pte"], ["MODEL is empty"]),
     (["lower", "f", "--template", "{t}", "--labels", LABELS, "-o", "m.pte"], ["f is a file"]),
-    (["lower", "no", "--template", "{t}", "--labels", LABELS, "-o", "m.pte", "--quantize", "x"], ["quantize='x'"]),
+    ([*LOWER, "--precision", "x"], ["precision='x' is not possible", "expected one of fp32"]),
+    ([*LOWER, "--option", "soc=SM8650"], ["'xnnpack' has no option 'soc'", "its options are precision"]),
+    ([*LOWER, "--option", "soc"], ["--option 'soc'", "expected KEY=VALUE"]),
+    ([*LOWER, "--option", "=x"], ["--option '=x'", "expected KEY=VALUE"]),
+    ([*LOWER, "--precision", "fp32", "--option", "precision=fp32"], ["'precision' is given already", "once"]),
     (["lower", "a\0b", "--template", "{t}", "--labels", LABELS, "-o", "m.pte"], ["zero byte"]),
     (["inspect", "no", "--graph", "f/g.svg"], ["--graph f/g.svg", "f does not exist"]),
     (["inspect", "no", "--graph", "g.html"], ["--graph g.html: is a directory"]),

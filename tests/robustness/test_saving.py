@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from lowering.errors import OutputNotOurs
+from lowering.executorch_compat.marks import TAG
+from lowering.executorch_compat.weights import Weight, serialized
 from lowering.saving import check_output, save, staging
-from lowering.weights_file import _serialised, _Weight
 from mobizo_cli import tokenizer_files
 from mobizo_cli.errors import ModelError, OptionError
 from runtime_driver.errors import WeightsFileError
@@ -27,7 +28,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 
 def weights(content: bytes) -> bytes:
     """A real weights file with one weight."""
-    return bytes(_serialised({f"{hashlib.sha256(content).hexdigest()} float32[1]": _Weight(content)}))
+    return bytes(serialized({f"{hashlib.sha256(content).hexdigest()} float32[1]": Weight(content)}, TAG))
 
 
 class Version:

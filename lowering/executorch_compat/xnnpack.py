@@ -1,0 +1,34 @@
+"""ExecuTorch's XNNPACK partitioner and its serialization, beyond what they document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from executorch.backends.xnnpack.partition.config import (
+    gemm_configs,
+    generic_node_configs,
+    node_configs,
+    xnnpack_config,
+)
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+# Given this compile spec, ExecuTorch's XNNPACK stage runs one graph pass (mm/addmm to linear) instead of seventeen,
+# each of which retraces the partition: a third of the whole lowering time. The runtime does not read it. Should a later
+# ExecuTorch drop it, the passes run, with the same result.
+PLAIN_GRAPH = CompileSpec("dqlinear_partitioner", b"")
+
+_EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
+
+
+def refusal_of(config: Any, node: Node, program: ExportedProgram) -> str | None:
+    """What a partitioner's configuration has against a node, "" if it does not say; None if it takes the node.
+
+    ExecuTorch writes the reason to its log alone; the objects that write it remember the last one.
+    """
+    for explainer in _EXPLAINERS:
+        explainer.node = None
+    if config.check_constraints(node, program):
+        return None
+    return next((explainer.reason for explainer in _EXPLAINERS if explainer.node is node), "")

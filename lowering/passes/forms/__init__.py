@@ -1,0 +1,1 @@
+"""Passes over operators, shapes and views: the same values in another form."""

@@ -1,0 +1,42 @@
+"""A placeholder of its own for each product's weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowering.editor import ProgramEditor
+from lowering.executorch_compat.marks import mark_like
+
+aten = torch.ops.aten
+
+_WEIGHTED = (aten.linear.default, aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
+
+
+@dataclass(frozen=True)
+class SplitSharedWeights:
+    """A weight that a product shares with another node gets a second placeholder, over the same tensor.
+
+    BEFORE  e = embedding(w: f32[V,d], ids);  y = linear(x, w)
+    AFTER   e = embedding(w, ids);            y = linear(x, w': f32[V,d])            w' and w are one tensor
+
+    ExecuTorch puts a product's weight into the partition. If something outside reads it too, the partitioner sees a
+    path from the partition out and back in, and cuts the graph in two. `whole` are FQNs to leave shared.
+    """
+
+    whole: frozenset[str] = frozenset()
+    name: str = "split-shared-weights"
+
+    def __call__(self, editor: ProgramEditor) -> int:
+        rewrites = 0
+        for node in editor.find(*_WEIGHTED):
+            weight: Any = node.args[1]
+            if not editor.is_constant(weight) or len(weight.users) < 2 or editor.fqn_of(weight) in self.whole:
+                continue
+            own = editor.constant(editor.constant_value(weight), "own_weight")
+            mark_like(own, [weight])
+            node.replace_input_with(weight, own)
+            rewrites += 1
+        return rewrites

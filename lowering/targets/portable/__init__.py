@@ -1,0 +1,1 @@
+"""ExecuTorch's own kernels, without a delegate."""

@@ -1,0 +1,31 @@
+"""ExecuTorch's own kernels, no delegate: runs anywhere, slowly; the yardstick for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.base import Target
+
+if TYPE_CHECKING:
+    from lowering.passes.base import LegalisationPass
+
+
+class PortableTarget(Target):
+    """No partitioner at all."""
+
+    name = "portable"
+    external_weights = True
+
+    def availability(self) -> Availability:
+        return executorch_availability(self.name)
+
+    @property
+    def passes(self) -> Sequence[LegalisationPass]:
+        from lowering.targets.portable.pipeline import PASSES
+
+        return PASSES
+
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
+        return None

@@ -1,0 +1,1 @@
+"""Qualcomm QNN: the NPU (HTP) of Snapdragon chips."""

@@ -1,0 +1,34 @@
+"""XNNPACK: float32 on CPUs, phones included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.base import Target
+
+if TYPE_CHECKING:
+    from lowering.passes.base import LegalisationPass
+
+
+class XnnpackTarget(Target):
+    """ExecuTorch's XNNPACK partitioner, kept from delegating pieces that hold no matrix product."""
+
+    name = "xnnpack"
+    backend = "XnnpackBackend"
+    external_weights = True
+
+    def availability(self) -> Availability:
+        return executorch_availability(self.name)
+
+    @property
+    def passes(self) -> Sequence[LegalisationPass]:
+        from lowering.targets.xnnpack.pipeline import PASSES
+
+        return PASSES
+
+    def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
+        from lowering.targets.xnnpack.partitioner import ProductPartitioner
+
+        return ProductPartitioner(outside=outside)
