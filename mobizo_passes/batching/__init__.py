@@ -10,6 +10,7 @@ from mobizo_passes.batching import compute, indexing, shapes
 from mobizo_passes.batching.batch import Batch, find_batch, track_batch
 from mobizo_passes.batching.batcher import PER_GROUP, RULES, Layout, Lifter
 from mobizo_passes.batching.compute import RECURRENT
+from mobizo_passes.batching.walk import Walk
 
 __all__ = [
     "PER_GROUP",
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "Layout",
     "Lifter",
+    "Walk",
     "compute",
     "find_batch",
     "indexing",

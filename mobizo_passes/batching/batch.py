@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from mobizo_passes.batching.batcher import Layout, Lifter
+from mobizo_passes.batching.batcher import Layout
+from mobizo_passes.batching.walk import Walk
 from mobizo_passes.errors import UnsupportedOp
 from mobizo_passes.graph.ir import Ir
 
@@ -158,7 +159,7 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-class _Tracker(Lifter):
+class _Tracker(Walk):
     """A lifter that goes on where a rule refuses, and remembers which shared values met the batch."""
 
     def __init__(self, ir: Ir, groups: int) -> None:
@@ -167,13 +168,13 @@ class _Tracker(Lifter):
         self.met: set[fx.Node] = set()
 
     def fuse(self, arg: fx.Node, layout: Layout) -> fx.Node:
-        """As `Lifter.fuse`; notes a value without groups."""
+        """As `Walk.fuse`; notes a value without groups."""
         if arg not in self.layouts:
             self.met.add(arg)
         return super().fuse(arg, layout)
 
     def lift_node(self, node: fx.Node) -> int:
-        """As `Lifter.lift_node`; a refused node, and what reads it, is lost."""
+        """As `Walk.lift_node`; a refused node, and what reads it, is lost."""
         before = node.target, node.args, node.kwargs, node.meta["val"]
         try:
             if not any(arg in self.lost for arg in node.all_input_nodes):

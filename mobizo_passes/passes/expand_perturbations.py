@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from mobizo_passes.batching import PER_GROUP, Lifter
+from mobizo_passes.batching import PER_GROUP, Walk
 from mobizo_passes.batching.batcher import Layouts
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.passes.base import Pass
@@ -45,7 +45,7 @@ class ExpandPerturbations(Pass):
         if ir.placeholders("eps"):
             return 0
         eps = ir.add_input("eps", "eps", torch.zeros(1))
-        lift = Lifter(ir, self.estimator.groups)
+        lift = Walk(ir, self.estimator.groups)
         seeds: dict[fx.Node, Layouts] = {}
         noise = noise_nodes(ir)
         for adapter in ir.placeholders("adapter"):
