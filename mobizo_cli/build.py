@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import mobizo_passes as mz
     from mobizo_cli.options import BuildOptions
 
-_ESTIMATORS = {"two-sided": "TwoSided", "one-sided": "OneSided", "forward-gradient": "ForwardGradient"}
-
 
 @dataclass(frozen=True)
 class Built:
@@ -49,10 +47,7 @@ def build(options: BuildOptions, tokenizer_name: str, staged: Path | None = None
 
     import mobizo_passes as mz
 
-    kind = getattr(mz, _ESTIMATORS[options.estimator], None)
-    if kind is None:
-        raise OptionError(f"--estimator {options.estimator}: this release does not have it yet.")
-    estimator = kind(queries=options.queries, normalize=options.normalize)
+    estimator = _estimator(options)
     loaded = models.load(options)
     ids = label_ids(loaded.tokenizer.backend_tokenizer, list(labels.values()))
     if staged is not None:
@@ -94,6 +89,15 @@ def build(options: BuildOptions, tokenizer_name: str, staged: Path | None = None
             raise
         raise ModelError(f"{options.model} is an adapter of the kind {loaded.kind}: {error}") from error
     return Built(program, task, loaded.tokenizer, encoder)
+
+
+def _estimator(options: BuildOptions) -> mz.Estimator:
+    from mobizo_passes.zo.estimators import estimator_kinds
+
+    offered = {kind.replace("_", "-"): cls for kind, cls in estimator_kinds().items()}
+    if options.estimator not in offered:
+        raise OptionError(f"--estimator {options.estimator}: expected one of {', '.join(offered)}.")
+    return offered[options.estimator](queries=options.queries, normalize=options.normalize)
 
 
 def _check_room(task: TextTask, encoder: PromptEncoder) -> None:

@@ -17,12 +17,13 @@ from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
 from mobizo_passes.zo import reference
-from mobizo_passes.zo.estimators import OneSided, TwoSided
+from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided, register_estimator, unregister_estimator
 from mobizo_passes.zo.reference import StepResult
 
 __all__ = [
     "BatchCoupled",
     "CaptureError",
+    "Estimator",
     "InputError",
     "LoRASite",
     "MobizoError",
@@ -36,6 +37,8 @@ __all__ = [
     "VerificationFailed",
     "ops",
     "reference",
+    "register_estimator",
     "transform",
+    "unregister_estimator",
     "verify",
 ]

@@ -13,7 +13,7 @@ from mobizo_passes.batching.batcher import Layouts
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.passes.base import Pass
 from mobizo_passes.passes.insert_noise import noise_nodes
-from mobizo_passes.zo.estimators import Estimator
+from mobizo_passes.zo.scheme import Scheme
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ class ExpandPerturbations(Pass):
     requires: ClassVar[str] = "mp_lora sites with one group, tracked batch dimensions, a loss per group, noise nodes"
     ensures: ClassVar[str] = "the losses output holds P values; every operator in between has a proven rule"
 
-    estimator: Estimator
+    estimator: Scheme
 
     def rewrite(self, ir: Ir) -> int:
         if ir.placeholders("eps"):
