@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mobizo_passes.batching.register import BatchDims, register_batching_rule, unregister_batching_rule
 from mobizo_passes.errors import (
     BatchCoupled,
+    BatchingRuleError,
     CaptureError,
     InputError,
     MobizoError,
@@ -22,6 +24,8 @@ from mobizo_passes.zo.reference import StepResult
 
 __all__ = [
     "BatchCoupled",
+    "BatchDims",
+    "BatchingRuleError",
     "CaptureError",
     "Estimator",
     "InputError",
@@ -37,8 +41,10 @@ __all__ = [
     "VerificationFailed",
     "ops",
     "reference",
+    "register_batching_rule",
     "register_estimator",
     "transform",
+    "unregister_batching_rule",
     "unregister_estimator",
     "verify",
 ]

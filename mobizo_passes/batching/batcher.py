@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+# It registers our operators, which some of the rules are about.
+import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
 from mobizo_passes.graph.ir import Ir
 
@@ -160,8 +162,8 @@ class Lifter:
             return pointwise(self, node)
         raise self.unsupported(
             node,
-            f"{node.target} is not in the rule table. That is a limit of this compiler, not of the model: "
-            "write it with other operators, or keep perturbed values away from it",
+            f"{node.target} is not in the rule table. That is a limit of this compiler, not of the model: tell it the "
+            "rule with mz.register_batching_rule, write it with other operators, or keep perturbed values away from it",
         )
 
     def replace(self, node: fx.Node, new: Sequence[fx.Node], layouts: Sequence[Layout | PerGroup]) -> None:
