@@ -1,4 +1,4 @@
-"""What a lifting rule is, and what it asks: where groups lie, how shared values are expanded on the frontier."""
+"""What a batching rule is, and what it asks: where groups lie, how shared values are expanded on the frontier."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PerGroup(Enum):
 PER_GROUP = PerGroup.LEADING
 
 Layouts = Layout | PerGroup | None | tuple[Layout | PerGroup | None, ...]
-Rule = Callable[["Lifter", fx.Node], Layouts]
+Rule = Callable[["Batcher", fx.Node], Layouts]
 
 RULES: dict[Any, Rule] = {}
 
@@ -52,8 +52,8 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 @dataclass
-class Lifter:
-    """State of one lifting: layouts of fused nodes, plain values as they were before, and expansions made so far."""
+class Batcher:
+    """State of one run: layouts of fused nodes, plain values as they were before, and expansions made so far."""
 
     ir: Ir
     groups: int
@@ -198,10 +198,10 @@ class Lifter:
                 raise self.unsupported(node, f"its rule gave shape {list(value.shape)} where {expected} was due")
 
 
-def pointwise(lift: Lifter, node: fx.Node) -> Layout:
+def pointwise(batcher: Batcher, node: fx.Node) -> Layout:
     """Element-wise operators with broadcasting: groups stay where they are."""
-    ndim = lift.plain[node].dim()
-    layout, args = lift.align(node, [*node.args, *node.kwargs.values()], ndim)
+    ndim = batcher.plain[node].dim()
+    layout, args = batcher.align(node, [*node.args, *node.kwargs.values()], ndim)
     node.args = tuple(args[: len(node.args)])
     node.kwargs = dict(zip(node.kwargs, args[len(node.args) :], strict=True))
     return layout

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mobizo_passes.batching.batcher import RULES, Layout, Layouts, Lifter, Rule, pointwise
+from mobizo_passes.batching.batcher import RULES, Batcher, Layout, Layouts, Rule, pointwise
 from mobizo_passes.batching.walk import Walk
 from mobizo_passes.errors import BatchingRuleError, InputError, UnsupportedOp
 from mobizo_passes.graph import ops
@@ -116,19 +116,19 @@ def _rule(target: Any, claim: Claim) -> Rule:
         raise InputError(f"a rule is 'pointwise', a BatchDims or a function, found {claim!r}")
     names, results = _tensors(target), len(target._schema.returns)
 
-    def rule(lift: Lifter, node: fx.Node) -> Layouts:
+    def rule(batcher: Batcher, node: fx.Node) -> Layouts:
         values = _arguments(target, node.args, node.kwargs)
-        layouts = {name: lift.layout(values[name]) for name in names}
+        layouts = {name: batcher.layout(values[name]) for name in names}
         if isinstance(claim, BatchDims):
             found: Any = claim
         else:
             dims = {name: None if layout is None else layout.dim for name, layout in layouts.items()}
-            shapes = {k: lift.shape(v) if isinstance(v, fx.Node) else v for k, v in values.items()}
+            shapes = {k: batcher.shape(v) if isinstance(v, fx.Node) else v for k, v in values.items()}
             found = claim(dims, shapes)
         if found is None:
-            raise lift.refuse(node, f"its batching rule does not take {_places(layouts)}")
+            raise batcher.refuse(node, f"its batching rule does not take {_places(layouts)}")
         _check_form(target, found, names, results)
-        return _apply(lift, node, found, values, layouts)
+        return _apply(batcher, node, found, values, layouts)
 
     return rule
 
@@ -147,42 +147,42 @@ def _check_form(target: Any, found: Any, names: Sequence[str], results: int) -> 
 
 
 def _apply(
-    lift: Lifter, node: fx.Node, found: BatchDims, values: dict[str, Any], layouts: Mapping[str, Layout | None]
+    batcher: Batcher, node: fx.Node, found: BatchDims, values: dict[str, Any], layouts: Mapping[str, Layout | None]
 ) -> Layouts:
     """Bring the arguments to where the rule wants the batch; returns where the results hold it."""
     outers = {layout.outer for layout in layouts.values() if layout is not None}
     wanted = {
-        name: dim if dim is None or dim >= 0 else dim + len(lift.shape(values[name]))
+        name: dim if dim is None or dim >= 0 else dim + len(batcher.shape(values[name]))
         for (name, dim) in zip(layouts, found.inputs, strict=True)
         if isinstance(values[name], fx.Node)
     }
     for name, dim in wanted.items():
-        if dim is not None and not 0 <= dim < len(lift.shape(values[name])):
-            raise lift.unsupported(node, f"its batching rule asks for dimension {dim} of '{name}', which has fewer")
-    sizes = {lift.shape(values[name])[dim] for name, dim in wanted.items() if dim is not None}
+        if dim is not None and not 0 <= dim < len(batcher.shape(values[name])):
+            raise batcher.unsupported(node, f"its batching rule asks for dimension {dim} of '{name}', which has fewer")
+    sizes = {batcher.shape(values[name])[dim] for name, dim in wanted.items() if dim is not None}
     if len(outers) != 1 or len(sizes) != 1:
-        raise lift.refuse(node, "its operands hold the batch in different dimensions")
+        raise batcher.refuse(node, "its operands hold the batch in different dimensions")
     outer, size = outers.pop(), sizes.pop()
     for name, dim in wanted.items():
         layout = layouts[name]
         if layout is not None and layout.dim != dim:
             place = "shares it among all examples" if dim is None else f"wants it in dimension {dim}"
-            raise lift.refuse(
+            raise batcher.refuse(
                 node, f"'{name}' holds the batch in dimension {layout.dim}, and its batching rule {place}"
             )
         if dim is not None:
-            values[name] = lift.fuse(values[name], Layout(dim, outer))
+            values[name] = batcher.fuse(values[name], Layout(dim, outer))
     given = [a.name for a in node.target._schema.arguments][: len(node.args)]  # type: ignore[union-attr]
     node.args = tuple(values[name] for name in given)
     node.kwargs = {name: values[name] for name in node.kwargs}
-    plain = lift.plain[node]
+    plain = batcher.plain[node]
     shapes = [v.shape for v in plain] if isinstance(plain, tuple | list) else [plain.shape]
     outputs = (found.outputs,) if isinstance(found.outputs, int) else found.outputs
     places: list[Layout | None] = []
     for number, (dim, shape) in enumerate(zip(outputs, shapes, strict=True)):
         at = dim if dim is None else dim % len(shape) if shape else -1
         if at is not None and (at < 0 or shape[at] != size):
-            raise lift.unsupported(
+            raise batcher.unsupported(
                 node, f"its batching rule puts a batch of {size} into dimension {dim} of result {number}, {list(shape)}"
             )
         places.append(None if at is None else Layout(at, outer))

@@ -1,4 +1,4 @@
-"""The lifting engine: walks a graph once and applies a rule to each perturbed node."""
+"""The batching engine: walks a graph once and applies a rule to each perturbed node."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from mobizo_passes.batching.batcher import Layouts, Lifter
+from mobizo_passes.batching.batcher import Batcher, Layouts
 from mobizo_passes.batching.per_group import per_group
 
 
-class Walk(Lifter):
-    """A lifter on its way through a graph."""
+class Walk(Batcher):
+    """A batcher on its way through a graph."""
 
     def run(self, seeds: Mapping[fx.Node, Layouts]) -> int:
-        """Lift everything downstream of `seeds`, which are lifted already; returns the number of lifted nodes."""
+        """Batch everything downstream of `seeds`, which are batched already; returns the number of batched nodes."""
         self.layouts.update(seeds)
         count = 0
         for node in list(self.ir.graph.nodes):
             if not node._erased and node.op == "call_function" and node not in self.layouts:
-                count += self.lift_node(node)
+                count += self.batch_node(node)
         return count
 
-    def lift_node(self, node: fx.Node) -> int:
-        """Lift one node if an argument of it is lifted; returns how many it lifted, 0 or 1."""
+    def batch_node(self, node: fx.Node) -> int:
+        """Batch one node if an argument of it is batched; returns how many it batched, 0 or 1."""
         if not any(arg in self.layouts for arg in node.all_input_nodes):
             return 0
         self.plain[node] = node.meta["val"]
