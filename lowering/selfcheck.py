@@ -357,16 +357,18 @@ def update_bound(value: Tensor, gradients: Tensor) -> float:
 def gradient_bound(manifest: Manifest, expected: Mapping[str, Tensor], deviation: float) -> float:
     """How far projected gradients may be off when no loss is off by more than `deviation` and its own last bits.
 
-    g is a difference of two losses over 2ε (over ε, one-sided): 2·error/ε bounds both. Divided by the standard
-    deviation s of n losses, g = h/s, it is (2·error/ε + r·|g|) / (s − r), where r = error·√(n/(n−1)) is how far s
+    The manifest has the factor c of the estimator: c·error/ε bounds what g is off by. Divided by the standard
+    deviation s of n losses, g = h/s, it is (c·error/ε + r·|g|) / (s − r), where r = error·√(n/(n−1)) is how far s
     moves; infinite where s is not above r, since rounding alone makes any number of it then.
     """
     losses, gradients = expected["losses"], expected["projected_gradients"]
     error = deviation + 4 * torch.finfo(torch.float32).eps * max(1.0, largest(losses))
-    plain = 2 * error / EPS
-    if manifest.estimator.normalize is None:
+    estimator = manifest.estimator
+    plain = estimator.error_factor * error / EPS
+    if estimator.normalize is None:
         return plain
-    perturbed = losses if manifest.estimator.kind == "two_sided" else losses[1:]
+    groups = estimator.perturbed_groups
+    perturbed = losses if groups is None else losses[list(groups)]
     count = len(perturbed)
     std, shift = float(perturbed.double().std()), error * math.sqrt(count / (count - 1))
     return (plain + shift * largest(gradients)) / (std - shift) if std > shift else math.inf

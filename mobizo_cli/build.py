@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import mobizo_passes as mz
     from mobizo_cli.options import BuildOptions
 
-_ESTIMATORS = {"two-sided": "TwoSided", "one-sided": "OneSided", "forward-gradient": "ForwardGradient"}
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -111,13 +109,13 @@ def prepare(options: BuildOptions, tokenizer_name: str, staged: Path | None = No
     return Prepared(options, loaded, task, encoder)
 
 
-def _estimator(options: BuildOptions) -> Any:
-    import mobizo_passes as mz
+def _estimator(options: BuildOptions) -> mz.Estimator:
+    from mobizo_passes.zo.estimators import estimator_kinds
 
-    kind = getattr(mz, _ESTIMATORS[options.estimator], None)
-    if kind is None:
-        raise OptionError(f"--estimator {options.estimator}: this release does not have it yet.")
-    return kind(queries=options.queries, normalize=options.normalize)
+    offered = {kind.replace("_", "-"): cls for kind, cls in estimator_kinds().items()}
+    if options.estimator not in offered:
+        raise OptionError(f"--estimator {options.estimator}: expected one of {', '.join(offered)}.")
+    return offered[options.estimator](queries=options.queries, normalize=options.normalize)
 
 
 def _check_room(task: TextTask, encoder: PromptEncoder) -> None:

@@ -70,9 +70,14 @@ LossOption = Annotated[
 MaxLength = Annotated[int, typer.Option(min=2, help="Tokens of a prompt.", rich_help_panel=_TASK)]
 BatchSize = Annotated[int, typer.Option(min=2, help="Examples in a batch.", rich_help_panel=_STEP)]
 Queries = Annotated[int, typer.Option(min=1, help="Perturbations in a step.", rich_help_panel=_STEP)]
+# Its choices are the estimators that are registered, which only the compiler knows; it takes seconds to import.
 EstimatorOption = Annotated[
-    Literal["two-sided", "one-sided", "forward-gradient"],
-    typer.Option(help="How projected gradients are estimated.", rich_help_panel=_STEP),
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How projected gradients are estimated; a name that is not registered lists those that are.",
+        rich_help_panel=_STEP,
+    ),
 ]
 NoiseOption = Annotated[
     Literal["gaussian", "rademacher"], typer.Option(help="Distribution of the perturbation.", rich_help_panel=_STEP)
@@ -123,7 +128,7 @@ class BuildOptions:
     max_length: int
     batch: int
     queries: int
-    estimator: Literal["two-sided", "one-sided", "forward-gradient"]
+    estimator: str
     noise: Literal["gaussian", "rademacher"]
     normalize: Literal["std"] | None
     new_weights: str | None = None

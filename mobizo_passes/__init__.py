@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mobizo_passes.batching.register import BatchDims, register_batching_rule, unregister_batching_rule
 from mobizo_passes.errors import (
     BatchCoupled,
+    BatchingRuleError,
     CaptureError,
     InputError,
     MobizoError,
@@ -17,12 +19,15 @@ from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
 from mobizo_passes.zo import reference
-from mobizo_passes.zo.estimators import OneSided, TwoSided
+from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided, register_estimator, unregister_estimator
 from mobizo_passes.zo.reference import StepResult
 
 __all__ = [
     "BatchCoupled",
+    "BatchDims",
+    "BatchingRuleError",
     "CaptureError",
+    "Estimator",
     "InputError",
     "LoRASite",
     "MobizoError",
@@ -36,6 +41,10 @@ __all__ = [
     "VerificationFailed",
     "ops",
     "reference",
+    "register_batching_rule",
+    "register_estimator",
     "transform",
+    "unregister_batching_rule",
+    "unregister_estimator",
     "verify",
 ]

@@ -29,6 +29,10 @@ class BatchCoupled(UnsupportedOp):
     """A perturbed value reaches an operator that mixes examples of the batch."""
 
 
+class BatchingRuleError(MobizoError):
+    """A registered batching rule is not true: the operator does something else than the rule says."""
+
+
 class VerificationFailed(MobizoError):
     """The transformed program and the sequential reference disagree."""
 

@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.sites import peft as peft_files
+from mobizo_passes.sites.peft import AdapterFile
 from mobizo_passes.zo.noise import VERSION
-
-if TYPE_CHECKING:
-    from mobizo_passes.program import TrainingProgram
 
 MOBIZO_VERSION = "0.1.0"
 _STATE = ("parameter", "buffer", "state", "constant")
 
 
-def describe(program: TrainingProgram, methods: Mapping[str, Ir], adapter: str) -> dict[str, Any]:
-    """Return the manifest's fields that do not depend on a target (see the manifest's schema for their meaning)."""
+def describe(
+    *,
+    model: Mapping[str, Any],
+    estimator: Mapping[str, object],
+    noise: str,
+    trainable: str,
+    adapter: Mapping[str, Tensor],
+    frozen: Mapping[str, Tensor],
+    files: Sequence[AdapterFile],
+    labels: Mapping[str, Any],
+    methods: Mapping[str, Ir],
+    form: str,
+) -> dict[str, Any]:
+    """Return the manifest's fields that do not depend on a target (see the manifest's schema for their meaning).
+
+    `adapter` and `frozen`: the tensors that are trained, and those that are saved with them; `form`: where the step
+    has its adapter, "external" or "internal".
+    """
     combination = methods["loss"].combination
     return {
         "format": "mobizo",
         "format_version": 2,
         "mobizo_version": MOBIZO_VERSION,
-        "model": program.model,
-        "estimator": dict(program.estimator.manifest()),
-        "noise": {"kind": program.noise, "version": VERSION},
-        "trainable": program.trainable,
-        "adapter_state": adapter,
+        "model": dict(model),
+        "estimator": dict(estimator),
+        "noise": {"kind": noise, "version": VERSION},
+        "trainable": trainable,
+        "adapter_state": form,
         "adapter": [
-            *(_adapter(fqn, value, True) for fqn, value in program.initial_adapter().items()),
-            *(_adapter(fqn, value, False) for fqn, value in program.frozen_adapter().items()),
+            *(_adapter(fqn, value, True) for fqn, value in adapter.items()),
+            *(_adapter(fqn, value, False) for fqn, value in frozen.items()),
         ],
-        "adapter_files": [peft_files.describe(each) for each in program.adapter_files],
-        "batch": program.labels,
+        "adapter_files": [peft_files.describe(each) for each in files],
+        "batch": dict(labels),
         "evaluation": None if combination is None else combination.manifest(),
         "methods": {name: _method(ir) for name, ir in methods.items()},
     }

@@ -11,13 +11,10 @@ from mobizo_passes.passes import (
     Canonicalize,
     CanonicalProducts,
     Decompose,
-    ExpandPerturbations,
-    FinishStep,
     FoldConstants,
     GatherLabels,
     HoistSelections,
     InsertMpLora,
-    InsertNoise,
     InternalizeAdapter,
     LiftAdapter,
     Pass,
@@ -52,18 +49,12 @@ def parts(batch: Batch) -> tuple[Pass, ...]:
 
 def step(estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0) -> tuple[Pass, ...]:
     """-> the readable training step."""
-    return (
-        InsertMpLora(batch, batch_dim),
-        RegroupLoss(),
-        InsertNoise(estimator.queries, noise),
-        ExpandPerturbations(estimator),
-        FinishStep(estimator),
-    )
+    return (InsertMpLora(batch, batch_dim), RegroupLoss(), *estimator.step_passes(noise))
 
 
 def apply(estimator: Estimator, noise: str) -> tuple[Pass, ...]:
     """Adapter and projected gradients -> the new adapter, without the model."""
-    return (InsertNoise(estimator.queries, noise), FinishStep(estimator))
+    return estimator.apply_passes(noise)
 
 
 def core() -> tuple[Pass, ...]:

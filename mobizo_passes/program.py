@@ -200,7 +200,18 @@ class TrainingProgram:
     def manifest(self, adapter: str = "external") -> dict[str, Any]:
         """Return the target-independent part of the manifest, as plain JSON values; `adapter` as for `core`."""
         step = self._adapter_in(self._methods["step"], adapter)
-        return _manifest.describe(self, {**self._methods, "step": step}, adapter)
+        return _manifest.describe(
+            model=self.model,
+            estimator=self.estimator.manifest(),
+            noise=self.noise,
+            trainable=self.trainable,
+            adapter=self._adapter,
+            frozen=self._frozen,
+            files=self.adapter_files,
+            labels=self.labels,
+            methods={**self._methods, "step": step},
+            form=adapter,
+        )
 
     def _adapter_in(self, step: Ir, form: str) -> Ir:
         if form not in ("external", "internal"):

@@ -33,7 +33,7 @@ from mobizo_passes.sites.select import (
     factors_of,
     trainable_fqns,
 )
-from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided
+from mobizo_passes.zo.estimators import Estimator, TwoSided, check_estimator
 from mobizo_passes.zo.noise import KINDS
 
 
@@ -60,8 +60,9 @@ def transform(
         model: any `nn.Module` bearing LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
             `DistributedDataParallel` around it are taken off; the program's `notes` say so.
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
-        estimator: `TwoSided(queries=q)` (default, q = 4) or `OneSided(queries=q)`; with ``normalize="std"``
-            the projected gradients are divided by the standard deviation of the perturbed losses (FZOO).
+        estimator: `TwoSided(queries=q)` (default, q = 4), `OneSided(queries=q)`, or one of a class of your own (see
+            `register_estimator`); with ``normalize="std"`` the projected gradients are divided by the standard
+            deviation of the perturbed losses (FZOO).
         noise: "gaussian" or "rademacher".
         trainable: "lora_B" (LoRA-FA: lora_A frozen) or "lora_A+lora_B"; these tensors must be float32.
         loss: None for the model's own loss output, else ``fn(outputs, *labels) -> Tensor``; the inputs that the model's
@@ -78,8 +79,7 @@ def transform(
         UnsupportedOp, BatchCoupled: a perturbed value reaches an operator that has no rule, or that mixes examples.
     """
     estimator = TwoSided() if estimator is None else estimator
-    if not isinstance(estimator, TwoSided | OneSided):
-        raise InputError(f"estimator must be TwoSided or OneSided, found {estimator!r}")
+    check_estimator(estimator)
     if noise not in KINDS:
         raise InputError(f"noise must be one of {', '.join(KINDS)}; found {noise!r}")
     if not isinstance(model, nn.Module):

@@ -1,4 +1,4 @@
-"""Lifting rules: how each operator runs on P groups fused into one dimension, or why it can't.
+"""Batching rules: how each operator runs on P groups fused into one dimension, or why it can't.
 
 A rule proves that an operator treats the groups independently and says where they lie in its result. An operator
 without a rule is refused by name, never guessed.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from mobizo_passes.batching import compute, indexing, shapes
 from mobizo_passes.batching.batch import Batch, find_batch, track_batch
-from mobizo_passes.batching.batcher import PER_GROUP, RULES, Layout, Lifter
+from mobizo_passes.batching.batcher import PER_GROUP, RULES, Batcher, Layout
 from mobizo_passes.batching.compute import RECURRENT
+from mobizo_passes.batching.walk import Walk
 
 __all__ = [
     "PER_GROUP",
     "RECURRENT",
     "RULES",
     "Batch",
+    "Batcher",
     "Layout",
-    "Lifter",
+    "Walk",
     "compute",
     "find_batch",
     "indexing",

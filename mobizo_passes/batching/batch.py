@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from mobizo_passes.batching.batcher import Layout, Lifter
+from mobizo_passes.batching.batcher import Layout
+from mobizo_passes.batching.walk import Walk
 from mobizo_passes.errors import UnsupportedOp
 from mobizo_passes.graph.ir import Ir
 
@@ -35,7 +36,7 @@ class Batch:
 def track_batch(ir: Ir, batch: Batch) -> None:
     """Note in ``meta["batch"]`` of every node that holds the batch where it holds it, as a `Layout`.
 
-    The lifting rules are run on a copy with two groups in the batch inputs, so that a transposition, a fold into
+    The batching rules are run on a copy with two groups in the batch inputs, so that a transposition, a fold into
     ``[B * T, D]`` or a flattening is followed as it will be followed later. None means that an operator mixes
     examples, or has no rule, so that the batch was lost there: allowed as long as nothing perturbed comes by.
     """
@@ -94,19 +95,21 @@ def _settle(
 
 def _conflicts(ir: Ir, places: Mapping[str, int], ends: Collection[fx.Node]) -> tuple[_Score, set[str]]:
     """How many places contradict a reading of the inputs, and the inputs that come together there."""
-    lift, twins = _track(ir, places, note=False)
+    batcher, twins = _track(ir, places, note=False)
     sources: dict[fx.Node, frozenset[str]] = {}
-    for node in lift.ir.graph.nodes:
+    for node in batcher.ir.graph.nodes:
         own = {node.meta["input"].name} if node.op == "placeholder" and node.meta["input"].kind == "batch" else set()
         sources[node] = frozenset(own).union(*(sources[a] for a in node.all_input_nodes))
-    wrong = [n for n in lift.lost if n in twins and not any(a in lift.lost for a in n.all_input_nodes) and _many(n)]
+    wrong = [
+        n for n in batcher.lost if n in twins and not any(a in batcher.lost for a in n.all_input_nodes) and _many(n)
+    ]
     suspects = set().union(*(sources[n] for n in wrong))
-    missed = sum(twins[n] in ends and n not in lift.lost and lift.layout(n) is None for n in twins)
-    left_out = [n for n in lift.met if sources[n] and not sources[n].intersection(places)]
+    missed = sum(twins[n] in ends and n not in batcher.lost and batcher.layout(n) is None for n in twins)
+    left_out = [n for n in batcher.met if sources[n] and not sources[n].intersection(places)]
     if left_out:
         suspects |= set(places).union(*(sources[n] for n in left_out))
     # What is lost may be lost in any reading; an input that meets the batch unseen, or an end without it, may not.
-    return (len(wrong) + len(twins) * (len(left_out) + missed), len(lift.lost)), suspects
+    return (len(wrong) + len(twins) * (len(left_out) + missed), len(batcher.lost)), suspects
 
 
 def _many(node: fx.Node) -> bool:
@@ -118,7 +121,7 @@ def _many(node: fx.Node) -> bool:
 def _track(ir: Ir, places: Mapping[str, int], note: bool = True) -> tuple[_Tracker, dict[fx.Node, fx.Node]]:
     copy = ir.clone()
     twins = dict(zip(copy.graph.nodes, ir.graph.nodes, strict=True))
-    lift = _Tracker(copy, groups=2)
+    batcher = _Tracker(copy, groups=2)
     seeds: dict[fx.Node, Layout] = {}
     for node in copy.placeholders("batch"):
         dim = places.get(node.meta["input"].name)
@@ -126,24 +129,24 @@ def _track(ir: Ir, places: Mapping[str, int], note: bool = True) -> tuple[_Track
             continue
         value = node.meta["val"]
         shape = list(value.shape)
-        shape[dim] *= lift.groups
-        lift.plain[node] = value
+        shape[dim] *= batcher.groups
+        batcher.plain[node] = value
         with copy.fake:
             node.meta["val"] = value.new_empty(shape)
         seeds[node] = Layout(dim)
     with _quiet():
-        lift.run(seeds)
+        batcher.run(seeds)
     if note:
         for node in copy.graph.nodes:
             twin = twins.get(node)
             if twin is None:
                 continue
             twin.meta.pop("batch", None)
-            if node in lift.lost:
+            if node in batcher.lost:
                 twin.meta["batch"] = None
-            elif node in lift.layouts:
-                twin.meta["batch"] = lift.layout(node)
-    return lift, twins
+            elif node in batcher.layouts:
+                twin.meta["batch"] = batcher.layout(node)
+    return batcher, twins
 
 
 @contextlib.contextmanager
@@ -158,8 +161,8 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-class _Tracker(Lifter):
-    """A lifter that goes on where a rule refuses, and remembers which shared values met the batch."""
+class _Tracker(Walk):
+    """A batcher that goes on where a rule refuses, and remembers which shared values met the batch."""
 
     def __init__(self, ir: Ir, groups: int) -> None:
         super().__init__(ir, groups)
@@ -167,17 +170,17 @@ class _Tracker(Lifter):
         self.met: set[fx.Node] = set()
 
     def fuse(self, arg: fx.Node, layout: Layout) -> fx.Node:
-        """As `Lifter.fuse`; notes a value without groups."""
+        """As `Walk.fuse`; notes a value without groups."""
         if arg not in self.layouts:
             self.met.add(arg)
         return super().fuse(arg, layout)
 
-    def lift_node(self, node: fx.Node) -> int:
-        """As `Lifter.lift_node`; a refused node, and what reads it, is lost."""
+    def batch_node(self, node: fx.Node) -> int:
+        """As `Walk.batch_node`; a refused node, and what reads it, is lost."""
         before = node.target, node.args, node.kwargs, node.meta["val"]
         try:
             if not any(arg in self.lost for arg in node.all_input_nodes):
-                return super().lift_node(node)
+                return super().batch_node(node)
         except UnsupportedOp:
             node.target, node.args, node.kwargs, node.meta["val"] = before
             self.layouts.pop(node, None)

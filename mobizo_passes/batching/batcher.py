@@ -1,10 +1,10 @@
-"""The lifting engine: walks a graph once, expands shared values on the frontier, applies a rule per perturbed node."""
+"""What a batching rule is, and what it asks: where groups lie, how shared values are expanded on the frontier."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+# It registers our operators, which some of the rules are about.
+import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
 from mobizo_passes.graph.ir import Ir
 
@@ -33,7 +35,7 @@ class PerGroup(Enum):
 PER_GROUP = PerGroup.LEADING
 
 Layouts = Layout | PerGroup | None | tuple[Layout | PerGroup | None, ...]
-Rule = Callable[["Lifter", fx.Node], Layouts]
+Rule = Callable[["Batcher", fx.Node], Layouts]
 
 RULES: dict[Any, Rule] = {}
 
@@ -50,8 +52,8 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 @dataclass
-class Lifter:
-    """State of one lifting: layouts of fused nodes, plain values as they were before, and expansions made so far."""
+class Batcher:
+    """State of one run: layouts of fused nodes, plain values as they were before, and expansions made so far."""
 
     ir: Ir
     groups: int
@@ -147,49 +149,7 @@ class Lifter:
             prefix *= size
         raise self.unsupported(node, f"reshape {list(shape)} -> {list(new)} cuts through the batch")
 
-    # The walk ----------------------------------------------------------------------------------------------------
-
-    def run(self, seeds: Mapping[fx.Node, Layouts]) -> int:
-        """Lift everything downstream of `seeds`, which are lifted already; returns the number of lifted nodes."""
-        self.layouts.update(seeds)
-        count = 0
-        for node in list(self.ir.graph.nodes):
-            if not node._erased and node.op == "call_function" and node not in self.layouts:
-                count += self.lift_node(node)
-        return count
-
-    def lift_node(self, node: fx.Node) -> int:
-        """Lift one node if an argument of it is lifted; returns how many it lifted, 0 or 1."""
-        if not any(arg in self.layouts for arg in node.all_input_nodes):
-            return 0
-        self.plain[node] = node.meta["val"]
-        with self.ir.graph.inserting_before(node):
-            layouts = self._apply(node)
-        if node._erased:
-            return 1
-        try:
-            self.ir.refresh(node)
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()
-            raise self.unsupported(node, f"it does not run on {self.groups} groups: {reason[0]}") from error
-        self._check(node, layouts)
-        if layouts is None:
-            return 0
-        self.layouts[node] = layouts
-        node.meta["expanded"] = True
-        return 1
-
-    def _apply(self, node: fx.Node) -> Layouts:
-        if node.target is operator.getitem:
-            layouts = self.layouts[node.args[0]]  # type: ignore[index]
-            return layouts[node.args[1]] if isinstance(layouts, tuple) else layouts  # type: ignore[index]
-        own_weight = node.target is torch.ops.mobizo.mp_lora.default
-        if not own_weight and any(self.per_group(arg) for arg in node.all_input_nodes):
-            # Imported here: its rules are written in terms of this class.
-            from mobizo_passes.batching.per_group import per_group
-
-            return per_group(self, node)
-        return self.ordinary(node)
+    # What the walk asks ---------------------------------------------------------------------------------------------
 
     def ordinary(self, node: fx.Node) -> Layouts:
         """Apply the rule for a node none of whose arguments is per group."""
@@ -202,8 +162,8 @@ class Lifter:
             return pointwise(self, node)
         raise self.unsupported(
             node,
-            f"{node.target} is not in the rule table. That is a limit of this compiler, not of the model: "
-            "write it with other operators, or keep perturbed values away from it",
+            f"{node.target} is not in the rule table. That is a limit of this compiler, not of the model: tell it the "
+            "rule with mz.register_batching_rule, write it with other operators, or keep perturbed values away from it",
         )
 
     def replace(self, node: fx.Node, new: Sequence[fx.Node], layouts: Sequence[Layout | PerGroup]) -> None:
@@ -218,12 +178,12 @@ class Lifter:
             self.plain[result] = plain[at] if several else plain
             self.layouts[result] = layouts[at]
             result.meta["expanded"] = True
-            self._check(result, layouts[at])
+            self.check(result, layouts[at])
             if several:
                 self.ir.graph.erase_node(user)
         self.ir.graph.erase_node(node)
 
-    def _check(self, node: fx.Node, layouts: Layouts) -> None:
+    def check(self, node: fx.Node, layouts: Layouts) -> None:
         """Each result must be its plain shape with exactly `groups` times the size at the layout's dimension."""
         pairs: list[tuple[Any, Any, Any]] = [(node.meta["val"], self.plain[node], layouts)]
         if isinstance(layouts, tuple):
@@ -238,10 +198,10 @@ class Lifter:
                 raise self.unsupported(node, f"its rule gave shape {list(value.shape)} where {expected} was due")
 
 
-def pointwise(lift: Lifter, node: fx.Node) -> Layout:
+def pointwise(batcher: Batcher, node: fx.Node) -> Layout:
     """Element-wise operators with broadcasting: groups stay where they are."""
-    ndim = lift.plain[node].dim()
-    layout, args = lift.align(node, [*node.args, *node.kwargs.values()], ndim)
+    ndim = batcher.plain[node].dim()
+    layout, args = batcher.align(node, [*node.args, *node.kwargs.values()], ndim)
     node.args = tuple(args[: len(node.args)])
     node.kwargs = dict(zip(node.kwargs, args[len(node.args) :], strict=True))
     return layout

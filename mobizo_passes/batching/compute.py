@@ -7,66 +7,66 @@ from typing import Any
 import torch
 from torch import fx
 
-from mobizo_passes.batching.batcher import Layout, Lifter, pointwise, rule
+from mobizo_passes.batching.batcher import Batcher, Layout, pointwise, rule
 from mobizo_passes.batching.shapes import normalized, source
 
 aten = torch.ops.aten
 
 
-def _only_first(lift: Lifter, node: fx.Node) -> tuple[Layout, tuple[int, ...]]:
+def _only_first(batcher: Batcher, node: fx.Node) -> tuple[Layout, tuple[int, ...]]:
     """Return the first argument's layout; the other operands (weights, statistics) must be shared."""
-    x, layout, shape = source(lift, node)
-    if any(lift.layout(n) is not None for n in node.all_input_nodes if n is not x):
-        raise lift.unsupported(node, "a weight or statistic of it is perturbed")
+    x, layout, shape = source(batcher, node)
+    if any(batcher.layout(n) is not None for n in node.all_input_nodes if n is not x):
+        raise batcher.unsupported(node, "a weight or statistic of it is perturbed")
     return layout, shape
 
 
 @rule(aten.linear.default)
-def linear(lift: Lifter, node: fx.Node) -> Layout:
-    layout, shape = _only_first(lift, node)
+def linear(batcher: Batcher, node: fx.Node) -> Layout:
+    layout, shape = _only_first(batcher, node)
     if layout.dim == len(shape) - 1:
-        raise lift.refuse(node, "it contracts the batch dimension")
+        raise batcher.refuse(node, "it contracts the batch dimension")
     return layout
 
 
 @rule(torch.ops.mobizo.mp_lora.default)
-def mp_lora(lift: Lifter, node: fx.Node) -> Layout:
+def mp_lora(batcher: Batcher, node: fx.Node) -> Layout:
     """The site itself: its weight already holds one factor per group; only its input is fused here."""
     x, weight, dim, outer, transposed = node.args
-    layout = lift.layout(x) or Layout(dim, outer)  # type: ignore[arg-type]
-    if layout.dim == len(lift.shape(x)) - 1:  # type: ignore[arg-type]
-        raise lift.refuse(node, "it contracts the batch dimension")
-    node.args = (lift.fuse(x, layout), weight, layout.dim, layout.outer, transposed)  # type: ignore[arg-type]
+    layout = batcher.layout(x) or Layout(dim, outer)  # type: ignore[arg-type]
+    if layout.dim == len(batcher.shape(x)) - 1:  # type: ignore[arg-type]
+        raise batcher.refuse(node, "it contracts the batch dimension")
+    node.args = (batcher.fuse(x, layout), weight, layout.dim, layout.outer, transposed)  # type: ignore[arg-type]
     return layout
 
 
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default)
-def matmul(lift: Lifter, node: fx.Node) -> Layout:
+def matmul(batcher: Batcher, node: fx.Node) -> Layout:
     a, b = node.args[:2]
-    layout, fused = product(lift, node, a, b, lift.plain[node].dim())  # type: ignore[arg-type]
+    layout, fused = product(batcher, node, a, b, batcher.plain[node].dim())  # type: ignore[arg-type]
     node.args = tuple(fused)
     return layout
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)
-def addmm(lift: Lifter, node: fx.Node) -> Layout:
+def addmm(batcher: Batcher, node: fx.Node) -> Layout:
     bias, a, b = node.args[:3]
-    ndim = lift.plain[node].dim()
-    layout, fused = product(lift, node, a, b, ndim)  # type: ignore[arg-type]
-    shape = lift.shape(bias)  # type: ignore[arg-type]
+    ndim = batcher.plain[node].dim()
+    layout, fused = product(batcher, node, a, b, ndim)  # type: ignore[arg-type]
+    shape = batcher.shape(bias)  # type: ignore[arg-type]
     dim = layout.dim - (ndim - len(shape))
-    if lift.layout(bias) is not None or (dim >= 0 and shape[dim] != 1):
-        bias = lift.fuse(bias, Layout(dim, layout.outer))  # type: ignore[arg-type]
-        if lift.layout(bias) not in (None, Layout(dim, layout.outer)):
-            raise lift.refuse(node, "its operands hold the batch in different dimensions")
+    if batcher.layout(bias) is not None or (dim >= 0 and shape[dim] != 1):
+        bias = batcher.fuse(bias, Layout(dim, layout.outer))  # type: ignore[arg-type]
+        if batcher.layout(bias) not in (None, Layout(dim, layout.outer)):
+            raise batcher.refuse(node, "its operands hold the batch in different dimensions")
     node.args = (bias, *fused)
     return layout
 
 
-def product(lift: Lifter, node: fx.Node, a: fx.Node, b: fx.Node, ndim: int) -> tuple[Layout, list[fx.Node]]:
+def product(batcher: Batcher, node: fx.Node, a: fx.Node, b: fx.Node, ndim: int) -> tuple[Layout, list[fx.Node]]:
     """Matrix product [..., M, K] x [..., K, N]: groups in batch dimensions, in M of a alone, or in N of b alone."""
-    la, lb = lift.layout(a), lift.layout(b)
-    na, nb = len(lift.shape(a)), len(lift.shape(b))
+    la, lb = batcher.layout(a), batcher.layout(b)
+    na, nb = len(batcher.shape(a)), len(batcher.shape(b))
     # A vector operand takes part in no batch dimension, and the product has one dimension less.
     if nb == 1 and lb is None and la is not None and la.dim < na - 1:
         return la, [a, b]
@@ -75,29 +75,29 @@ def product(lift: Lifter, node: fx.Node, a: fx.Node, b: fx.Node, ndim: int) -> t
     batch_a = la is not None and la.dim < na - 2
     batch_b = lb is not None and lb.dim < nb - 2
     if (batch_a or la is None) and (batch_b or lb is None):
-        layout, fused = lift.align(node, [a, b], ndim)
+        layout, fused = batcher.align(node, [a, b], ndim)
         return layout, fused
     if la is not None and lb is None and na >= 2 and la.dim == na - 2:
         if nb > 2 and na < nb:
-            raise lift.unsupported(node, "its shared operand broadcasts over more dimensions")
+            raise batcher.unsupported(node, "its shared operand broadcasts over more dimensions")
         return Layout(ndim - (2 if nb > 1 else 1), la.outer), [a, b]
     if lb is not None and la is None and nb >= 2 and lb.dim == nb - 1:
         return Layout(ndim - 1, lb.outer), [a, b]
-    raise lift.refuse(node, "it multiplies examples of the batch with one another")
+    raise batcher.refuse(node, "it multiplies examples of the batch with one another")
 
 
 @rule(aten.scaled_dot_product_attention.default)
-def attention(lift: Lifter, node: fx.Node) -> Layout:
+def attention(batcher: Batcher, node: fx.Node) -> Layout:
     """[.., heads, T, d]: any of query, key, value may be perturbed; the others are expanded to match."""
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
     if dropout:
-        raise lift.unsupported(node, "it has dropout; call model.eval() before transform")
+        raise batcher.unsupported(node, "it has dropout; call model.eval() before transform")
     tensors: list[Any] = list(node.args[:3])
-    ndim = lift.plain[node].dim()
-    if any((lay := lift.layout(t)) is not None and lay.dim >= ndim - 2 for t in tensors):
-        raise lift.refuse(node, "it attends across the batch dimension")
-    layout, fused = lift.align(node, [*tensors, mask], ndim)
+    ndim = batcher.plain[node].dim()
+    if any((lay := batcher.layout(t)) is not None and lay.dim >= ndim - 2 for t in tensors):
+        raise batcher.refuse(node, "it attends across the batch dimension")
+    layout, fused = batcher.align(node, [*tensors, mask], ndim)
     if len(node.args) > 3:
         node.args = (*fused, *node.args[4:])
     else:
@@ -114,10 +114,10 @@ def _dims(node: fx.Node, at: int, ndim: int) -> set[int]:
     return {normalized(d, ndim) for d in ([dims] if isinstance(dims, int) else dims)}
 
 
-def _along(lift: Lifter, node: fx.Node, at: int = 1) -> Layout:
-    layout, shape = _only_first(lift, node)
+def _along(batcher: Batcher, node: fx.Node, at: int = 1) -> Layout:
+    layout, shape = _only_first(batcher, node)
     if layout.dim in _dims(node, at, len(shape)):
-        raise lift.refuse(node, "it reduces or normalises over the batch dimension")
+        raise batcher.refuse(node, "it reduces or normalises over the batch dimension")
     return layout
 
 
@@ -125,23 +125,23 @@ def _along(lift: Lifter, node: fx.Node, at: int = 1) -> Layout:
     aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default,
     aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default,
 )  # fmt: skip
-def along(lift: Lifter, node: fx.Node) -> Layout:
-    return _along(lift, node)
+def along(batcher: Batcher, node: fx.Node) -> Layout:
+    return _along(batcher, node)
 
 
 @rule(aten.topk.default)
-def topk(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
-    layout, shape = _only_first(lift, node)
+def topk(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
+    layout, shape = _only_first(batcher, node)
     if normalized(node.args[2] if len(node.args) > 2 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
-        raise lift.refuse(node, "it ranks examples of the batch against one another")
+        raise batcher.refuse(node, "it ranks examples of the batch against one another")
     return (layout, layout)
 
 
 @rule(aten.sort.default)
-def sort(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
-    layout, shape = _only_first(lift, node)
+def sort(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
+    layout, shape = _only_first(batcher, node)
     if normalized(node.args[1] if len(node.args) > 1 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
-        raise lift.refuse(node, "it sorts examples of the batch against one another")
+        raise batcher.refuse(node, "it sorts examples of the batch against one another")
     return (layout, layout)
 
 
@@ -151,12 +151,12 @@ def sort(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
     aten.max.dim, aten.min.dim, aten.mean.default, aten.sum.default, aten.max.default, aten.min.default,
     aten.prod.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim,
 )  # fmt: skip
-def reduction(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout, ...]:
-    shape = lift.shape(node.args[0])  # type: ignore[arg-type]
+def reduction(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout, ...]:
+    shape = batcher.shape(node.args[0])  # type: ignore[arg-type]
     at = 2 if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) else 1
-    layout = _along(lift, node, at)
+    layout = _along(batcher, node, at)
     gone = _dims(node, at, len(shape))
-    plain = lift.plain[node]
+    plain = batcher.plain[node]
     out = plain[0] if isinstance(plain, tuple | list) else plain
     if out.dim() != len(shape):
         layout = Layout(layout.dim - sum(d < layout.dim for d in gone), layout.outer)
@@ -164,84 +164,84 @@ def reduction(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout, ...]:
 
 
 @rule(aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default)
-def layer_norm(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
-    layout, shape = _only_first(lift, node)
+def layer_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
+    layout, shape = _only_first(batcher, node)
     if layout.dim >= len(shape) - len(node.args[1]):  # type: ignore[arg-type]
-        raise lift.refuse(node, "it normalises over the batch dimension")
+        raise batcher.refuse(node, "it normalises over the batch dimension")
     return (layout,) * 3 if node.target is aten.native_layer_norm.default else layout
 
 
 @rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
-def batch_norm(lift: Lifter, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
-    layout, _ = _only_first(lift, node)
+def batch_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
+    layout, _ = _only_first(batcher, node)
     if node.target is aten.batch_norm.default and node.args[5]:
-        raise lift.refuse(node, "BatchNorm in training mode normalises over the batch; call model.eval()")
+        raise batcher.refuse(node, "BatchNorm in training mode normalises over the batch; call model.eval()")
     if layout.dim == 1:
-        raise lift.refuse(node, "its channels hold the batch")
+        raise batcher.refuse(node, "its channels hold the batch")
     return layout if node.target is aten.batch_norm.default else (layout, None, None)
 
 
 @rule(aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default, aten.native_batch_norm.default)
-def batch_statistics(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout, Layout]:
+def batch_statistics(batcher: Batcher, node: fx.Node) -> tuple[Layout, Layout, Layout]:
     """Normalises each channel over the batch; instance norm folds the batch into the channels, which keeps it whole."""
     operands: list[Any] = list(node.args)
-    x, layout, _ = source(lift, node)
+    x, layout, _ = source(batcher, node)
     if layout.dim != 1:
-        raise lift.refuse(
+        raise batcher.refuse(
             node, "BatchNorm without running statistics normalises over the batch; use GroupNorm or LayerNorm"
         )
     channels = Layout(0, layout.outer)
-    node.args = (x, *(lift.fuse(a, channels) if isinstance(a, fx.Node) else a for a in operands[1:]))
+    node.args = (x, *(batcher.fuse(a, channels) if isinstance(a, fx.Node) else a for a in operands[1:]))
     return layout, channels, channels
 
 
 @rule(aten.log_sigmoid_forward.default)
-def log_sigmoid(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout | None]:
-    _, layout, _ = source(lift, node)
+def log_sigmoid(batcher: Batcher, node: fx.Node) -> tuple[Layout, Layout | None]:
+    _, layout, _ = source(batcher, node)
     # The second result is for a backward pass; on some devices it is empty.
-    return layout, layout if lift.plain[node][1].numel() else None
+    return layout, layout if batcher.plain[node][1].numel() else None
 
 
 @rule(aten._cdist_forward.default)
-def distances(lift: Lifter, node: fx.Node) -> Layout:
+def distances(batcher: Batcher, node: fx.Node) -> Layout:
     """[..., P, M] against [..., R, M] -> [..., P, R]: as a product whose second operand is transposed."""
     operands: list[Any] = list(node.args)
     a, b, *rest = operands
-    ndim = lift.plain[node].dim()
-    la, lb = lift.layout(a), lift.layout(b)
-    if la is not None and lb is None and la.dim == len(lift.shape(a)) - 2 and len(lift.shape(b)) <= 2:
+    ndim = batcher.plain[node].dim()
+    la, lb = batcher.layout(a), batcher.layout(b)
+    if la is not None and lb is None and la.dim == len(batcher.shape(a)) - 2 and len(batcher.shape(b)) <= 2:
         return Layout(ndim - 2, la.outer)
-    if lb is not None and la is None and lb.dim == len(lift.shape(b)) - 2 and len(lift.shape(a)) <= 2:
+    if lb is not None and la is None and lb.dim == len(batcher.shape(b)) - 2 and len(batcher.shape(a)) <= 2:
         return Layout(ndim - 1, lb.outer)
-    if any(lay is not None and lay.dim >= len(lift.shape(x)) - 2 for x, lay in ((a, la), (b, lb))):
-        raise lift.refuse(node, "it measures distances between examples of the batch")
-    layout, fused = lift.align(node, [a, b], ndim)
+    if any(lay is not None and lay.dim >= len(batcher.shape(x)) - 2 for x, lay in ((a, la), (b, lb))):
+        raise batcher.refuse(node, "it measures distances between examples of the batch")
+    layout, fused = batcher.align(node, [a, b], ndim)
     node.args = (*fused, *rest)
     return layout
 
 
 @rule(aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)
-def fourier(lift: Lifter, node: fx.Node) -> Layout:
-    return _along(lift, node)
+def fourier(batcher: Batcher, node: fx.Node) -> Layout:
+    return _along(batcher, node)
 
 
 @rule(aten.median.dim, aten.mode.default, aten.kthvalue.default, aten.cummax.default, aten.cummin.default)
-def order_statistics(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
-    layout, shape = _only_first(lift, node)
+def order_statistics(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
+    layout, shape = _only_first(batcher, node)
     at = 2 if node.target is aten.kthvalue.default else 1
     dim = normalized(node.args[at] if len(node.args) > at else -1, len(shape))  # type: ignore[arg-type]
     if dim == layout.dim:
-        raise lift.refuse(node, "it ranks examples of the batch against one another")
-    kept = lift.plain[node][0].dim() == len(shape)
+        raise batcher.refuse(node, "it ranks examples of the batch against one another")
+    kept = batcher.plain[node][0].dim() == len(shape)
     place = layout if kept else Layout(layout.dim - (dim < layout.dim), layout.outer)
     return (place, place)
 
 
 @rule(aten.glu.default)
-def glu(lift: Lifter, node: fx.Node) -> Layout:
-    _, layout, shape = source(lift, node)
+def glu(batcher: Batcher, node: fx.Node) -> Layout:
+    _, layout, shape = source(batcher, node)
     if normalized(node.args[1] if len(node.args) > 1 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
-        raise lift.refuse(node, "it gates one half of the batch by the other")
+        raise batcher.refuse(node, "it gates one half of the batch by the other")
     return layout
 
 
@@ -251,11 +251,11 @@ def glu(lift: Lifter, node: fx.Node) -> Layout:
     aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
     aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.pixel_shuffle.default,
 )  # fmt: skip
-def leading(lift: Lifter, node: fx.Node) -> Layout:
+def leading(batcher: Batcher, node: fx.Node) -> Layout:
     """Operators whose dimension 0 is a batch of independent examples."""
-    layout, _ = _only_first(lift, node)
+    layout, _ = _only_first(batcher, node)
     if layout.dim != 0:
-        raise lift.refuse(node, "it mixes the dimension that holds the batch")
+        raise batcher.refuse(node, "it mixes the dimension that holds the batch")
     return layout
 
 
@@ -263,11 +263,11 @@ def leading(lift: Lifter, node: fx.Node) -> Layout:
     aten.max_pool1d.default, aten.max_pool2d.default, aten.avg_pool1d.default, aten.avg_pool2d.default,
     aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default,
 )  # fmt: skip
-def pooling(lift: Lifter, node: fx.Node) -> Layout:
-    layout, shape = _only_first(lift, node)
+def pooling(batcher: Batcher, node: fx.Node) -> Layout:
+    layout, shape = _only_first(batcher, node)
     spatial = 1 if "1d" in str(node.target) else 2
     if layout.dim >= len(shape) - spatial:
-        raise lift.refuse(node, "it pools over the dimension that holds the batch")
+        raise batcher.refuse(node, "it pools over the dimension that holds the batch")
     return layout
 
 
@@ -280,18 +280,20 @@ RECURRENT = {
 
 
 @rule(*RECURRENT)
-def recurrent(lift: Lifter, node: fx.Node) -> Layout:
+def recurrent(batcher: Batcher, node: fx.Node) -> Layout:
     name = RECURRENT[node.target]  # type: ignore[index]
-    raise lift.unsupported(node, f"a whole {name} is one operator; write its loop over time out, as nn.{name}Cell does")
+    raise batcher.unsupported(
+        node, f"a whole {name} is one operator; write its loop over time out, as nn.{name}Cell does"
+    )
 
 
 @rule(
     aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.max_pool2d_with_indices.default,
 )  # fmt: skip
-def pooling_with_indices(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout]:
-    layout, shape = source(lift, node)[1:]
+def pooling_with_indices(batcher: Batcher, node: fx.Node) -> tuple[Layout, Layout]:
+    layout, shape = source(batcher, node)[1:]
     if layout.dim >= len(shape) - (1 if "1d" in str(node.target) else 2):
-        raise lift.refuse(node, "it pools over the dimension that holds the batch")
+        raise batcher.refuse(node, "it pools over the dimension that holds the batch")
     return layout, layout
 
 
@@ -300,37 +302,37 @@ def pooling_with_indices(lift: Lifter, node: fx.Node) -> tuple[Layout, Layout]:
     aten.binary_cross_entropy_with_logits.default, aten.binary_cross_entropy.default, aten.soft_margin_loss.default,
     aten.kl_div.default,
 )  # fmt: skip
-def elementwise_loss(lift: Lifter, node: fx.Node) -> Layout:
+def elementwise_loss(batcher: Batcher, node: fx.Node) -> Layout:
     """Per-element loss; a shared target is expanded. With a reduction it gives no batch dimension to keep."""
-    if lift.plain[node].dim() == 0:
-        raise lift.refuse(node, "it reduces over the batch and is not the loss output")
-    return pointwise(lift, node)
+    if batcher.plain[node].dim() == 0:
+        raise batcher.refuse(node, "it reduces over the batch and is not the loss output")
+    return pointwise(batcher, node)
 
 
 @rule(aten.cross_entropy_loss.default, aten.nll_loss.default, aten.nll_loss_nd.default)
-def token_loss(lift: Lifter, node: fx.Node) -> Layout:
+def token_loss(batcher: Batcher, node: fx.Node) -> Layout:
     """Per-element loss (reduction none) of [N, classes] logits; shared scores or targets are expanded."""
     operands: list[Any] = list(node.args)
     scores, target = operands[:2]
-    layout = lift.layout(scores) or lift.layout(target)
+    layout = batcher.layout(scores) or batcher.layout(target)
     reduction_arg = operands[3] if len(operands) > 3 else node.kwargs.get("reduction", 1)
-    moved = {lift.layout(a) for a in (scores, target)} - {None, layout}
+    moved = {batcher.layout(a) for a in (scores, target)} - {None, layout}
     if layout is None or moved or layout.dim != 0:
-        raise lift.unsupported(node, "it expects scores and targets with the batch in dimension 0")
-    if len(operands) > 2 and lift.layout(operands[2]) is not None:
-        raise lift.unsupported(node, "its class weights are perturbed")
+        raise batcher.unsupported(node, "it expects scores and targets with the batch in dimension 0")
+    if len(operands) > 2 and batcher.layout(operands[2]) is not None:
+        raise batcher.unsupported(node, "its class weights are perturbed")
     if reduction_arg != 0:
-        raise lift.refuse(node, "it reduces over the batch and is not the loss output")
-    node.args = (lift.fuse(scores, layout), lift.fuse(target, layout), *operands[2:])
+        raise batcher.refuse(node, "it reduces over the batch and is not the loss output")
+    node.args = (batcher.fuse(scores, layout), batcher.fuse(target, layout), *operands[2:])
     return layout
 
 
 @rule(torch.ops.mobizo.reduce_loss.default)
-def reduce_loss(lift: Lifter, node: fx.Node) -> Layout:
+def reduce_loss(batcher: Batcher, node: fx.Node) -> Layout:
     """One loss per group: the only operator that may reduce over the batch."""
     values, weights, _, _, _, kind = node.args
-    layout = lift.layout(values)
-    if layout is None or lift.layout(weights) is not None:
-        raise lift.unsupported(node, "the weights of the loss are perturbed, not its values")
-    node.args = (values, weights, lift.groups, layout.dim, layout.outer, kind)
+    layout = batcher.layout(values)
+    if layout is None or batcher.layout(weights) is not None:
+        raise batcher.unsupported(node, "the weights of the loss are perturbed, not its values")
+    node.args = (values, weights, batcher.groups, layout.dim, layout.outer, kind)
     return Layout(0)

@@ -7,165 +7,165 @@ from typing import Any
 import torch
 from torch import fx
 
-from mobizo_passes.batching.batcher import Layout, Lifter, rule
+from mobizo_passes.batching.batcher import Batcher, Layout, rule
 from mobizo_passes.batching.shapes import common, normalized, source
 
 aten = torch.ops.aten
 
 
 @rule(aten.slice.Tensor)
-def slice_(lift: Lifter, node: fx.Node) -> Layout:
-    x, layout, shape = source(lift, node)
+def slice_(batcher: Batcher, node: fx.Node) -> Layout:
+    x, layout, shape = source(batcher, node)
     dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
     if normalized(dim, len(shape)) != layout.dim:  # type: ignore[arg-type]
         return layout
     whole = (start or 0) == 0 and (end is None or end >= shape[layout.dim]) and step == 1  # type: ignore[operator]
     if not whole:
-        raise lift.refuse(node, "it takes a part of the batch dimension")
+        raise batcher.refuse(node, "it takes a part of the batch dimension")
     node.args = (x, dim, 0, 2**63 - 1)
     return layout
 
 
 @rule(aten.select.int)
-def select(lift: Lifter, node: fx.Node) -> Layout:
-    _, layout, shape = source(lift, node)
+def select(batcher: Batcher, node: fx.Node) -> Layout:
+    _, layout, shape = source(batcher, node)
     dim = normalized(node.args[1], len(shape))  # type: ignore[arg-type]
     if dim == layout.dim:
-        raise lift.refuse(node, "it takes one example out of the batch dimension")
+        raise batcher.refuse(node, "it takes one example out of the batch dimension")
     return Layout(layout.dim - (dim < layout.dim), layout.outer)
 
 
 @rule(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-def split(lift: Lifter, node: fx.Node) -> tuple[Layout, ...]:
-    _, layout, shape = source(lift, node)
+def split(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
+    _, layout, shape = source(batcher, node)
     at = 1 if node.target is aten.unbind.int else 2
     dim = normalized(node.args[at] if len(node.args) > at else node.kwargs.get("dim", 0), len(shape))  # type: ignore[arg-type]
     if dim == layout.dim:
-        raise lift.refuse(node, "it splits the batch dimension")
+        raise batcher.refuse(node, "it splits the batch dimension")
     if node.target is aten.unbind.int:
         layout = Layout(layout.dim - (dim < layout.dim), layout.outer)
-    return (layout,) * len(lift.plain[node])
+    return (layout,) * len(batcher.plain[node])
 
 
 @rule(aten.gather.default)
-def gather(lift: Lifter, node: fx.Node) -> Layout:
+def gather(batcher: Batcher, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     x, dim, index = operands[:3]
-    layout = lift.layout(x) or lift.layout(index)
-    ndim = lift.plain[node].dim()
+    layout = batcher.layout(x) or batcher.layout(index)
+    ndim = batcher.plain[node].dim()
     if layout is None or normalized(dim, ndim) == layout.dim:
-        raise lift.refuse(node, "it gathers along the batch dimension")
-    moved = {lift.layout(a) for a in (x, index)} - {None, layout}
-    if moved or lift.shape(x)[layout.dim] != lift.shape(index)[layout.dim]:
-        raise lift.unsupported(node, "its index and its input hold different batches")
-    node.args = (lift.fuse(x, layout), dim, lift.fuse(index, layout), *operands[3:])
+        raise batcher.refuse(node, "it gathers along the batch dimension")
+    moved = {batcher.layout(a) for a in (x, index)} - {None, layout}
+    if moved or batcher.shape(x)[layout.dim] != batcher.shape(index)[layout.dim]:
+        raise batcher.unsupported(node, "its index and its input hold different batches")
+    node.args = (batcher.fuse(x, layout), dim, batcher.fuse(index, layout), *operands[3:])
     return layout
 
 
 @rule(aten.embedding.default)
-def embedding(lift: Lifter, node: fx.Node) -> Layout:
-    layout = lift.layout(node.args[1])
-    if layout is None or lift.layout(node.args[0]) is not None:
-        raise lift.unsupported(node, "the embedding table is perturbed")
+def embedding(batcher: Batcher, node: fx.Node) -> Layout:
+    layout = batcher.layout(node.args[1])
+    if layout is None or batcher.layout(node.args[0]) is not None:
+        raise batcher.unsupported(node, "the embedding table is perturbed")
     return layout
 
 
 @rule(aten.index_select.default)
-def index_select(lift: Lifter, node: fx.Node) -> Layout:
+def index_select(batcher: Batcher, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     x, dim, index = operands
-    at = normalized(dim, len(lift.shape(x)))
-    picked = lift.layout(index)
-    if lift.layout(x) is None and picked is not None:
+    at = normalized(dim, len(batcher.shape(x)))
+    picked = batcher.layout(index)
+    if batcher.layout(x) is None and picked is not None:
         # A table that all groups share, read at perturbed rows.
         return Layout(at, picked.outer)
-    x, layout, shape = source(lift, node)
+    x, layout, shape = source(batcher, node)
     if picked is not None:
-        raise lift.unsupported(node, "its input and its index are both perturbed")
+        raise batcher.unsupported(node, "its input and its index are both perturbed")
     if at != layout.dim:
         return layout
     if layout.outer != 1:
-        raise lift.unsupported(node, "it picks rows of a batch that is not outermost in its dimension")
-    node.args = (x, dim, offset_rows(lift, index, Layout(0), shape[layout.dim]))
+        raise batcher.unsupported(node, "it picks rows of a batch that is not outermost in its dimension")
+    node.args = (x, dim, offset_rows(batcher, index, Layout(0), shape[layout.dim]))
     return layout
 
 
 @rule(aten.index.Tensor)
-def index(lift: Lifter, node: fx.Node) -> Layout:
+def index(batcher: Batcher, node: fx.Node) -> Layout:
     """Advanced indexing. An index into the batch dimension counts rows of one group: each group adds its offset."""
     operands: list[Any] = list(node.args)
     x, indices = operands[0], list(operands[1])
     used = [d for d, i in enumerate(indices) if i is not None]
     if any(indices[d].meta["val"].dtype in (torch.bool, torch.uint8) for d in used):
-        raise lift.unsupported(node, "a boolean index selects a data-dependent set")
+        raise batcher.unsupported(node, "a boolean index selects a data-dependent set")
     rank = max(indices[d].meta["val"].dim() for d in used)
     front = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
-    perturbed = any(lift.layout(indices[d]) is not None for d in used)
-    layout, shape = lift.layout(x), lift.shape(x)
+    perturbed = any(batcher.layout(indices[d]) is not None for d in used)
+    layout, shape = batcher.layout(x), batcher.shape(x)
     if perturbed and layout is not None and layout.dim not in used:
-        raise lift.unsupported(node, "its input and its index are both perturbed, and it pairs no rows of the batch")
+        raise batcher.unsupported(node, "its input and its index are both perturbed, and it pairs no rows of the batch")
     if layout is not None and layout.dim not in used:
         before = sum(d not in used for d in range(layout.dim))
         passed = rank if front < layout.dim or (front == 0 and used[0] != 0) else 0
         return Layout(before + passed, layout.outer)
     if layout is not None:
         if layout.outer != 1:
-            raise lift.unsupported(node, "it indexes a batch that is not outermost in its dimension")
+            raise batcher.unsupported(node, "it indexes a batch that is not outermost in its dimension")
         rows = indices[layout.dim]
-        if not lift.shape(rows):
-            raise lift.refuse(node, "it takes one example out of the batch dimension")
-        if lift.layout(rows) is None:
+        if not batcher.shape(rows):
+            raise batcher.refuse(node, "it takes one example out of the batch dimension")
+        if batcher.layout(rows) is None:
             # Put the groups where the row index varies; broadcast dimensions count from the right.
-            shape_of = lift.shape(rows)
+            shape_of = batcher.shape(rows)
             back = next((d - len(shape_of) for d, size in enumerate(shape_of) if size > 1), -len(shape_of))
-            rows = _from_the_front(lift, rows, shape[layout.dim])
-            rows = lift.fuse(rows, Layout(len(shape_of) + back))
-            lift.layouts[rows], lift.plain[rows] = Layout(len(shape_of) + back), indices[layout.dim].meta["val"]
+            rows = _from_the_front(batcher, rows, shape[layout.dim])
+            rows = batcher.fuse(rows, Layout(len(shape_of) + back))
+            batcher.layouts[rows], batcher.plain[rows] = Layout(len(shape_of) + back), indices[layout.dim].meta["val"]
         indices[layout.dim] = rows
-    at, fused = lift.align(node, [indices[d] for d in used], rank)
+    at, fused = batcher.align(node, [indices[d] for d in used], rank)
     for d, operand in zip(used, fused, strict=True):
         indices[d] = operand
     if layout is not None:
         rows = indices[layout.dim]
-        indices[layout.dim] = offset_rows(lift, rows, lift.layout(rows) or at, shape[layout.dim])
+        indices[layout.dim] = offset_rows(batcher, rows, batcher.layout(rows) or at, shape[layout.dim])
     node.args = (x, indices)
     return Layout(front + at.dim, at.outer)
 
 
 @rule(aten.scatter.value, aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
-def scatter(lift: Lifter, node: fx.Node) -> Layout:
+def scatter(batcher: Batcher, node: fx.Node) -> Layout:
     """Writes along a dimension that does not hold the batch; every operand is brought to the same layout."""
     operands: list[Any] = list(node.args)
     tensors = [a for a in (operands[0], *operands[2:]) if isinstance(a, fx.Node)]
-    layout = common(lift, node, tensors)
-    if normalized(operands[1], len(lift.shape(operands[2]))) == layout.dim:
-        raise lift.refuse(node, "it writes along the batch dimension")
-    if len({lift.shape(t)[layout.dim] for t in tensors}) != 1:
-        raise lift.unsupported(node, "its index and its input hold different batches")
-    node.args = tuple(lift.fuse(a, layout) if isinstance(a, fx.Node) else a for a in operands)
+    layout = common(batcher, node, tensors)
+    if normalized(operands[1], len(batcher.shape(operands[2]))) == layout.dim:
+        raise batcher.refuse(node, "it writes along the batch dimension")
+    if len({batcher.shape(t)[layout.dim] for t in tensors}) != 1:
+        raise batcher.unsupported(node, "its index and its input hold different batches")
+    node.args = tuple(batcher.fuse(a, layout) if isinstance(a, fx.Node) else a for a in operands)
     return layout
 
 
 @rule(aten.index_put.default)
-def index_put(lift: Lifter, node: fx.Node) -> Layout:
+def index_put(batcher: Batcher, node: fx.Node) -> Layout:
     """``x[..., i, ...] = values`` with one list of positions, the same for all examples, along another dimension."""
     operands: list[Any] = list(node.args)
     x, indices, values = operands[:3]
     used = [d for d, i in enumerate(indices) if i is not None]
     masks = [d for d in used if indices[d].meta["val"].dtype in (torch.bool, torch.uint8)]
     if masks:
-        raise lift.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
-    at, count = used[0], len(lift.shape(x))
-    if len(used) != 1 or indices[at].meta["val"].dim() != 1 or lift.layout(indices[at]) is not None:
-        raise lift.unsupported(node, "it writes at more than one list of positions, or at perturbed ones")
+        raise batcher.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
+    at, count = used[0], len(batcher.shape(x))
+    if len(used) != 1 or indices[at].meta["val"].dim() != 1 or batcher.layout(indices[at]) is not None:
+        raise batcher.unsupported(node, "it writes at more than one list of positions, or at perturbed ones")
     if values.meta["val"].dim() != count:
-        raise lift.unsupported(node, "the values that it writes broadcast over dimensions")
-    layout = common(lift, node, [x, values])
+        raise batcher.unsupported(node, "the values that it writes broadcast over dimensions")
+    layout = common(batcher, node, [x, values])
     if layout.dim == at:
-        raise lift.refuse(node, "it writes along the batch dimension")
-    if lift.shape(values)[layout.dim] != lift.shape(x)[layout.dim]:
-        raise lift.unsupported(node, "the values that it writes broadcast over the batch")
-    node.args = (lift.fuse(x, layout), indices, lift.fuse(values, layout), *operands[3:])
+        raise batcher.refuse(node, "it writes along the batch dimension")
+    if batcher.shape(values)[layout.dim] != batcher.shape(x)[layout.dim]:
+        raise batcher.unsupported(node, "the values that it writes broadcast over the batch")
+    node.args = (batcher.fuse(x, layout), indices, batcher.fuse(values, layout), *operands[3:])
     return layout
 
 
@@ -177,69 +177,69 @@ THROUGH_A_MASK = (
 
 
 @rule(aten.masked_scatter.default)
-def masked_scatter(lift: Lifter, node: fx.Node) -> Layout:
-    raise lift.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
+def masked_scatter(batcher: Batcher, node: fx.Node) -> Layout:
+    raise batcher.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
 
 
 @rule(aten.index_add.default, aten.index_copy.default)
-def index_add(lift: Lifter, node: fx.Node) -> Layout:
+def index_add(batcher: Batcher, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     x, dim, index, values = operands
-    if lift.layout(index) is not None:
-        raise lift.unsupported(node, "its index is perturbed")
-    layout = common(lift, node, [x, values])
-    if normalized(dim, lift.plain[node].dim()) == layout.dim:
-        raise lift.refuse(node, "it writes along the batch dimension")
-    node.args = (lift.fuse(x, layout), dim, index, lift.fuse(values, layout))
+    if batcher.layout(index) is not None:
+        raise batcher.unsupported(node, "its index is perturbed")
+    layout = common(batcher, node, [x, values])
+    if normalized(dim, batcher.plain[node].dim()) == layout.dim:
+        raise batcher.refuse(node, "it writes along the batch dimension")
+    node.args = (batcher.fuse(x, layout), dim, index, batcher.fuse(values, layout))
     return layout
 
 
 @rule(aten.slice_scatter.default, aten.select_scatter.default)
-def write_part(lift: Lifter, node: fx.Node) -> Layout:
+def write_part(batcher: Batcher, node: fx.Node) -> Layout:
     """Replaces a part of the first operand, along a dimension that does not hold the batch."""
     operands: list[Any] = list(node.args)
     whole, part = operands[:2]
-    ndim = lift.plain[node].dim()
+    ndim = batcher.plain[node].dim()
     given: Any = operands[2] if len(operands) > 2 else node.kwargs.get("dim", 0)
     dim = normalized(given, ndim)
     lost = node.target is aten.select_scatter.default
-    layout = lift.layout(whole)
+    layout = batcher.layout(whole)
     if layout is None:
-        inside: Any = lift.layout(part)
+        inside: Any = batcher.layout(part)
         layout = Layout(inside.dim + (lost and dim <= inside.dim), inside.outer)
     if dim == layout.dim:
-        raise lift.refuse(node, "it replaces a part of the batch dimension")
+        raise batcher.refuse(node, "it replaces a part of the batch dimension")
     within = Layout(layout.dim - (lost and dim < layout.dim), layout.outer)
-    if lift.layout(part) not in (None, within):
-        raise lift.refuse(node, "its operands hold the batch in different dimensions")
-    node.args = (lift.fuse(whole, layout), lift.fuse(part, within), *operands[2:])
+    if batcher.layout(part) not in (None, within):
+        raise batcher.refuse(node, "its operands hold the batch in different dimensions")
+    node.args = (batcher.fuse(whole, layout), batcher.fuse(part, within), *operands[2:])
     return layout
 
 
-def _from_the_front(lift: Lifter, rows: fx.Node, count: int) -> fx.Node:
+def _from_the_front(batcher: Batcher, rows: fx.Node, count: int) -> fx.Node:
     """Row -1 is the last of its group, not of the fused batch: count from the front before adding offsets."""
     if rows.op == "placeholder" and rows.meta["input"].kind == "constant":
-        value = lift.ir.state[rows.meta["input"].name]
+        value = batcher.ir.state[rows.meta["input"].name]
         if not bool((value < 0).any()):
             return rows
-    return lift.ir.call(aten.remainder.Scalar, rows, count, like=rows)
+    return batcher.ir.call(aten.remainder.Scalar, rows, count, like=rows)
 
 
-def offset_rows(lift: Lifter, rows: fx.Node, layout: Layout, count: int) -> fx.Node:
+def offset_rows(batcher: Batcher, rows: fx.Node, layout: Layout, count: int) -> fx.Node:
     """Row numbers within one group -> row numbers within the fused batch: group g adds ``g * count``."""
-    fused = lift.fuse(rows, layout)
+    fused = batcher.fuse(rows, layout)
     value = fused.meta["val"]
-    per_group = value.shape[layout.dim] // lift.groups
-    offsets = (torch.arange(lift.groups) * count).repeat_interleave(per_group).to(value.dtype)
+    per_group = value.shape[layout.dim] // batcher.groups
+    offsets = (torch.arange(batcher.groups) * count).repeat_interleave(per_group).to(value.dtype)
     offsets = offsets.reshape([-1 if d == layout.dim else 1 for d in range(value.dim())])
-    constant = lift.ir.add_constant("group_offsets", offsets)
-    return lift.ir.call(aten.add.Tensor, fused, constant, like=rows)
+    constant = batcher.ir.add_constant("group_offsets", offsets)
+    return batcher.ir.call(aten.add.Tensor, fused, constant, like=rows)
 
 
 @rule(torch.ops.mobizo.pick.default)
-def pick(lift: Lifter, node: fx.Node) -> Layout:
+def pick(batcher: Batcher, node: fx.Node) -> Layout:
     x, index = node.args[:2]
-    if any(lift.layout(a) not in (None, Layout(0)) for a in (x, index)):
-        raise lift.unsupported(node, "it expects the batch in dimension 0")
-    node.args = (lift.fuse(x, Layout(0)), lift.fuse(index, Layout(0)))  # type: ignore[arg-type]
+    if any(batcher.layout(a) not in (None, Layout(0)) for a in (x, index)):
+        raise batcher.unsupported(node, "it expects the batch in dimension 0")
+    node.args = (batcher.fuse(x, Layout(0)), batcher.fuse(index, Layout(0)))  # type: ignore[arg-type]
     return Layout(0)

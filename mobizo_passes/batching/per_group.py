@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from mobizo_passes.batching.batcher import (
     PER_GROUP,
     RULES,
+    Batcher,
     Layout,
     Layouts,
-    Lifter,
     pointwise,
 )
 from mobizo_passes.batching.indexing import offset_rows
@@ -31,71 +31,75 @@ mobizo = torch.ops.mobizo
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 
-def per_group(lift: Lifter, node: fx.Node) -> Layouts:
-    """Lift a node that reads at least one per-group value."""
+def per_group(batcher: Batcher, node: fx.Node) -> Layouts:
+    """Batch a node that reads at least one per-group value."""
     node.meta["expanded"] = True
-    if not any(lift.batched(arg) for arg in node.all_input_nodes):
-        return _run_alone(lift, node)
-    if node.target in _MEETINGS and (layouts := _MEETINGS[node.target](lift, node)) is not None:
+    if not any(batcher.batched(arg) for arg in node.all_input_nodes):
+        return _run_alone(batcher, node)
+    if node.target in _MEETINGS and (layouts := _MEETINGS[node.target](batcher, node)) is not None:
         return layouts
     if node._erased:
         return None
     is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     if RULES.get(node.target) is pointwise or (node.target not in RULES and is_pointwise):
-        return _broadcast(lift, node)
-    return _run_each(lift, node)
+        return _broadcast(batcher, node)
+    return _run_each(batcher, node)
 
 
-def _run_alone(lift: Lifter, node: fx.Node) -> None:
+def _run_alone(batcher: Batcher, node: fx.Node) -> None:
     """No batch in sight: one result per group."""
-    results = _vmapped(lift, node, {})
-    lift.replace(node, results, [PER_GROUP] * len(results))
+    results = _vmapped(batcher, node, {})
+    batcher.replace(node, results, [PER_GROUP] * len(results))
 
 
-def _run_each(lift: Lifter, node: fx.Node) -> None:
+def _run_each(batcher: Batcher, node: fx.Node) -> None:
     """Take the groups out of the batch, run the operator on each, weave them in where the operator's own rule says."""
-    shared = {a: lift.place(a) for a in node.all_input_nodes if lift.batched(a) and a not in lift.layouts}
+    shared = {a: batcher.place(a) for a in node.all_input_nodes if batcher.batched(a) and a not in batcher.layouts}
     fused: dict[fx.Node, fx.Node] = {}
     for arg, layout in shared.items():
-        fused[arg] = new = lift.fuse(arg, layout)
-        lift.layouts[new], lift.plain[new] = layout, lift.plain.get(arg, arg.meta["val"])
+        fused[arg] = new = batcher.fuse(arg, layout)
+        batcher.layouts[new], batcher.plain[new] = layout, batcher.plain.get(arg, arg.meta["val"])
     before = node.args, node.kwargs, node.target
-    stacked = [a for a in node.all_input_nodes if lift.per_group(a)]
+    stacked = [a for a in node.all_input_nodes if batcher.per_group(a)]
     # Where the batch lies in the result does not depend on the values of a weight: ask as if it were shared.
     for arg in stacked:
-        del lift.layouts[arg]
+        del batcher.layouts[arg]
     try:
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda a: fused.get(a, a))
-        found = lift.ordinary(node)
+        found = batcher.ordinary(node)
     finally:
-        lift.layouts.update(dict.fromkeys(stacked, PER_GROUP))
+        batcher.layouts.update(dict.fromkeys(stacked, PER_GROUP))
     node.args, node.kwargs, node.target = before
     ungrouped: dict[fx.Node, fx.Node] = {}
     for arg in node.all_input_nodes:
-        layout = lift.layout(arg)
+        layout = batcher.layout(arg)
         if layout is not None:
-            ungrouped[arg] = lift.ir.call(mobizo.ungroup.default, arg, lift.groups, layout.dim, layout.outer, like=node)
-    results = _vmapped(lift, node, ungrouped)
+            ungrouped[arg] = batcher.ir.call(
+                mobizo.ungroup.default, arg, batcher.groups, layout.dim, layout.outer, like=node
+            )
+    results = _vmapped(batcher, node, ungrouped)
     layouts = list(found) if isinstance(found, tuple) else [found]
-    plain = lift.plain[node]
+    plain = batcher.plain[node]
     shapes = [v.shape for v in plain] if isinstance(plain, tuple | list) else [plain.shape]
     woven, places = [], []
     for value, at, shape in zip(results, layouts, shapes, strict=True):
         # A statistic beside the result is left as it is, one per group.
         fits = isinstance(at, Layout)
         woven.append(
-            lift.ir.call(mobizo.regroup.default, value, at.dim, at.outer, shape[at.dim], like=node) if fits else value
+            batcher.ir.call(mobizo.regroup.default, value, at.dim, at.outer, shape[at.dim], like=node)
+            if fits
+            else value
         )
         places.append(at if fits else PER_GROUP)
-    lift.replace(node, woven, places)
+    batcher.replace(node, woven, places)
 
 
-def _vmapped(lift: Lifter, node: fx.Node, ungrouped: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+def _vmapped(batcher: Batcher, node: fx.Node, ungrouped: dict[fx.Node, fx.Node]) -> list[fx.Node]:
     """Insert the operator under `torch.vmap` over the leading dimension of its stacked operands."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     operands = [ungrouped.get(a, a) if isinstance(a, fx.Node) else a for a in leaves]
     target: Any = node.target
-    stacked = [i for i, a in enumerate(leaves) if isinstance(a, fx.Node) and (a in ungrouped or lift.per_group(a))]
+    stacked = [i for i, a in enumerate(leaves) if isinstance(a, fx.Node) and (a in ungrouped or batcher.per_group(a))]
 
     def run(*values: Any) -> Any:
         def one(*parts: Tensor) -> Any:
@@ -108,109 +112,109 @@ def _vmapped(lift: Lifter, node: fx.Node, ungrouped: dict[fx.Node, fx.Node]) -> 
         return torch.vmap(one)(*(values[i] for i in stacked))
 
     try:
-        return inline_all(lift.ir, run, operands, node)
+        return inline_all(batcher.ir, run, operands, node)
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise lift.unsupported(node, f"it does not run on one perturbed weight per group: {reason}") from error
+        raise batcher.unsupported(node, f"it does not run on one perturbed weight per group: {reason}") from error
 
 
-def _broadcast(lift: Lifter, node: fx.Node) -> Layouts:
+def _broadcast(batcher: Batcher, node: fx.Node) -> Layouts:
     """Element-wise: bring every per-group operand to the layout of the batch, then go on as usual."""
-    anchor = next(a for a in node.all_input_nodes if lift.batched(a))
-    place, shape = lift.place(anchor), lift.shape(anchor)
+    anchor = next(a for a in node.all_input_nodes if batcher.batched(a))
+    place, shape = batcher.place(anchor), batcher.shape(anchor)
     back, size = place.dim - len(shape), shape[place.dim]
 
     def spread(arg: Any) -> Any:
-        if not lift.per_group(arg):
+        if not batcher.per_group(arg):
             return arg
-        plain = list(lift.shape(arg))
+        plain = list(batcher.shape(arg))
         missing = -back - len(plain)
         if missing > 0:
             plain = [1] * missing + plain
-            arg = lift.ir.call(aten.reshape.default, arg, [lift.groups, *plain], like=node)
+            arg = batcher.ir.call(aten.reshape.default, arg, [batcher.groups, *plain], like=node)
         dim = len(plain) + back
         if plain[dim] not in (1, size):
-            raise lift.refuse(node, f"a batch of {size} broadcasts against {plain[dim]} along one dimension")
-        new = lift.ir.call(mobizo.regroup.default, arg, dim, place.outer, size, like=node)
+            raise batcher.refuse(node, f"a batch of {size} broadcasts against {plain[dim]} along one dimension")
+        new = batcher.ir.call(mobizo.regroup.default, arg, dim, place.outer, size, like=node)
         plain[dim] = size
-        with lift.ir.fake:
-            lift.plain[new] = new.meta["val"].new_empty(plain)
-        lift.layouts[new] = Layout(dim, place.outer)
+        with batcher.ir.fake:
+            batcher.plain[new] = new.meta["val"].new_empty(plain)
+        batcher.layouts[new] = Layout(dim, place.outer)
         new.meta["expanded"] = True
         return new
 
     node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), spread)
-    return lift.ordinary(node)
+    return batcher.ordinary(node)
 
 
 # Where a per-group value meets the batch -----------------------------------------------------------------------------
 
 
 def _product(
-    lift: Lifter, node: fx.Node, x: fx.Node, weight: fx.Node, transposed: bool, bias: fx.Node | None
+    batcher: Batcher, node: fx.Node, x: fx.Node, weight: fx.Node, transposed: bool, bias: fx.Node | None
 ) -> Layouts:
     """``x @ weight + bias`` as `mp_lora`; None if the operands are no batch and matrix."""
-    if not lift.batched(x) or not lift.per_group(weight) or len(lift.shape(x)) < 2:
+    if not batcher.batched(x) or not batcher.per_group(weight) or len(batcher.shape(x)) < 2:
         return None
-    layout, shape = lift.place(x), lift.shape(weight)
-    if layout.dim == len(lift.shape(x)) - 1 or any(n != 1 for n in shape[:-2]) or len(shape) < 2:
+    layout, shape = batcher.place(x), batcher.shape(weight)
+    if layout.dim == len(batcher.shape(x)) - 1 or any(n != 1 for n in shape[:-2]) or len(shape) < 2:
         return None
     if len(shape) > 2:
-        weight = lift.ir.call(aten.reshape.default, weight, [lift.groups, *shape[-2:]], like=node)
-    new = lift.ir.call(
-        mobizo.mp_lora.default, lift.fuse(x, layout), weight, layout.dim, layout.outer, transposed, like=node
+        weight = batcher.ir.call(aten.reshape.default, weight, [batcher.groups, *shape[-2:]], like=node)
+    new = batcher.ir.call(
+        mobizo.mp_lora.default, batcher.fuse(x, layout), weight, layout.dim, layout.outer, transposed, like=node
     )
     if bias is None:
-        lift.replace(node, [new], [layout])
+        batcher.replace(node, [new], [layout])
         return None
     new.meta["expanded"] = True
-    lift.layouts[new], lift.plain[new] = layout, lift.plain[node]
+    batcher.layouts[new], batcher.plain[new] = layout, batcher.plain[node]
     node.target, node.args, node.kwargs = aten.add.Tensor, (new, bias), {}
-    return _broadcast(lift, node) if lift.per_group(bias) else lift.ordinary(node)
+    return _broadcast(batcher, node) if batcher.per_group(bias) else batcher.ordinary(node)
 
 
-def _linear(lift: Lifter, node: fx.Node) -> Layouts:
+def _linear(batcher: Batcher, node: fx.Node) -> Layouts:
     operands: list[Any] = list(node.args)
-    return _product(lift, node, operands[0], operands[1], False, operands[2] if len(operands) > 2 else None)
+    return _product(batcher, node, operands[0], operands[1], False, operands[2] if len(operands) > 2 else None)
 
 
-def _matmul(lift: Lifter, node: fx.Node) -> Layouts:
+def _matmul(batcher: Batcher, node: fx.Node) -> Layouts:
     operands: list[Any] = list(node.args)
-    return _product(lift, node, operands[0], operands[1], True, None)
+    return _product(batcher, node, operands[0], operands[1], True, None)
 
 
-def _addmm(lift: Lifter, node: fx.Node) -> Layouts:
+def _addmm(batcher: Batcher, node: fx.Node) -> Layouts:
     operands: list[Any] = list(node.args)
-    return None if node.kwargs else _product(lift, node, operands[1], operands[2], True, operands[0])
+    return None if node.kwargs else _product(batcher, node, operands[1], operands[2], True, operands[0])
 
 
-def _convolution(lift: Lifter, node: fx.Node) -> Layouts:
+def _convolution(batcher: Batcher, node: fx.Node) -> Layouts:
     """The groups become channel groups of one convolution."""
     given: list[Any] = list(node.args)
-    spatial = len(lift.shape(given[0])) - 2
+    spatial = len(batcher.shape(given[0])) - 2
     defaults: list[Any] = [None, [1] * spatial, [0] * spatial, [1] * spatial, 1]
     x, weight, bias, *options = (*given, *defaults[len(given) - 2 :])
-    if not lift.batched(x) or not lift.per_group(weight) or bias is not None or lift.place(x).dim != 0:
+    if not batcher.batched(x) or not batcher.per_group(weight) or bias is not None or batcher.place(x).dim != 0:
         return None
-    layout = lift.place(x)
-    new = lift.ir.call(mobizo.mp_conv.default, lift.fuse(x, layout), weight, *options, like=node)
-    lift.replace(node, [new], [layout])
+    layout = batcher.place(x)
+    new = batcher.ir.call(mobizo.mp_conv.default, batcher.fuse(x, layout), weight, *options, like=node)
+    batcher.replace(node, [new], [layout])
     return None
 
 
-def _embedding(lift: Lifter, node: fx.Node) -> Layouts:
+def _embedding(batcher: Batcher, node: fx.Node) -> Layouts:
     """A look-up in the stack of all tables: group g reads at ``g * rows + id``."""
     table, ids = node.args[:2]
-    if not lift.per_group(table) or not lift.batched(ids) or lift.place(ids).outer != 1:  # type: ignore[arg-type]
+    if not batcher.per_group(table) or not batcher.batched(ids) or batcher.place(ids).outer != 1:  # type: ignore[arg-type]
         return None
-    rows, width = lift.shape(table)  # type: ignore[arg-type]
-    layout = lift.place(ids)  # type: ignore[arg-type]
-    flat = lift.ir.call(aten.reshape.default, table, [lift.groups * rows, width], like=node)
-    node.args = (flat, offset_rows(lift, ids, layout, rows))  # type: ignore[arg-type]
+    rows, width = batcher.shape(table)  # type: ignore[arg-type]
+    layout = batcher.place(ids)  # type: ignore[arg-type]
+    flat = batcher.ir.call(aten.reshape.default, table, [batcher.groups * rows, width], like=node)
+    node.args = (flat, offset_rows(batcher, ids, layout, rows))  # type: ignore[arg-type]
     return layout
 
 
-_MEETINGS: dict[Any, Callable[[Lifter, fx.Node], Layouts]] = {
+_MEETINGS: dict[Any, Callable[[Batcher, fx.Node], Layouts]] = {
     aten.linear.default: _linear,
     **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default), _matmul),
     aten.addmm.default: _addmm,

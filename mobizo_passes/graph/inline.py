@@ -13,27 +13,37 @@ from mobizo_passes.graph.ir import Ir
 
 
 def inline(
-    ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], like: fx.Node, traced: dict[Any, fx.Graph] | None = None
+    ir: Ir,
+    fn: Callable[..., Any],
+    operands: Sequence[Any],
+    like: fx.Node | None = None,
+    traced: dict[Any, fx.Graph] | None = None,
 ) -> fx.Node:
     """Trace `fn`, which returns one tensor, over the operands' shapes and insert its nodes at the insertion point.
 
-    `traced` remembers traces: the sites of a model need only a few different ones.
+    `like` is the node that they stand for; it lends them its origin. `traced` remembers traces: the sites of a model
+    need only a few different ones.
     """
     (result,) = inline_all(ir, fn, operands, like, traced)
     return result
 
 
 def inline_all(
-    ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], like: fx.Node, traced: dict[Any, fx.Graph] | None = None
+    ir: Ir,
+    fn: Callable[..., Any],
+    operands: Sequence[Any],
+    like: fx.Node | None = None,
+    traced: dict[Any, fx.Graph] | None = None,
 ) -> list[fx.Node]:
     """As `inline`, for a function with any number of results."""
     nodes = [a for a in operands if isinstance(a, fx.Node)]
-    key = (like.target, *(_key(a) for a in like.args))
+    key = None if like is None else (like.target, *(_key(a) for a in like.args))
     graph = (traced or {}).get(key)
     if graph is None:
         graph = _trace(ir, fn, operands, nodes)
-        if traced is not None:
+        if traced is not None and key is not None:
             traced[key] = graph
+    name = fn.__name__ if like is None else like.target
     feed = iter(nodes)
     mapping: dict[fx.Node, fx.Node] = {}
     for inner in graph.nodes:
@@ -45,11 +55,11 @@ def inline_all(
         elif inner.op == "call_function":
             args, kwargs = fx.map_arg((inner.args, inner.kwargs), mapping.__getitem__)
             mapping[inner] = ir.call(inner.target, *args, like=like, **kwargs)
-            if "expanded" in like.meta:
+            if like is not None and "expanded" in like.meta:
                 mapping[inner].meta["expanded"] = True
         else:
-            raise RuntimeError(f"decomposing {like.target} met an unexpected {inner.op} node")
-    raise RuntimeError(f"decomposing {like.target} gave no output")
+            raise RuntimeError(f"decomposing {name} met an unexpected {inner.op} node")
+    raise RuntimeError(f"decomposing {name} gave no output")
 
 
 class WritesInPlace(RuntimeError):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mobizo_passes.zo import noise as _noise
+from mobizo_passes.zo.scheme import Normalize, registered
 
 
 def noise(seed: Tensor, site: int, queries: int, shape: Sequence[int], kind: str) -> Tensor:
@@ -28,9 +29,7 @@ def noise_stack(seed: Tensor, sites: Sequence[int], queries: int, shape: Sequenc
 
 def perturb(value: Tensor, z: Tensor, eps: Tensor, estimator: str) -> Tensor:
     """Perturbed copies of an adapter tensor, [P, *shape], from value [*shape], z [q, *shape] and eps [1]."""
-    step = z * eps
-    base = value.unsqueeze(0)
-    return torch.cat([base + step, base - step] if estimator == "two_sided" else [base, base + step])
+    return registered(estimator)(z.shape[0]).perturb(value, z, eps)
 
 
 def expand(x: Tensor, groups: int, dim: int, outer: int) -> Tensor:
@@ -160,25 +159,9 @@ def row_sums(values: Tensor, dim: int, outer: int, size: int) -> Tensor:
     return values.reshape(before, size, -1).sum((0, 2))
 
 
-def projected_gradients(losses: Tensor, eps: Tensor, estimator: str, normalize: str | None = None) -> Tensor:
-    """Projected gradients [q] from losses [P] and eps [1] (paper, eq. 1).
-
-    With `normalize` "std" they are divided by the unbiased standard deviation of the perturbed losses (FZOO), and are
-    0 where that is 0: equal losses tell nothing of a direction. A NaN stays a NaN.
-    """
-    if estimator == "two_sided":
-        queries = losses.shape[0] // 2
-        gradients, perturbed = (losses[:queries] - losses[queries:]) / (eps * 2.0), losses
-    else:
-        gradients, perturbed = (losses[1:] - losses[:1]) / eps, losses[1:]
-    if normalize is None:
-        return gradients
-    count = perturbed.shape[0]
-    # From the first loss, not from zero: losses differ in their last digits only, and equal ones must give exactly 0.
-    shifted = perturbed - perturbed[:1]
-    deviations = shifted - shifted.sum(0, keepdim=True) / count
-    std = torch.sqrt((deviations * deviations).sum(0, keepdim=True) / (count - 1))
-    return torch.where(std == 0, torch.zeros_like(gradients), gradients / std)
+def projected_gradients(losses: Tensor, eps: Tensor, estimator: str, normalize: Normalize = None) -> Tensor:
+    """Projected gradients [q] from losses [P] and eps [1] (paper, eq. 1), as the estimator of this kind makes them."""
+    return registered(estimator).of_groups(losses.shape[0], normalize).projected_gradients(losses, eps)
 
 
 def update(value: Tensor, z: Tensor, projected_gradients: Tensor, lr: Tensor) -> Tensor:

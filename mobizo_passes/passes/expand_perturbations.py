@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from mobizo_passes.batching import PER_GROUP, Lifter
+from mobizo_passes.batching import PER_GROUP, Walk
 from mobizo_passes.batching.batcher import Layouts
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.passes.base import Pass
 from mobizo_passes.passes.insert_noise import noise_nodes
-from mobizo_passes.zo.estimators import Estimator
+from mobizo_passes.zo.scheme import Scheme
 
 aten = torch.ops.aten
 
@@ -39,13 +39,13 @@ class ExpandPerturbations(Pass):
     requires: ClassVar[str] = "mp_lora sites with one group, tracked batch dimensions, a loss per group, noise nodes"
     ensures: ClassVar[str] = "the losses output holds P values; every operator in between has a proven rule"
 
-    estimator: Estimator
+    estimator: Scheme
 
     def rewrite(self, ir: Ir) -> int:
         if ir.placeholders("eps"):
             return 0
         eps = ir.add_input("eps", "eps", torch.zeros(1))
-        lift = Lifter(ir, self.estimator.groups)
+        batcher = Walk(ir, self.estimator.groups)
         seeds: dict[fx.Node, Layouts] = {}
         noise = noise_nodes(ir)
         for adapter in ir.placeholders("adapter"):
@@ -57,7 +57,7 @@ class ExpandPerturbations(Pass):
             with ir.graph.inserting_before(first):
                 weight = ir.call(torch.ops.mobizo.perturb.default, adapter, z, eps, self.estimator.kind, like=first)
             weight.meta["expanded"] = True
-            lift.plain[weight] = adapter.meta["val"]
+            batcher.plain[weight] = adapter.meta["val"]
             for user in [u for u in adapter.users if u is not weight]:
                 if user.target is aten.unsqueeze.default and _is_weight(user):
                     user.replace_all_uses_with(weight)
@@ -65,7 +65,7 @@ class ExpandPerturbations(Pass):
                 else:
                     user.replace_input_with(adapter, weight)
             seeds[weight] = PER_GROUP
-        return lift.run(seeds)
+        return batcher.run(seeds)
 
 
 def _is_weight(node: fx.Node) -> bool:

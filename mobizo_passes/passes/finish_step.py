@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 
+from mobizo_passes.graph.inline import inline
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.passes.base import Pass
 from mobizo_passes.passes.insert_noise import noise_nodes
-from mobizo_passes.zo.estimators import Estimator
+from mobizo_passes.zo.scheme import Scheme
 
 mobizo = torch.ops.mobizo
 
@@ -32,7 +33,7 @@ class FinishStep(Pass):
     requires: ClassVar[str] = "a losses output, or projected gradients as an input; noise nodes"
     ensures: ClassVar[str] = "a new adapter output per adapter input, in the same order"
 
-    estimator: Estimator
+    estimator: Scheme
 
     def rewrite(self, ir: Ir) -> int:
         if any(spec.kind == "adapter" for spec in ir.outputs):
@@ -48,9 +49,7 @@ class FinishStep(Pass):
                 eps = ir.input("eps", "eps")
                 eps.prepend(lr)
                 losses = ir.output_node("losses")
-                loss = ir.call(torch.ops.aten.mean.default, losses)
-                if self.estimator.kind == "one_sided":
-                    loss = ir.call(torch.ops.aten.select.int, losses, 0, 0)
+                loss = inline(ir, self.estimator.loss, [losses])
                 scheme = [self.estimator.kind, *([self.estimator.normalize] if self.estimator.normalize else [])]
                 gradients = ir.call(mobizo.projected_gradients.default, losses, eps, *scheme)
                 outputs += [

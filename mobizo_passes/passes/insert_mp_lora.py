@@ -47,7 +47,7 @@ class InsertMpLora(Pass):
             # Not `factor.x`: with lora_A trainable, the first product has just been replaced.
             operands: Any = factor.node.args
             x: fx.Node = operands[factor.at]
-            # What holds no batch (DoRA's norm of the weights) differs per group only: lifting takes care of it.
+            # What holds no batch (DoRA's norm of the weights) differs per group only: that is the walk's business.
             if "batch" not in x.meta:
                 continue
             if x.meta["val"].dim() < 2:

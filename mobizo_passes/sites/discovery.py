@@ -24,19 +24,9 @@ from mobizo_passes.sites.lora_site import (
     product,
 )
 from mobizo_passes.sites.merged import merged_candidates
-from mobizo_passes.sites.walks import (
-    LAYOUTS,
-    PARTS,
-    REACH,
-    SUMS,
-    Scalings,
-    Walks,
-    weight_in_sum,
-)
+from mobizo_passes.sites.walks import ALONE, LAYOUTS, Scalings, Walks
 
 aten = torch.ops.aten
-
-_ALONE = "its output is not added to another path"
 
 
 @dataclass(frozen=True)
@@ -144,7 +134,7 @@ class Candidates(Walks):
         )  # fmt: skip
         if walk.bent is not None:
             # Every small network has narrow layers around an activation; an adapter's output is added to something.
-            if not named and (not narrow or miss == _ALONE):
+            if not named and (not narrow or miss == ALONE):
                 return None
             reason = f"%{walk.bent.name} = {walk.bent.target} stands between its two linear maps"
             return Candidate(site, reason, up.node)
@@ -156,57 +146,3 @@ class Candidates(Walks):
             reason = f"its rank {rank} is no less than its {inputs} inputs or {fan_out} outputs"
             return Candidate(site, reason, up.node)
         return Candidate(site, "", up.node)
-
-    def added(self, output: fx.Node, x: fx.Node, bias: fx.Node | None) -> tuple[Scalings, str]:
-        """Follow the output to a sum with another map of the same input: the scalings passed, and what is missing."""
-        source, before = self.source(x)
-        miss = _ALONE
-        if bias is not None and bias in self.batched:
-            if self.maps(bias, source) is not None:
-                return [*before], ""
-            miss = _not_beside(bias, source)
-        queue: list[tuple[fx.Node, Scalings]] = [(output, [])]
-        seen: set[fx.Node] = set()
-        while queue and len(seen) < REACH:
-            node, scalings = queue.pop(0)
-            seen.add(node)
-            for user in node.users:
-                if user in seen:
-                    continue
-                passed = self.scaled(user)
-                if user.target in SUMS and isinstance(user.args[1], fx.Node):
-                    first = user.args[0] is node
-                    other: Any = user.args[1] if first else user.args[0]
-                    factor = weight_in_sum(user, first)
-                    base = self.maps(other, source)
-                    if base is not None:
-                        return [*scalings, factor, *(before if base != before else [])], ""
-                    miss = _not_beside(other, source)
-                    queue.append((user, [*scalings, factor]))
-                elif passed is not None and passed[0] is node:
-                    queue.append((user, [*scalings, *passed[1]]))
-                elif user.target in (*LAYOUTS, *PARTS):
-                    queue.append((user, scalings))
-                elif user.target is aten.addmm.default and user.args[0] is node:
-                    base_x: Any = user.args[1]
-                    if self.source(base_x)[0] is source:
-                        return [*scalings, *before], ""
-        # Without a sum, the scalings up to the next operator that is none are still the site's own.
-        return self._trailing(output), miss
-
-    def _trailing(self, node: fx.Node) -> Scalings:
-        scalings: Scalings = []
-        while len(node.users) == 1:
-            user = next(iter(node.users))
-            passed = self.scaled(user)
-            if passed is None or passed[0] is not node:
-                break
-            scalings += passed[1]
-            node = user
-        return scalings
-
-
-def _not_beside(other: fx.Node, source: fx.Node) -> str:
-    if other is source:
-        return f"its output is added to its own input %{source.name}, not to another map of it"
-    return f"its output is added to %{other.name}, which is no linear map of the same input %{source.name}"

@@ -27,7 +27,8 @@ PARTS = (
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 # A sum reaches further back than any real layer; the search stops here.
 REACH = 64
-
+# Why a low-rank path is no site that nothing is added to.
+ALONE = "its output is not added to another path"
 
 Scalings = list[float | None]
 
@@ -127,6 +128,54 @@ class Walks:
                 return None
         return None
 
+    def added(self, output: fx.Node, x: fx.Node, bias: fx.Node | None) -> tuple[Scalings, str]:
+        """Follow the output to a sum with another map of the same input: the scalings passed, and what is missing."""
+        source, before = self.source(x)
+        miss = ALONE
+        if bias is not None and bias in self.batched:
+            if self.maps(bias, source) is not None:
+                return [*before], ""
+            miss = _not_beside(bias, source)
+        queue: list[tuple[fx.Node, Scalings]] = [(output, [])]
+        seen: set[fx.Node] = set()
+        while queue and len(seen) < REACH:
+            node, scalings = queue.pop(0)
+            seen.add(node)
+            for user in node.users:
+                if user in seen:
+                    continue
+                passed = self.scaled(user)
+                if user.target in SUMS and isinstance(user.args[1], fx.Node):
+                    first = user.args[0] is node
+                    other: Any = user.args[1] if first else user.args[0]
+                    factor = weight_in_sum(user, first)
+                    base = self.maps(other, source)
+                    if base is not None:
+                        return [*scalings, factor, *(before if base != before else [])], ""
+                    miss = _not_beside(other, source)
+                    queue.append((user, [*scalings, factor]))
+                elif passed is not None and passed[0] is node:
+                    queue.append((user, [*scalings, *passed[1]]))
+                elif user.target in (*LAYOUTS, *PARTS):
+                    queue.append((user, scalings))
+                elif user.target is aten.addmm.default and user.args[0] is node:
+                    base_x: Any = user.args[1]
+                    if self.source(base_x)[0] is source:
+                        return [*scalings, *before], ""
+        # Without a sum, the scalings up to the next operator that is none are still the site's own.
+        return self._trailing(output), miss
+
+    def _trailing(self, node: fx.Node) -> Scalings:
+        scalings: Scalings = []
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            passed = self.scaled(user)
+            if passed is None or passed[0] is not node:
+                break
+            scalings += passed[1]
+            node = user
+        return scalings
+
 
 def _is_square(node: fx.Node) -> bool:
     shape = node.meta["val"].shape
@@ -139,3 +188,9 @@ def weight_in_sum(node: fx.Node, first: bool) -> float:
     if first:
         return 1.0
     return -float(alpha) if node.target is aten.sub.Tensor else float(alpha)
+
+
+def _not_beside(other: fx.Node, source: fx.Node) -> str:
+    if other is source:
+        return f"its output is added to its own input %{source.name}, not to another map of it"
+    return f"its output is added to %{other.name}, which is no linear map of the same input %{source.name}"

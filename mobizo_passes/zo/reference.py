@@ -48,26 +48,21 @@ def step(
     estimator = estimator or TwoSided()
     z = draw(adapter, seed, estimator.queries, noise_kind)
     losses = []
-    for query, sign in estimator.signs:
-        moved = {fqn: value + sign * eps * z[fqn][query] for fqn, value in adapter.items()}
+    for query, factor in estimator.offsets:
+        moved = {fqn: value + factor * eps * z[fqn][query] for fqn, value in adapter.items()}
         losses.append(loss_of(model, example_inputs, moved, loss))
     values = torch.stack(losses)
-    mean = values.mean() if isinstance(estimator, TwoSided) else values[0]
     gradients = projected_gradients(values, eps, estimator)
     new = apply(adapter, seed=seed, lr=lr, projected_gradients=gradients, noise_kind=noise_kind)
-    return StepResult(mean, values, gradients, new)
+    return StepResult(estimator.loss(values), values, gradients, new)
 
 
 def projected_gradients(losses: Tensor, eps: float, estimator: Estimator) -> Tensor:
     """Return the projected gradients [q] that the losses [P] of all groups give."""
-    if isinstance(estimator, TwoSided):
-        plus, minus = losses[: estimator.queries], losses[estimator.queries :]
-        gradients = (plus - minus) / (2 * eps)
-    else:
-        gradients = (losses[1:] - losses[0]) / eps
+    gradients = estimator.differences(losses, eps)
     if estimator.normalize is None:
         return gradients
-    perturbed = [loss for loss, (_, sign) in zip(losses, estimator.signs, strict=True) if sign != 0]
+    perturbed = [losses[group] for group in estimator.perturbed_groups]
     std = torch.stack(perturbed).double().std(correction=1)
     return torch.zeros_like(gradients) if std == 0 else (gradients / std).to(losses.dtype)
 

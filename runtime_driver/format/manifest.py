@@ -17,6 +17,7 @@ from runtime_driver.format.rules import (
     ManifestRuleError,
     check_adapter,
     check_batch,
+    check_estimator,
     check_evaluation,
     check_files,
     check_methods,
@@ -100,6 +101,7 @@ class Manifest(BaseModel):
         check_adapter(self.adapter)
         check_files(self.adapter, self.adapter_files)
         check_batch(self.batch)
+        check_estimator(self.estimator)
         check_methods(self.methods, self.adapter, self.batch, self.estimator, self.adapter_state)
         check_evaluation(self.evaluation, self.methods)
         return self

@@ -135,6 +135,15 @@ def check_methods(
         _need(methods["logits"].outputs, "methods.logits.outputs", ("logits",))
 
 
+def check_estimator(estimator: EstimatorSpec) -> None:
+    """The perturbed groups are some of all."""
+    beyond = [group for group in estimator.perturbed_groups or () if group >= estimator.groups]
+    if beyond:
+        raise ManifestRuleError(
+            "estimator.perturbed_groups", f"group {beyond[0]} is beyond estimator.groups, {estimator.groups}"
+        )
+
+
 def check_evaluation(evaluation: EvaluationSpec | None, methods: Mapping[str, MethodSpec]) -> None:
     """What the evaluation reads is an output of `loss`, and every step reads what is known by then."""
     if evaluation is not None:

@@ -10,7 +10,6 @@ InputRole = Literal["adapter", "batch", "seed", "lr", "eps", "projected_gradient
 OutputRole = Literal[
     "loss", "losses", "projected_gradients", "adapter", "logits", "loss_sum", "loss_weight", "loss_scalar"
 ]
-EstimatorKind = Literal["two_sided", "one_sided", "forward_gradient"]
 NoiseKind = Literal["gaussian", "rademacher"]
 Trainable = Literal["lora_B", "lora_A+lora_B"]
 #: Where the step's adapter is: passed in and returned, or held and written inside the step method.
@@ -63,16 +62,20 @@ class ProgramFileSpec(_Record):
 
 
 class EstimatorSpec(_Record):
-    """How the projected gradients are formed; ``groups`` is P, the number of perturbed copies in one forward.
+    """How the projected gradients are formed; ``groups`` is P, the number of copies of the batch in one forward.
 
-    ``normalize``: what the projected gradients that the step returns are already divided by; ``"std"`` is the standard
-    deviation of the perturbed losses.
+    ``kind`` is a name for people: the other fields say what has to be known. ``normalize``: what the projected
+    gradients that the step returns are already divided by; ``"std"`` is the standard deviation of the losses of
+    ``perturbed_groups`` (``None``: of all). No projected gradient, before it is normalized, is off by more than
+    ``error_factor``·error/ε when no loss is off by more than that error.
     """
 
-    kind: EstimatorKind
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     queries: Count
     groups: Count
     normalize: Literal["std"] | None = None
+    perturbed_groups: Annotated[tuple[Dim, ...], Field(min_length=1)] | None = None
+    error_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
 
 
 class NoiseSpec(_Record):

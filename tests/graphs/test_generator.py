@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import fx
 
 import mobizo_passes as mz
-from mobizo_passes.batching import RULES, Layout, Lifter
+from mobizo_passes.batching import RULES, Batcher, Layout
 from tests.graphs.blocks import ALL
 from tests.graphs.cases import Case, cases
 from tests.graphs.judge import judge
@@ -76,8 +76,8 @@ def test_a_broken_rule_is_found_and_shrinks(monkeypatch: pytest.MonkeyPatch) -> 
     flip, blocks = 4, 3  # which way of mixing the batch; how many blocks are few
     wrong: list[Case] = []
 
-    def accepts(lift: Lifter, node: fx.Node) -> Layout | None:
-        return lift.layout(node.args[0])
+    def accepts(batcher: Batcher, node: fx.Node) -> Layout | None:
+        return batcher.layout(node.args[0])
 
     @seed(0)
     @settings(max_examples=30, database=None, suppress_health_check=UNCHECKED)

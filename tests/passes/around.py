@@ -1,4 +1,4 @@
-"""A model around one operator: LoRA in front of it, a head behind it; for the tests of lifting rules."""
+"""A model around one operator: LoRA in front of it, a head behind it; for the tests of batching rules."""
 
 from __future__ import annotations
 

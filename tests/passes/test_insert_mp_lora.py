@@ -33,7 +33,7 @@ class TestInsertMpLora(PassContract):
         assert targets(stage.apply()).count("aten.linear.default") == linear - 1
 
     def test_a_product_without_the_batch_is_left_alone(self) -> None:
-        """It differs per group only: the lifting stacks it, no batch is fused."""
+        """It differs per group only: the walk stacks it, no batch is fused."""
         model: Any = Tiny(lambda y: y + (torch.eye(1) @ model.layer.lora_B.weight.T).sum())
         stage = before(self.kind, model, rows())
         assert stage.count() == 1

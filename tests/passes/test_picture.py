@@ -141,7 +141,7 @@ def test_drawings_are_stable_and_hold_no_paths(tmp_path: Path) -> None:
 
 def test_names_are_escaped(compiled) -> None:
     root = block_tree(compiled("mlp")[0]._methods["step"])
-    picture = Picture(root, "A<B> & C", "TwoSided(queries=4)", 8, 2, 0.5)
+    picture = Picture(root, "A<B> & C", mz.TwoSided(queries=4), 2, 0.5)
     assert "A<B> & C: one training step" in words(ElementTree.fromstring(picture.svg))
 
 

@@ -1,4 +1,4 @@
-"""Lifting rules: every family on perturbed values against the reference."""
+"""Batching rules: every family on perturbed values against the reference."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mobizo_passes.views.picture.svg import Picture
 
 if TYPE_CHECKING:
     from mobizo_passes.graph.ir import Ir
-    from mobizo_passes.zo.estimators import Estimator
+    from mobizo_passes.zo.scheme import Scheme
 
 SUFFIXES = (".svg", ".html")
 
@@ -27,9 +27,9 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"a graph is drawn as {' or '.join(SUFFIXES)}, found '{path.name}'")
 
 
-def draw(ir: Ir, path: Path, *, name: str, estimator: Estimator, sites: int, share: float) -> None:
+def draw(ir: Ir, path: Path, *, name: str, estimator: Scheme, sites: int, share: float) -> None:
     """Write a step program's picture as .svg or .html; raises `InputError` for another suffix."""
     check_suffix(path)
-    picture = Picture(block_tree(ir), name, str(estimator), estimator.groups, sites, share)
+    picture = Picture(block_tree(ir), name, estimator, sites, share)
     text = picture.svg if path.suffix.lower() == ".svg" else to_page(picture)
     path.write_text(text, encoding="utf-8")

@@ -22,6 +22,7 @@ from mobizo_passes.views.picture.layout import (
     width,
 )
 from mobizo_passes.views.picture.view import Chip, View, view_of
+from mobizo_passes.zo.scheme import Scheme
 
 mobizo = torch.ops.mobizo
 
@@ -42,16 +43,15 @@ _ASIDE = ("adapter", "scalars", "noise", "perturb", "estimate", "update")
 
 _FRAME = {"once": "frame cold", "per group": "frame warm", "both": "frame"}
 _UNITS = ((1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
-_COPIES = {"two_sided": "θ + ε·z and θ − ε·z", "one_sided": "θ and θ + ε·z"}
-_GRADIENTS = {"two_sided": "g = (L(θ+εz) − L(θ−εz)) / 2ε", "one_sided": "g = (L(θ+εz) − L(θ)) / ε"}
 
 
 class Picture:
     """The drawing of one step program; `svg` is its text, `blocks` what each numbered block of it shows."""
 
-    def __init__(self, root: Block, name: str, estimator: str, groups: int, sites: int, share: float) -> None:
+    def __init__(self, root: Block, name: str, estimator: Scheme, sites: int, share: float) -> None:
         self.blocks: list[tuple[str, Block]] = []
-        self._groups = groups
+        self._estimator = estimator
+        self._groups = groups = estimator.groups
         self._total = root.flops
         self._parts: list[str] = []
         aside = {child.kind: child for child in root.children if child.kind in _ASIDE}
@@ -158,14 +158,13 @@ class Picture:
         adapter = aside["adapter"].nodes
         tensors = f"{len(adapter)} tensor{'s' if len(adapter) > 1 else ''}"
         values = sum(n.meta["val"].numel() for n in adapter)
-        kind = next((n.args[3] for n in aside["perturb"].calls), "") if "perturb" in aside else ""
         if "noise" in aside:
             self._note(x, top, "noise", "z = noise(seed, query, site, element)", aside["noise"])
             turn = x + _PANEL + 14
             self._line([(x + _PANEL, top + 23), (turn, top + 23), (turn, y + 23), (x + _PANEL, y + 23)], "noise")
             self._text(turn - 6, y - 12, "the same z", "small end")
         if "perturb" in aside:
-            detail = f"{self._groups} copies of {tensors}: {_COPIES.get(str(kind), str(kind))}"
+            detail = f"{self._groups} copies of {tensors}: {self._estimator.copies or self._estimator.kind}"
             self._note(x, top + 74, "perturb", detail, aside["perturb"])
             self._line([(half, top + 46), (half, top + 74)], "noise")
             self._text(half + 8, top + 64, "z", "small")
@@ -173,7 +172,7 @@ class Picture:
             self._bus(main, x, top + 97)
         self._line([(middle, last.y + last.h), (middle, y)], "wide")
         self._text(middle + 8, y - 14, f"losses f32[{self._groups}]", "small")
-        self._note(left, y, "projected gradients", _GRADIENTS.get(str(kind), ""), aside["estimate"])
+        self._note(left, y, "projected gradients", self._estimator.formula, aside["estimate"])
         self._note(x, y, "update", "θ ← θ − η/q · Σ g·z", aside["update"])
         self._line([(left + _PANEL, y + 23), (x, y + 23)], "noise")
         self._line([(half, y + 46), (half, y + 66)], "noise")
