@@ -4,7 +4,7 @@
 
 Every target that can be lowered to here has one column of settings for each of its precisions. Errors are those of one
 step against the eager program: where a target's runtime is here, of the .pte; else, in brackets, of the legalised and
-partitioned graph run in PyTorch, rounded as the delegate would round it (see `lowering.rehearse`).
+partitioned graph run in PyTorch, rounded as the delegate would round it (see `lowering.simulate`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def models(full: bool) -> dict[str, Callable[[], tuple[Any, Any]]]:
 
 
 def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Setting) -> Row:
-    """Lower for one target; run a step, or rehearse it where the target's runtime is not here."""
+    """Lower for one target; run a step, or simulate it where the target's runtime is not here."""
     import lowering
     import runtime_driver
 
@@ -118,7 +118,7 @@ def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Settin
             got = runtime_driver.Session(path).step(inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON, update=False)
             found = [(got.losses, got.projected_gradients)]
         elif not unrunnable:
-            found = rehearsed(program, inputs, setting)
+            found = simulated(program, inputs, setting)
     losses = gradients = None
     if found:
         want = program.step(program.initial_adapter(), inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON)
@@ -129,20 +129,20 @@ def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Settin
     return Row(name, str(setting), step.partitions, share, losses, gradients, seconds, size, ran, outside(step))
 
 
-def rehearsed(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> list[tuple[Any, Any]]:
+def simulated(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> list[tuple[Any, Any]]:
     """Losses and projected gradients of the partitioned graph, run in PyTorch: halves rounded, and halves cut."""
     import torch
 
-    from lowering.rehearse import rehearse
+    from lowering.simulate import simulate
 
     scalars = {"seed": torch.tensor([SEED]), "lr": torch.tensor([LEARNING_RATE]), "eps": torch.tensor([EPSILON])}
     given = {**program.initial_adapter(), **inputs, **scalars}
     spec = program.manifest()["methods"]["step"]
     ordered = {each["name"]: given[each["name"]] for each in spec["inputs"]}
-    rehearsal = rehearse(program, setting.target, calibration=setting.calibration(inputs), **setting.options)
+    simulation = simulate(program, setting.target, calibration=setting.calibration(inputs), **setting.options)
     found = []
-    for truncate in (False, True) if rehearsal.half else (False,):
-        outputs = rehearsal.run(ordered, truncate=truncate)
+    for truncate in (False, True) if simulation.half else (False,):
+        outputs = simulation.run(ordered, truncate=truncate)
         by_name = dict(zip((each["name"] for each in spec["outputs"]), outputs, strict=True))
         found.append((by_name["losses"], by_name["projected_gradients"]))
     return found

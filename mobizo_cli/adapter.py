@@ -122,10 +122,10 @@ def load_adapter(model: nn.Module, directory: Path) -> Any:
     config = PeftConfig.from_pretrained(str(directory))
     config.inference_mode = True
     before = model.state_dict().keys()
-    bearing = get_peft_model(model, config)
-    wanted = get_peft_model_state_dict(bearing, **options)
+    adapted = get_peft_model(model, config)
+    wanted = get_peft_model_state_dict(adapted, **options)
     # Embeddings that grew, or that have a LoRA, are saved whole beside it.
-    after = bearing.get_base_model().state_dict()
+    after = adapted.get_base_model().state_dict()
     own = {
         f"base_model.model.{name}": value
         for name, value in after.items()
@@ -141,10 +141,10 @@ def load_adapter(model: nn.Module, directory: Path) -> Any:
             )
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{directory}: `{key}` holds NaN or infinity. Give an earlier adapter.")
-    result = set_peft_model_state_dict(bearing, placed)
+    result = set_peft_model_state_dict(adapted, placed)
     if result.unexpected_keys:
         raise ModelError(f"{directory}: PEFT finds no place for {some(result.unexpected_keys)}.")
-    return bearing
+    return adapted
 
 
 def _read(directory: Path) -> dict[str, Tensor]:

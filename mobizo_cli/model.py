@@ -57,15 +57,15 @@ def load(options: BuildOptions) -> Loaded:
     _refuse_lora_options(options)
     base = base_of(directory, config)
     model = _base_model(base, options)
-    bearing = _foreign(f"the adapter {directory}", lambda: load_adapter(model, directory))
-    return _loaded(bearing, _tokenizer(base), str(config["peft_type"]))
+    adapted = _foreign(f"the adapter {directory}", lambda: load_adapter(model, directory))
+    return _loaded(adapted, _tokenizer(base), str(config["peft_type"]))
 
 
-def _loaded(bearing: nn.Module, tokenizer: Any, kind: str = "LORA") -> Loaded:
-    bearing = bearing.eval()
-    for parameter in bearing.parameters():
+def _loaded(adapted: nn.Module, tokenizer: Any, kind: str = "LORA") -> Loaded:
+    adapted = adapted.eval()
+    for parameter in adapted.parameters():
         parameter.requires_grad_(False)
-    return Loaded(bearing, tokenizer, kind)
+    return Loaded(adapted, tokenizer, kind)
 
 
 def _base_model(name: str, options: BuildOptions) -> Any:
@@ -149,9 +149,9 @@ def _new_lora(model: nn.Module, options: BuildOptions) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(options.init_seed)
-    bearing = _foreign(f"a LoRA on {', '.join(modules)}", lambda: get_peft_model(model, config))
-    _check_taken(bearing, modules, layers or [])
-    return bearing
+    adapted = _foreign(f"a LoRA on {', '.join(modules)}", lambda: get_peft_model(model, config))
+    _check_taken(adapted, modules, layers or [])
+    return adapted
 
 
 def _check_layers(model: Any, layers: list[int]) -> None:
@@ -160,9 +160,9 @@ def _check_layers(model: Any, layers: list[int]) -> None:
         raise OptionError(f"--layers: the model has layers 0 to {count - 1}; there can be no LoRA in {some(beyond)}.")
 
 
-def _check_taken(bearing: Any, modules: list[str], layers: list[int]) -> None:
+def _check_taken(adapted: Any, modules: list[str], layers: list[int]) -> None:
     """PEFT is content with one match; the user named each."""
-    taken = set(bearing.targeted_module_names)
+    taken = set(adapted.targeted_module_names)
     for module in modules:
         if not any(name == module or name.endswith(f".{module}") for name in taken):
             raise OptionError(f"--target-modules: no LoRA on {module!r}; taken are {some(taken)}.")

@@ -1,4 +1,4 @@
-"""Compile LoRA-bearing PyTorch models into programs that fine-tune themselves with forward passes only."""
+"""Compile PyTorch models with LoRA adapters into programs that fine-tune themselves with forward passes only."""
 
 from __future__ import annotations
 

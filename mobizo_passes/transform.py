@@ -1,4 +1,4 @@
-"""`transform`: a LoRA-bearing model becomes a training-step program."""
+"""`transform`: a model with LoRA adapters becomes a training-step program."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def transform(
     batch_dim: int = 0,
     max_labels: int | None = None,
 ) -> TrainingProgram:
-    """Compile a model that bears LoRA into a zeroth-order training step (paper, section 3).
+    """Compile a model with LoRA adapters into a zeroth-order training step (paper, section 3).
 
     The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
     aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
     (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``settle-rope``.
 
     Args:
-        model: any `nn.Module` bearing LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
+        model: any `nn.Module` with LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
             `DistributedDataParallel` around it are taken off; the program's `notes` say so.
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
         estimator: `TwoSided(queries=q)` (default, q = 4), `OneSided(queries=q)`, or one of a class of your own (see
@@ -168,7 +168,7 @@ def _untrained(found: Sites, model: nn.Module) -> tuple[str, ...]:
 
 
 def _only(ir: Ir, kind: str) -> Ir:
-    """Return a copy that computes one output only."""
+    """Return a copy that computes a single output."""
     copy = ir.clone()
     node = copy.output_node(kind)
     copy.set_outputs([(Output(kind, kind), node)])
@@ -205,7 +205,9 @@ def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | N
     counts = label_counts(captured, example)
     if counts is None:
         if wanted is not None:
-            raise InputError("max_labels= needs a token-level cross-entropy against integer labels; this loss is none")
+            raise InputError(
+                "max_labels= needs a token-level cross-entropy against integer labels; this loss is not one"
+            )
         return None
     most = int(counts.max())
     if wanted is not None and wanted < most:

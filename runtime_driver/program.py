@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime_driver.backends import qnn as qnn_host
 from runtime_driver.backends.runtime import bindings, runtime
+from runtime_driver.captured_output import captured_stderr
 from runtime_driver.container import Container, delegates_of, examine, unsealed
 from runtime_driver.errors import (
     AdapterError,
@@ -20,7 +21,6 @@ from runtime_driver.errors import (
     WeightsFileError,
 )
 from runtime_driver.format import Manifest, ManifestError
-from runtime_driver.quiet import captured_stderr
 from runtime_driver.weights_file import Weights, find_weights
 
 if TYPE_CHECKING:

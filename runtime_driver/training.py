@@ -223,7 +223,7 @@ class TrainingRun:
         return step == options.steps or (options.eval_every is not None and step % options.eval_every == 0)
 
     def _evaluate(self, step: int, interrupt: DeferredInterrupt) -> None:
-        """Evaluate, unless Ctrl-C comes: half an evaluation is none."""
+        """Evaluate, unless Ctrl-C comes: half an evaluation is not one."""
 
         def until_interrupted() -> Iterator[Batch]:
             for batch in self._options.eval_batches or ():

@@ -1,4 +1,4 @@
-"""Tiny LoRA-bearing models of many shapes, with fixed random weights and non-zero LoRA-B: what the compiler is for.
+"""Tiny models with LoRA, of many shapes, with fixed random weights and non-zero LoRA-B: what the compiler is for.
 
 `CASES` lists them with example inputs and loss; each call of `Case.build` gives a fresh, equal model in eval mode.
 """

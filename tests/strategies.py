@@ -122,7 +122,7 @@ LOSSES = {"mse": F.mse_loss, "sum": _sum, "tokens": _tokens, "masked": _tokens, 
 
 @st.composite
 def models(draw: st.DrawFn, *, smooth: bool = False) -> ModelSpec:
-    """Random models in which at least one layer bears LoRA."""
+    """Random models in which at least one layer has LoRA."""
     depth = draw(st.integers(1, 3))
     activations = sorted(set(ACTIVATIONS) - ({"relu"} if smooth else set()))
     layers = [

@@ -22,7 +22,7 @@ def evaluate(
 ) -> None:
     """Loss and accuracy of a program with an adapter."""
     from mobizo_cli.console import facts
-    from mobizo_cli.use import open_task
+    from mobizo_cli.loaded_program import open_task
 
     use = open_task(program, weights_file, verify=verify, backends=backend_library)
     if adapter is not None:

@@ -21,7 +21,7 @@ def export_adapter(
 ) -> None:
     """Write the adapter of a program, or of a run of it, as a PEFT directory."""
     from mobizo_cli.console import facts
-    from mobizo_cli.use import open_session
+    from mobizo_cli.loaded_program import open_session
 
     session = open_session(program, verify=verify, backends=backend_library)
     steps = [] if journal is None else [("steps", session.replay(journal))]

@@ -20,7 +20,7 @@ def replay(
 ) -> None:
     """Make the adapter of a run from its journal alone: no data, no forward pass, the same bits."""
     from mobizo_cli.console import facts
-    from mobizo_cli.use import open_session
+    from mobizo_cli.loaded_program import open_session
 
     session = open_session(program, verify=verify, backends=backend_library)
     count = session.replay(journal, steps)

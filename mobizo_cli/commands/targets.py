@@ -14,7 +14,7 @@ def targets(backend_library: opt.BackendLibrary = None) -> None:
         raise MissingPackageError(error.name or "executorch", "executorch") from error
     from lowering.targets import TARGETS
     from mobizo_cli.console import table
-    from mobizo_cli.use import load_backends
+    from mobizo_cli.loaded_program import load_backends
 
     load_backends(backend_library)
     rows = [

@@ -23,7 +23,7 @@ def train(
     schedule: Annotated[Literal["constant", "linear"], typer.Option(help="Learning rate over the run.")] = "constant",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the data's order.")] = 0,
     journal: Annotated[
-        Path | None, typer.Option(help="Written as the run goes; if it exists, the run goes on where it ends.")
+        Path | None, typer.Option(help="Written as the run goes; if it exists, the run resumes from its last step.")
     ] = None,
     adapter: opt.AdapterIn = None,
     weights_file: opt.WeightsFile = None,
@@ -36,7 +36,7 @@ def train(
     from mobizo_cli.console import facts, out
     from mobizo_cli.data import ExampleBatches
     from mobizo_cli.errors import OptionError, TrainingStopped
-    from mobizo_cli.use import open_task
+    from mobizo_cli.loaded_program import open_task
 
     if eval_every is not None and eval_data is None:
         raise OptionError("--eval-every needs --eval-data.")

@@ -162,7 +162,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Tracker(Walk):
-    """A batcher that goes on where a rule refuses, and remembers which shared values met the batch."""
+    """A batcher that continues where a rule refuses, and remembers which shared values met the batch."""
 
     def __init__(self, ir: Ir, groups: int) -> None:
         super().__init__(ir, groups)

@@ -12,7 +12,7 @@ from lowering.targets import base
 from runtime_driver import BackendLibraryError, load_backend_library
 from tests.driver.command import Cli, fails
 
-#: Any shared library will do where it only has to load.
+#: Any shared library works where it only has to load.
 LIBRARY = Path(_ctypes.__file__ or "")
 
 

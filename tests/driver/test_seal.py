@@ -197,7 +197,7 @@ def test_the_last_words_of_a_runtime_that_aborts(tmp_path: Path):
     """Standard error is captured while methods load; it must not be lost with the process."""
     code = """
 import os
-from runtime_driver.quiet import captured_stderr
+from runtime_driver.captured_output import captured_stderr
 with captured_stderr("opening model.pte"):
     os.write(2, b"not seen\\n")
 with captured_stderr("loading method `step` of model.pte"):

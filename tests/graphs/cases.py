@@ -93,7 +93,7 @@ def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
 
 @st.composite
 def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
-    """Random models that bear LoRA on the way to the loss; one in ten mixes the batch, or each in one given way.
+    """Random models with LoRA on the way to the loss; one in ten mixes the batch, or each in one given way.
 
     `most`: how many blocks there are beside the LoRA block and the mixing one.
     """

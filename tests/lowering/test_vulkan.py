@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import lowering
 import mobizo_passes as mz
-from lowering.rehearse import Rehearsal, nearest, rehearse, truncated
+from lowering.simulate import Simulation, nearest, simulate, truncated
 from lowering.targets.vulkan.rules import RULES
 from runtime_driver.format.seal import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
@@ -42,45 +42,45 @@ def program() -> Program:
 
 
 @pytest.fixture(scope="module")
-def rehearsed(program) -> Callable[[str], Rehearsal]:
-    made: dict[str, Rehearsal] = {}
+def simulated(program) -> Callable[[str], Simulation]:
+    made: dict[str, Simulation] = {}
 
-    def get(precision: str) -> Rehearsal:
+    def get(precision: str) -> Simulation:
         if precision not in made:
-            made[precision] = rehearse(program, "vulkan", precision=precision)
+            made[precision] = simulate(program, "vulkan", precision=precision)
         return made[precision]
 
     return get
 
 
-def test_the_delegated_graph_computes_the_step(program, rehearsed):
-    for found, expected in zip(rehearsed("fp32").run(program.inputs("step")), program.expected("step"), strict=True):
+def test_the_delegated_graph_computes_the_step(program, simulated):
+    for found, expected in zip(simulated("fp32").run(program.inputs("step")), program.expected("step"), strict=True):
         # A projected gradient is a difference of losses over 2 eps.
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
-    found, expected = rehearsed("fp32").run(program.inputs("step"))[1], program.expected("step")[1]
+    found, expected = simulated("fp32").run(program.inputs("step"))[1], program.expected("step")[1]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
-def test_in_half_precision_the_loss_itself_stays_outside(program, rehearsed):
-    half = rehearsed("fp16")
+def test_in_half_precision_the_loss_itself_stays_outside(program, simulated):
+    half = simulated("fp16")
     outside = {node.op: node.reason for node in half.report.portable}
     assert "float16 delegate" in outside["aten._log_softmax.default"]
-    assert "aten._log_softmax.default" not in {node.op for node in rehearsed("fp32").report.portable}
+    assert "aten._log_softmax.default" not in {node.op for node in simulated("fp32").report.portable}
     losses, expected = half.run(program.inputs("step"))[1], program.expected("step")[1]
     torch.testing.assert_close(losses, expected, rtol=2e-3, atol=0)
-    assert not torch.equal(losses, rehearsed("fp32").run(program.inputs("step"))[1])
+    assert not torch.equal(losses, simulated("fp32").run(program.inputs("step"))[1])
 
 
 @pytest.mark.parametrize("truncate", [False, True])
-def test_in_half_precision_step_and_apply_agree_to_the_bit(program, rehearsed, truncate):
+def test_in_half_precision_step_and_apply_agree_to_the_bit(program, simulated, truncate):
     """Noise that a delegate hands back is rounded; replay, which has no delegate, would end elsewhere."""
     inputs = program.inputs("step")
-    out = rehearsed("fp16").run(inputs, truncate=truncate)
+    out = simulated("fp16").run(inputs, truncate=truncate)
     given = {**program.adapter, "seed": inputs["seed"], "lr": inputs["lr"], "projected_gradients": out[2]}
     for new, again in zip(out[3:], program.run("apply", given).values(), strict=True):
         assert torch.equal(new, again)
     made = [
-        node for node in rehearsed("fp16").report.portable if node.reason.startswith("no matrix product leads to it")
+        node for node in simulated("fp16").report.portable if node.reason.startswith("no matrix product leads to it")
     ]
     assert made, "the perturbed copies are formed in float32"
 
@@ -95,8 +95,8 @@ def test_halves_are_rounded_or_cut():
     assert ((values - cut).abs() <= 2**-10 * values.abs()).all()
 
 
-def test_every_node_left_outside_has_a_reason(rehearsed):
-    report = rehearsed("fp32").report
+def test_every_node_left_outside_has_a_reason(simulated):
+    report = simulated("fp32").report
     assert report.partitions == 1
     assert report.delegated_share == 1.0
     reasons = {node.op: node.reason for node in report.portable}
@@ -104,10 +104,10 @@ def test_every_node_left_outside_has_a_reason(rehearsed):
     assert all("no delegate" not in reason for reason in reasons.values())
 
 
-def test_rules_are_called_as_the_checker_calls_them(rehearsed):
+def test_rules_are_called_as_the_checker_calls_them(simulated):
     ours = {"constraints", "one-partition", "matrix-product", "tied-table", "float32-loss", "float32-noise"}
     for precision in ("fp32", "fp16"):
-        found = {node.op: node.rule for node in rehearsed(precision).report.portable}
+        found = {node.op: node.rule for node in simulated(precision).report.portable}
         assert set(found.values()) <= ours | {rule.name for rule in RULES}
         assert found["aten.embedding.default"] == "no-embedding"
 
@@ -116,7 +116,7 @@ def test_rules_are_called_as_the_checker_calls_them(rehearsed):
 def test_a_family_s_step_is_one_partition_with_its_products(name):
     model, inputs = FAMILIES[name]
     made = mz.transform(model(), inputs(), estimator=mz.OneSided(queries=1), noise="rademacher")
-    report = rehearse(made, "vulkan").report
+    report = simulate(made, "vulkan").report
     assert report.partitions == 1, report
     assert report.delegated_share >= 0.99, report
 
@@ -127,10 +127,10 @@ def test_importing_executorch_s_stage_leaves_the_log_as_it_was(program):
     assert logging.getLogger().level == before
 
 
-def test_the_runtime_s_fusions_are_given_back(rehearsed):
+def test_the_runtime_s_fusions_are_given_back(simulated):
     from executorch.backends.vulkan.patterns import fusable_patterns
 
-    rehearsed("fp32")
+    simulated("fp32")
     assert {"rms_norm", "hf_rope"} <= set(fusable_patterns)
 
 

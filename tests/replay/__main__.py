@@ -50,6 +50,9 @@ def main() -> int:
         RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{len(found)} programs recorded in {RECORDED.name}")
         return 0
+    if not RECORDED.exists():
+        print(f"{len(found)} programs written to {options.out}; nothing is recorded to compare them with, see --record")
+        return 2
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     expected = {name: value for name, value in recorded.items() if name.split()[0] in set(names)}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

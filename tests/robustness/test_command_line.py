@@ -64,12 +64,12 @@ def adapter(model: Path) -> Path:
 
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    bearing = peft.get_peft_model(base(model), config)
+    adapted = peft.get_peft_model(base(model), config)
     with torch.no_grad():
-        for name, parameter in bearing.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    bearing.save_pretrained(str(model.with_name("adapter")))
+    adapted.save_pretrained(str(model.with_name("adapter")))
     return model.with_name("adapter")
 
 
@@ -364,16 +364,16 @@ def test_known_prefixes_are_recognised(model: Path, adapter: Path, tmp_path: Pat
 def test_everything_that_peft_saves_is_loaded(model: Path, tmp_path: Path, lora: dict[str, Any]):
     import peft
 
-    bearing = peft.get_peft_model(base(model), peft.LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **lora))
-    bearing = bearing.eval()
+    adapted = peft.get_peft_model(base(model), peft.LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **lora))
+    adapted = adapted.eval()
     with torch.no_grad():
-        for parameter in bearing.parameters():
+        for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter))
-    bearing.save_pretrained(str(tmp_path / "a"))
+    adapted.save_pretrained(str(tmp_path / "a"))
     loaded = models.load(options(tmp_path / "a")).model
     tokens = torch.tensor([[2, 3, 4, 1]])
-    assert torch.equal(loaded(input_ids=tokens).logits, bearing(input_ids=tokens).logits)
+    assert torch.equal(loaded(input_ids=tokens).logits, adapted(input_ids=tokens).logits)
 
 
 @pytest.mark.parametrize(

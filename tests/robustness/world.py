@@ -119,7 +119,7 @@ def _session(root: Path):
 def _fit(session, root: Path, journal: str, steps: int, snapshot_every: int | None) -> None:
     """As `mobizo train` does it."""
     from mobizo_cli.data import ExampleBatches
-    from mobizo_cli.use import open_task
+    from mobizo_cli.loaded_program import open_task
     from runtime_driver import Constant
 
     use = open_task(root / "model.pte")

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 # A row divided by its mean size has no element above its width; this much of it can be squared in a half (65504).
 _LARGEST = 200.0
-# Far below what rows of activations are like, and its inverse is no half's infinity.
+# Far below what rows of activations are like, and its inverse does not overflow float16.
 _TINY = 1e-4
 
 

@@ -42,7 +42,7 @@ def truncated(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Simulation:
     """One method, legalised and partitioned for a target, and its report."""
 
     partitioned: ExportedProgram
@@ -62,9 +62,9 @@ class Rehearsal:
             return _run(self.partitioned, stored, list(inputs.values()), narrow, inside=False)
 
 
-def rehearse(
+def simulate(
     program: Program, target: str, method: str = "step", calibration: Sequence[Any] | None = None, **options: str
-) -> Rehearsal:
+) -> Simulation:
     """Legalise and partition one method as `lower` would, and check it by the target's rules; nothing is stored.
 
     Raises:
@@ -74,7 +74,7 @@ def rehearse(
     chosen = get_target(target).configured(options)
     chosen.require()
     chosen.check_calibration(calibration)
-    described = {**program.manifest("external"), "target": target, "program_id": "rehearsal"}
+    described = {**program.manifest("external"), "target": target, "program_id": "simulation"}
     measured = measured_on(program, Manifest.model_validate(described), calibration)
     made = {
         name: legalise(name, widened(program.core(name, "external")), chosen, measured) for name in {"step", method}
@@ -85,7 +85,7 @@ def rehearse(
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)
     report = method_report(method, partitioned, chosen.reasons(partitioner), made[method].passes)
-    return Rehearsal(partitioned, report, chosen.precision == "fp16")
+    return Simulation(partitioned, report, chosen.precision == "fp16")
 
 
 def _run(
