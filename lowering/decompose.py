@@ -67,7 +67,8 @@ def _trace(node: Node, flat: list[Any], spec: Any, table: Mapping[Any, Any]) -> 
         return target(*args, **kwargs)
 
     with torch.no_grad():
-        traced = make_fx(torch.func.functionalize(call), decomposition_table=dict(table), tracing_mode="fake")(*values)
+        # Not functionalized at once: that would take composites apart before `table` is asked about them.
+        traced = make_fx(call, decomposition_table=dict(table), tracing_mode="fake")(*values)
         if any(writes(each.target) for each in traced.graph.nodes):
             # The decomposition itself writes to what it made (that of rms_norm does): once more, without writes.
             again = torch.func.functionalize(traced)

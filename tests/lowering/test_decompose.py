@@ -24,6 +24,10 @@ def mul_of(pair):
 # A function of x [3, 4, 6], and the operator in it that ExecuTorch takes apart.
 COMPOSITE = {
     "mse_loss": (lambda m, x: F.mse_loss(x.sin(), m.a) + 1, aten.mse_loss.default),
+    "binary cross-entropy": (
+        lambda m, x: F.binary_cross_entropy_with_logits(x.sin(), m.e, pos_weight=m.b),
+        aten.binary_cross_entropy_with_logits.default,
+    ),
     "layer_norm": (lambda m, x: F.layer_norm(x, [6], m.b, m.b) * x, aten.layer_norm.default),
     "rms_norm, whose decomposition writes": (lambda m, x: F.rms_norm(x, [6], m.b), aten.rms_norm.default),
     "matmul": (lambda m, x: torch.matmul(x, m.c).cos(), aten.matmul.default),
@@ -35,7 +39,14 @@ COMPOSITE = {
 
 
 def model(name: str) -> Fn:
-    return Fn(COMPOSITE[name][0], a=X.flip(0).clone(), b=X[0, 0].clone(), c=X[0].T.clone(), d=X[:2, :, :3].clone())
+    return Fn(
+        COMPOSITE[name][0],
+        a=X.flip(0).clone(),
+        b=X[0, 0].clone(),
+        c=X[0].T.clone(),
+        d=X[:2, :, :3].clone(),
+        e=X.sigmoid(),
+    )
 
 
 def retraced(program: ExportedProgram) -> ExportedProgram:
