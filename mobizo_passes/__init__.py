@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mobizo_passes import reference
 from mobizo_passes.batching.register import BatchDims, register_batching_rule, unregister_batching_rule
 from mobizo_passes.errors import (
     BatchCoupled,
@@ -15,12 +16,11 @@ from mobizo_passes.errors import (
 )
 from mobizo_passes.graph import ops
 from mobizo_passes.program import PassRecord, TrainingProgram
+from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
-from mobizo_passes.zo import reference
 from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided, register_estimator, unregister_estimator
-from mobizo_passes.zo.reference import StepResult
 
 __all__ = [
     "BatchCoupled",

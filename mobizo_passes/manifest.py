@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.noise import VERSION
 from mobizo_passes.sites import peft as peft_files
 from mobizo_passes.sites.peft import AdapterFile
-from mobizo_passes.zo.noise import VERSION
 
 MOBIZO_VERSION = "0.1.0"
 _STATE = ("parameter", "buffer", "state", "constant")

@@ -23,11 +23,11 @@ from mobizo_passes.graph.text import to_text
 from mobizo_passes.passes import Pass
 from mobizo_passes.passes.gather_labels import label_counts
 from mobizo_passes.pipelines import core, internal
+from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.peft import AdapterFile
 from mobizo_passes.sites.select import Sites
 from mobizo_passes.views.diff import graph_diff
 from mobizo_passes.zo.estimators import Estimator
-from mobizo_passes.zo.reference import StepResult
 
 if TYPE_CHECKING:
     import networkx

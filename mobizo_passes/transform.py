@@ -19,6 +19,7 @@ from mobizo_passes.capture.wrapped import unwrap
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.text import to_text
+from mobizo_passes.noise import KINDS
 from mobizo_passes.passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
 from mobizo_passes.passes.split_loss import batch_of
 from mobizo_passes.program import PassRecord, TrainingProgram, class_name, run_passes
@@ -34,7 +35,6 @@ from mobizo_passes.sites.select import (
     trainable_fqns,
 )
 from mobizo_passes.zo.estimators import Estimator, TwoSided, check_estimator
-from mobizo_passes.zo.noise import KINDS
 
 
 @neutral()

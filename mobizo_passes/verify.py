@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from mobizo_passes import reference
 from mobizo_passes.capture.modes import neutral
 from mobizo_passes.errors import VerificationFailed
 from mobizo_passes.program import TrainingProgram
-from mobizo_passes.zo import reference
-from mobizo_passes.zo.reference import StepResult
+from mobizo_passes.reference import StepResult
 
 # Fused and sequential forwards sum in different orders; float32 keeps the losses this close, relative to their size.
 LOSS_TOLERANCE = 2e-5

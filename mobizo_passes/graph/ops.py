@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mobizo_passes.zo import noise as _noise
+from mobizo_passes import noise as _noise
 from mobizo_passes.zo.scheme import Normalize, registered
 
 

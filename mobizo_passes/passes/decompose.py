@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes import noise
 from mobizo_passes.capture.finiteness import may_hold_nan
 from mobizo_passes.graph.inline import inline
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.ops import DECOMPOSITIONS, pick_by_product
 from mobizo_passes.passes.base import Pass
-from mobizo_passes.zo import noise
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo

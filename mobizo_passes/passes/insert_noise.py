@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.noise import site_ids
 from mobizo_passes.passes.base import Pass
-from mobizo_passes.zo.noise import site_ids
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Zeroth-order optimization: estimators, noise, the sequential reference, how losses of batches combine."""
+"""Zeroth-order optimization: the estimators, and how the losses of batches combine."""

@@ -177,7 +177,7 @@ def test_deviations():
 @pytest.mark.parametrize("estimator", [mz.TwoSided(queries=2), mz.OneSided(queries=3, normalize="std")])
 def test_the_gradients_bound_holds(estimator):
     """For losses that are off by `error` in any direction, no projected gradient is off by more."""
-    from mobizo_passes.zo.reference import projected_gradients
+    from mobizo_passes.reference import projected_gradients
 
     made = mz.transform(Tiny().eval(), (IDS, CLASSES), loss=F.cross_entropy, estimator=estimator)
     manifest = Manifest.model_validate({**made.manifest(), "target": "portable", "program_id": "p"})

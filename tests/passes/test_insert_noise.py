@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobizo_passes import passes
-from mobizo_passes.zo.noise import site_ids
+from mobizo_passes.noise import site_ids
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
 
 

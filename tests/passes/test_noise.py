@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mobizo_passes as mz
-from mobizo_passes.zo import noise as noise_module
-from mobizo_passes.zo.noise import noise, noise_stack, quantile_table, site_ids
+from mobizo_passes import noise as noise_module
+from mobizo_passes.noise import noise, noise_stack, quantile_table, site_ids
 from tests import strategies
 
 SITE = 123456789
