@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor
-from lowering.executorch_compat.operators import writes
+from mobizo_passes.graph.inline import trace
 
 
 def decompose(program: ExportedProgram, nodes: Collection[Node], table: Mapping[Any, Any]) -> ExportedProgram:
@@ -34,7 +33,14 @@ def decompose(program: ExportedProgram, nodes: Collection[Node], table: Mapping[
 def _replace(editor: ProgramEditor, node: Node, table: Mapping[Any, Any]) -> None:
     flat, spec = pytree.tree_flatten((node.args, node.kwargs))
     operands = [each for each in flat if isinstance(each, Node)]
-    traced = _trace(node, flat, spec, table)
+    target: Any = node.target
+
+    def call(*given: Any) -> Any:
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        return target(*args, **kwargs)
+
+    with torch.no_grad():
+        traced = trace(call, flat, table, mode="fake")
     new: dict[Node, Any] = {}
     given = iter(operands)
     with editor.before(node):
@@ -55,23 +61,3 @@ def _replace(editor: ProgramEditor, node: Node, table: Mapping[Any, Any]) -> Non
         # A node with several outputs is read by `getitem` alone.
         editor.replace(user, new[result[user.args[1]]])
     editor.graph.erase_node(node)
-
-
-def _trace(node: Node, flat: list[Any], spec: Any, table: Mapping[Any, Any]) -> GraphModule:
-    values = [each.meta["val"] for each in flat if isinstance(each, Node)]
-    target: Any = node.target
-
-    def call(*tensors: torch.Tensor) -> Any:
-        given = iter(tensors)
-        args, kwargs = pytree.tree_unflatten([next(given) if isinstance(each, Node) else each for each in flat], spec)
-        return target(*args, **kwargs)
-
-    with torch.no_grad():
-        # Not functionalized at once: that would take composites apart before `table` is asked about them.
-        traced = make_fx(call, decomposition_table=dict(table), tracing_mode="fake")(*values)
-        if any(writes(each.target) for each in traced.graph.nodes):
-            # The decomposition itself writes to what it made (that of rms_norm does): once more, without writes.
-            again = torch.func.functionalize(traced)
-            traced = make_fx(again, decomposition_table=dict(table), tracing_mode="fake")(*values)
-    traced.graph.eliminate_dead_code()
-    return traced

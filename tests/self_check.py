@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import settings
+
 import lowering
 import mobizo_passes as mz
+
+# Whether this is the long search of `make test-deep`.
+DEEP = bool(settings.default and settings.default.max_examples >= 1000)
 
 
 class Only:

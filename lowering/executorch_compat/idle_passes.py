@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
+
+from lowering.executorch_compat.patching import patched
 
 # Passes that do nothing but rewrite single calls in `call_operator`. After our legalization most have nothing to do.
 _PASSES = (
@@ -34,18 +36,11 @@ def without_idle_passes() -> Iterator[None]:
     Each would retrace the whole graph for it, a millisecond a node. First the pass's own rule is asked about every
     call, without computing anything: the graph is traced only if one is rewritten.
     """
-    classes = [getattr(importlib.import_module(module), name) for module, name in _PASSES]
-    former = [(each, each.__dict__.get("call")) for each in classes]
-    for each in classes:
-        each.call = _tried_first(each.call)
-    try:
+    with ExitStack() as stack:
+        for module, name in _PASSES:
+            each = getattr(importlib.import_module(module), name)
+            stack.enter_context(patched(each, "call", _tried_first(each.call)))
         yield
-    finally:
-        for each, call in former:
-            if call is None:
-                del each.call
-            else:
-                each.call = call
 
 
 def _tried_first(call: Any) -> Any:

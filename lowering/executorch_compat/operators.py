@@ -14,7 +14,7 @@ def schema_of(target: Any) -> Any | None:
 
 def is_functional(target: Any) -> bool:
     """Whether a call of `target` is one of an ATen operator that writes to none of its arguments."""
-    return isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
+    return isinstance(target, torch._ops.OpOverload) and not writes(target)
 
 
 def writes(target: Any) -> bool:

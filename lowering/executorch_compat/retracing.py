@@ -13,6 +13,7 @@ from torch.fx.traceback import NodeSource
 
 from lowering.decompose import decompose
 from lowering.executorch_compat.operators import is_functional
+from lowering.executorch_compat.patching import patched
 
 # Delegates take these whole; ExecuTorch has a kernel for each. A target may have more, for which it has none.
 KEPT_WHOLE = (torch.ops.aten.linear.default,)
@@ -63,15 +64,8 @@ def without_provenance() -> Iterator[None]:
 
     torch copies each node's whole chain of former nodes at every one of some thirty passes: a tenth of the time.
     """
-    had = NodeSource.__dict__.get("__deepcopy__")
-    NodeSource.__deepcopy__ = lambda self, memo: self  # pyright: ignore[reportAttributeAccessIssue]
-    try:
+    with patched(NodeSource, "__deepcopy__", lambda self, memo: self):
         yield
-    finally:
-        if had is None:
-            del NodeSource.__deepcopy__  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            NodeSource.__deepcopy__ = had  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _needs_retrace(node: torch.fx.Node) -> bool:

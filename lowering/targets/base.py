@@ -17,7 +17,7 @@ from lowering.errors import (
     UnknownOption,
 )
 from lowering.executorch_compat.runtime import registered_backends
-from lowering.targets.availability import NO_EXECUTORCH, Availability
+from lowering.targets.availability import NO_EXECUTORCH, Availability, executorch_availability
 from lowering.targets.options import TargetOption
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class Target(ABC):
     precision_help: ClassVar[str] = "What the program computes in."
     _asked: Mapping[str, str] = MappingProxyType({})
 
-    @abstractmethod
     def availability(self) -> Availability:
-        """Looks for what lowering needs; imports nothing heavy."""
+        """Looks for what lowering needs, ExecuTorch if nothing else; imports nothing heavy."""
+        return executorch_availability(self.name)
 
     @property
     @abstractmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -40,7 +40,8 @@ def inline_all(
     key = None if like is None else (like.target, *(_key(a) for a in like.args))
     graph = (traced or {}).get(key)
     if graph is None:
-        graph = _trace(ir, fn, operands, nodes)
+        with ir.fake:
+            graph = trace(fn, operands).graph
         if traced is not None and key is not None:
             traced[key] = graph
     name = fn.__name__ if like is None else like.target
@@ -66,21 +67,34 @@ class WritesInPlace(RuntimeError):
     """A function that was to be inlined changes one of its values in place."""
 
 
-def _trace(ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], nodes: list[fx.Node]) -> fx.Graph:
+def trace(
+    fn: Callable[..., Any],
+    operands: Sequence[Any],
+    table: Mapping[Any, Any] | None = None,
+    mode: Literal["real", "fake"] = "real",
+) -> fx.GraphModule:
+    """Trace `fn` over the values of the nodes among its operands; the result has a placeholder for each of those.
+
+    `table` has the decompositions of operators that are taken apart; `mode` is the `tracing_mode` of `make_fx`. Raises
+    `WritesInPlace` if what is traced can't be written without changing a value in place.
+    """
+
     def over_nodes(*values: Tensor) -> Any:
         given = iter(values)
         return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
 
-    with ir.fake:
-        values = [n.meta["val"] for n in nodes]
-        module = make_fx(over_nodes)(*values)
-        if _writes(module.graph):
-            # A composite is taken apart below the reach of `functionalize`; its parts are not.
-            module = make_fx(torch.func.functionalize(module))(*values)
+    def traced(what: Callable[..., Any]) -> fx.GraphModule:
+        return make_fx(what, decomposition_table=table, tracing_mode=mode)(*values)
+
+    values = [a.meta["val"] for a in operands if isinstance(a, fx.Node)]
+    module = traced(over_nodes)
+    if _writes(module.graph):
+        # A composite is taken apart below the reach of `functionalize`; its parts are not.
+        module = traced(torch.func.functionalize(module))
     module.graph.eliminate_dead_code()
     if _writes(module.graph):
         raise WritesInPlace(", ".join(_writes(module.graph)))
-    return module.graph
+    return module
 
 
 def _writes(graph: fx.Graph) -> list[str]:

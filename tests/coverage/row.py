@@ -49,6 +49,10 @@ class Row:
     def __str__(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", f"{self.architecture} {self.variant}".lower()).strip("-")
 
+    def transform(self, model: nn.Module, inputs: Any) -> mz.TrainingProgram:
+        """The row's program, by default with two-sided differences of two queries."""
+        return mz.transform(model, inputs, **{"estimator": mz.TwoSided(queries=QUERIES), **self.options})
+
     @property
     def shown_options(self) -> str:
         """The options that matter to a reader: not the loss, which is part of the variant."""
@@ -92,10 +96,9 @@ def _reason(message: str) -> str:
 @functools.cache
 def outcome(row: Row) -> Outcome:
     """Transform and verify a row, once per process."""
-    options = {"estimator": mz.TwoSided(queries=QUERIES), **row.options}
     model, inputs = row.build(), row.inputs()
     try:
-        program = mz.transform(model, inputs, **options)
+        program = row.transform(model, inputs)
         _check_all_taken(row, model, program)
         result = mz.verify(program, model, inputs, seed=5)
     except mz.MobizoError as error:

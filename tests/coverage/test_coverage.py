@@ -8,13 +8,11 @@ from collections import Counter
 
 import pytest
 from _pytest.mark.structures import ParameterSet
-from hypothesis import settings
 
 from tests.coverage.catalogue import ROWS, TABLE, document, line, start, table, written
 from tests.coverage.row import Row, outcome
-from tests.self_check import check_itself
+from tests.self_check import DEEP, check_itself
 
-DEEP = bool(settings.default and settings.default.max_examples >= 1000)
 UPDATE = bool(os.environ.get("MOBIZO_UPDATE_COVERAGE"))
 ADVICE = "run MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage"
 

@@ -11,11 +11,10 @@ from hypothesis import assume, given, seed, settings
 
 import mobizo_passes as mz
 from tests.graphs.cases import Case, cases
-from tests.self_check import check_itself
+from tests.self_check import DEEP, check_itself
 
 # Hypothesis varies what it has already drawn once it has ten examples: short runs try more kinds of graph.
 CHUNKS = 4
-DEEP = bool(settings.default and settings.default.max_examples >= 1000)
 
 
 @pytest.mark.parametrize("chunk", [pytest.param(chunk, id=f"part{chunk}-{chunk}") for chunk in range(CHUNKS)])

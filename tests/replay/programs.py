@@ -17,7 +17,7 @@ import mobizo_passes as mz
 from lowering.stages import legalise
 from lowering.targets import get_target
 from tests.coverage.catalogue import ROWS
-from tests.coverage.row import QUERIES, Row
+from tests.coverage.row import Row
 
 # Methods that are legalised for a target, without ExecuTorch's part of the lowering.
 LEGALISED = (("xnnpack", ("step", "logits")), ("vulkan", ("step",)))
@@ -40,7 +40,7 @@ def texts(row: Row) -> Iterator[tuple[str, str]]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
-        program = mz.transform(row.build(), row.inputs(), **{"estimator": mz.TwoSided(queries=QUERIES), **row.options})
+        program = row.transform(row.build(), row.inputs())
     except mz.MobizoError as error:
         yield "refused", type(error).__name__
         return

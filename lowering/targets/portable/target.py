@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lowering.targets.availability import Availability, executorch_availability
 from lowering.targets.base import Target
 
 if TYPE_CHECKING:
@@ -17,9 +16,6 @@ class PortableTarget(Target):
 
     name = "portable"
     external_weights = True
-
-    def availability(self) -> Availability:
-        return executorch_availability(self.name)
 
     @property
     def passes(self) -> Sequence[LegalisationPass]:

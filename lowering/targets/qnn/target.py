@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowering.errors import LoweringFailed, TargetUnavailable
 from lowering.executorch_compat.output import CapturedOutput, captured_output
-from lowering.targets.availability import Availability, executorch_availability
+from lowering.targets.availability import Availability
 from lowering.targets.base import Target
 from lowering.targets.options import TargetOption
 from runtime_driver.backends import qnn as qnn_host
@@ -69,7 +69,7 @@ class QnnTarget(Target):
     )
 
     def availability(self) -> Availability:
-        state = executorch_availability(self.name)
+        state = super().availability()
         if not state.ready:
             return state
         try:

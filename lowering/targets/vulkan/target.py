@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from lowering.executorch_compat.vulkan import quiet_import
-from lowering.targets.availability import Availability, executorch_availability
 from lowering.targets.base import Target
 from lowering.targets.vulkan import BACKEND, NAME
 
@@ -34,9 +33,6 @@ class VulkanTarget(Target):
     precisions = ("fp32", "fp16")
     precision_help = "What the delegate stores and computes in; inputs and outputs stay float32."
     implied = frozenset()
-
-    def availability(self) -> Availability:
-        return executorch_availability(self.name)
 
     @property
     def loss_tolerance(self) -> float:
