@@ -12,7 +12,7 @@ from lowering.errors import LoweringError
 from lowering.report import Report
 from lowering.saving import save
 from runtime_driver.format import ProgramFileSpec
-from runtime_driver.format.seal import FileHash, write_sealed
+from runtime_driver.format.footer import FileHash, write_with_footer
 
 if TYPE_CHECKING:
     import networkx
@@ -49,21 +49,21 @@ class Lowered:
         """Write the program to `path`, the manifest beside it (`model.pte` -> `model.json`), and the weights
         (`model.ptd`) if they are in a file of their own that did not exist before; the program's path.
 
-        The program ends in a seal with its SHA-256 (`runtime_driver.format.seal`); the manifest beside it has that of
-        the whole file. At every moment, also if the process is killed, the old program or the new one is whole; see
-        `lowering.saving`.
+        The program ends in a footer with its SHA-256 (`runtime_driver.format.footer`); the manifest beside it
+        has the SHA-256 of the whole file. At every moment, also if the process is killed, the old program or the new
+        one is whole; see `lowering.saving`.
 
         Raises:
             OutputNotOurs: one of the names is taken by something that this package did not write.
             OSError: the folder cannot be written to; what was there is as it was.
         """
         target = Path(path)
-        seals: list[FileHash] = []
+        hashes: list[FileHash] = []
         weights = None if self.weights is None else self.weights.write_to_file
         save(
             target,
-            lambda file: seals.append(write_sealed(file, self.executorch.write_to_file)),
-            lambda: self._beside(seals[0]),
+            lambda file: hashes.append(write_with_footer(file, self.executorch.write_to_file)),
+            lambda: self._beside(hashes[0]),
             weights,
             "" if self.manifest.weights_file is None else self.manifest.weights_file.sha256,
         )

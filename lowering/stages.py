@@ -26,14 +26,14 @@ from lowering.checks import (
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
 from lowering.executorch_compat.idle_passes import without_idle_passes
-from lowering.executorch_compat.marks import TAG, is_marked
-from lowering.executorch_compat.retracing import settle, without_provenance
+from lowering.executorch_compat.retracing import as_incremental, without_provenance
+from lowering.executorch_compat.tags import TAG, is_tagged
 from lowering.graph import method_graph
 from lowering.identity import program_id
 from lowering.lowered import Lowered
 from lowering.passes.base import LegalisationPass, PassRecord, run_passes
-from lowering.passes.values.mark_weights import MarkWeights
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
+from lowering.passes.values.tag_weights import TagWeights
 from lowering.passes.values.widen_halves import halves_in, widened
 from lowering.report import Report, SelfCheck, method_report
 from lowering.selfcheck import self_check, why_not
@@ -78,7 +78,7 @@ def lower_to(
     given = {name: program.core(name, adapter) for name in described["methods"]}
     halves = sorted({each for core in given.values() for each in halves_in(core)})
     cores = {name: widened(core) for name, core in given.items()}
-    first = (MarkWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
+    first = (TagWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
     # Other ranges are another program.
     options = {**target.recorded, **({} if calibration is None else {"calibration": digest_of(calibration)})}
     manifest = Manifest.model_validate(
@@ -148,7 +148,7 @@ def partition(
     Raises:
         LoweringFailed: ExecuTorch failed, or the target's stage of it did.
     """
-    with target.surroundings():
+    with target.lowering_context():
         return _to_edge(programs, target, partitioners, constants or {})
 
 
@@ -167,7 +167,7 @@ def legalise(
     try:
         legal, records = run_passes(core, (*first, *target.passes))
         if calibration is not None:
-            with target.quiet():
+            with target.quantizing_context():
                 legal, further = run_passes(legal, target.quantizing(method, legal, calibration))
             records += further
     except LoweringError:
@@ -190,13 +190,13 @@ def _to_edge(
     partitioners: Mapping[str, Any],
     constants: dict[str, Any],
 ) -> Any:
-    settled = {name: settle(program, target.kept_whole) for name, program in programs.items()}
+    incremental = {name: as_incremental(program, target.kept_whole) for name, program in programs.items()}
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
-    passes = {name: list(found) for name, each in settled.items() if (found := target.edge_passes(each))}
+    passes = {name: list(found) for name, each in incremental.items() if (found := target.edge_passes(each))}
     try:
         with torch.no_grad(), without_provenance(), without_idle_passes():
             return to_edge_transform_and_lower(
-                settled,  # pyright: ignore[reportArgumentType]
+                incremental,  # pyright: ignore[reportArgumentType]
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
                 partitioner=chosen,
                 constant_methods=constants,
@@ -211,7 +211,7 @@ def _to_edge(
 def _to_executorch(edge: Any) -> Any:
     config = ExecutorchBackendConfig(
         passes=initial_value_passes(edge),
-        external_constants=lambda node: TAG if is_marked(node) else None,
+        external_constants=lambda node: TAG if is_tagged(node) else None,
     )
     try:
         with torch.no_grad(), without_provenance():

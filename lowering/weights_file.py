@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.errors import WeightsFileUnusable
-from lowering.executorch_compat.marks import TAG, is_marked, unmark
+from lowering.executorch_compat.tags import TAG, is_tagged, untag
 from lowering.executorch_compat.weights import Cord, DelegatedWeights, Weight, entries, promised_bytes, serialized
 from runtime_driver.format import WeightsFileSpec
 
@@ -62,7 +62,7 @@ def move_weights(edge: Any, existing: str | os.PathLike[str] | None = None) -> W
     kept = _kept_outside(path, outside, stored)
     for node, key in readers:
         if key not in kept:
-            unmark(node)
+            untag(node)
     delegated.move_inside(inside.keys() - kept)
     return WeightsFile(spec)
 
@@ -73,7 +73,7 @@ def _name_by_content(program: ExportedProgram) -> list[tuple[Node, str, Weight]]
     Names are all that ties a program to its weights file, and those of folded constants differ from method to method.
     """
     specs = program.graph_signature.input_specs
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and is_marked(node)}
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and is_tagged(node)}
     found: list[tuple[Node, str, Weight]] = []
     for index, spec in enumerate(specs):
         node = nodes.get(spec.arg.name)
@@ -81,7 +81,7 @@ def _name_by_content(program: ExportedProgram) -> list[tuple[Node, str, Weight]]
         if node is None:
             continue
         if value is None or not value.is_contiguous() or not value.numel():
-            unmark(node)
+            untag(node)
             continue
         data = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
         kind = f"{str(value.dtype).removeprefix('torch.')}[{','.join(map(str, value.shape))}]"

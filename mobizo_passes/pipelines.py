@@ -9,7 +9,7 @@ from torch import Tensor
 from mobizo_passes.batching import Batch
 from mobizo_passes.passes import (
     Canonicalize,
-    CanonicalProducts,
+    CanonicalizeProducts,
     Decompose,
     FoldConstants,
     GatherLabels,
@@ -28,7 +28,7 @@ from mobizo_passes.zo.estimators import Estimator
 
 def clean() -> tuple[Pass, ...]:
     """Captured graph -> the graph in which sites are sought."""
-    return (Canonicalize(), FoldConstants(), SimplifyLayouts(), CanonicalProducts())
+    return (Canonicalize(), FoldConstants(), SimplifyLayouts(), CanonicalizeProducts())
 
 
 def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:

@@ -54,7 +54,7 @@ def transform(
 
     The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
     aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
-    (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``settle-rope``.
+    (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``freeze-rope``.
 
     Args:
         model: any `nn.Module` with LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
@@ -95,7 +95,7 @@ def transform(
     history: list[PassRecord] = []
     if captured.ropes:
         text = to_text(captured)
-        history.append(PassRecord("settle-rope", len(captured.ropes), text, text))
+        history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
     run_passes(captured, pipelines.clean(), history)
     frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     found = discover(captured, sites, declared, frozen_parameters)
@@ -173,7 +173,7 @@ def _only(ir: Ir, kind: str) -> Ir:
     node = copy.output_node(kind)
     copy.set_outputs([(Output(kind, kind), node)])
     copy.eliminate_dead_code()
-    copy.seal()
+    copy.lint()
     return copy
 
 
@@ -183,7 +183,7 @@ def _logits(captured: Ir) -> Ir:
     for node in ir.placeholders("batch"):
         if not node.users:
             ir.graph.erase_node(node)
-    ir.seal()
+    ir.lint()
     return ir
 
 

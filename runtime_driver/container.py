@@ -1,9 +1,9 @@
 """A look at a .pte file's bytes before the runtime sees them.
 
 A .pte is a flatbuffer followed by segments (weights, delegate blobs). The runtime verifies the flatbuffer's structure;
-what is in the segments it takes as it is. The seal, a footer with a hash, covers all of it. The sizes in the extended
+what is in the segments it takes as it is. The footer holds a hash and covers all of it. The sizes in the extended
 header tell whether the file is whole. A mapped file that is too short ends the process with SIGBUS at the first touch
-of a missing page, so this is checked even where the seal is not.
+of a missing page, so this is checked even where the footer is not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Self
 
 from runtime_driver.errors import ProgramFileError
 from runtime_driver.format.files import open_regular
-from runtime_driver.format.seal import FileHash, SealError, check_seal
+from runtime_driver.format.footer import FileHash, FooterError, check_footer
 
 #: Flatbuffer root offset and file identifier, then the extended header: magic, length, three 64-bit sizes.
 _HEAD = struct.Struct("<I4s4sIQQ")
@@ -66,7 +66,7 @@ def examine(path: Path, *, verify: bool = True) -> Container:
     """Check that ``path`` is a .pte file and whole; with ``verify``, that its bytes are those that were written.
 
     Raises:
-        ProgramFileError: missing, unreadable, not a .pte, shorter than its own header says, or not what its seal says.
+        ProgramFileError: missing, unreadable, not a .pte, shorter than its own header says, or not as its footer says.
     """
     try:
         descriptor = open_regular(path)
@@ -77,10 +77,10 @@ def examine(path: Path, *, verify: bool = True) -> Container:
     try:
         identity = Identity.of(os.fstat(descriptor))
         program_size = _check_header(path, os.pread(descriptor, 64, 0), identity.size)
-        found = check_seal(descriptor) if verify else None
-        if found is not None and not found.sealed:
-            _check_may_be_unsealed(path, descriptor, program_size)
-    except SealError as error:
+        found = check_footer(descriptor) if verify else None
+        if found is not None and not found.has_footer:
+            _check_may_lack_footer(path, descriptor, program_size)
+    except FooterError as error:
         raise ProgramFileError(path, f"damaged: {error}", COPY_AGAIN) from error
     except OSError as error:
         raise ProgramFileError(path, f"cannot be read ({error.strerror})", "Check the disk.") from error
@@ -115,17 +115,17 @@ def _tables(data: mmap.mmap, vector: int) -> list[int]:
     return [place + _UINT.unpack_from(data, place)[0] for place in places]
 
 
-def unsealed(path: Path) -> ProgramFileError:
-    """The error of a program that must have a seal and has none."""
-    return ProgramFileError(path, "damaged: the seal at its end is missing", COPY_AGAIN)
+def without_footer(path: Path) -> ProgramFileError:
+    """The error of a program that must have a footer and has none."""
+    return ProgramFileError(path, "damaged: the footer at its end is missing", COPY_AGAIN)
 
 
-def _check_may_be_unsealed(path: Path, descriptor: int, program_size: int) -> None:
-    """Only programs of format 1 have no seal; the version is looked for without the runtime's help."""
+def _check_may_lack_footer(path: Path, descriptor: int, program_size: int) -> None:
+    """Only programs of format 1 have no footer; the version is looked for without the runtime's help."""
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
         match = _VERSION.search(data, 0, program_size)
         if match is not None and int(match.group(1)) > 1:
-            raise unsealed(path)
+            raise without_footer(path)
 
 
 def _check_header(path: Path, head: bytes, size: int) -> int:

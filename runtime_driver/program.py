@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runtime_driver.backends import qnn as qnn_host
 from runtime_driver.backends.runtime import bindings, runtime
 from runtime_driver.captured_output import captured_stderr
-from runtime_driver.container import Container, delegates_of, examine, unsealed
+from runtime_driver.container import Container, delegates_of, examine, without_footer
 from runtime_driver.errors import (
     AdapterError,
     ExecutionError,
@@ -47,7 +47,7 @@ class LoadedProgram:
 
         Args:
             weights_file: where the weights are, if the program has them in a file of their own; None: beside it.
-            verify: read the whole file once and compare its hash with the one in its seal, before the runtime sees it.
+            verify: read the whole file once and compare its hash with its footer's, before the runtime sees it.
 
         Raises:
             WeightsFileError: ``weights_file`` is given, and the program has its weights inside.
@@ -70,7 +70,7 @@ class LoadedProgram:
                 "This .pte was not written by mobizo: lower the model with `mobizo lower`.",
             )
         self.manifest = Manifest.from_json(self._manifest_text())
-        self._check_sealed()
+        self._check_footer()
         self._check_methods()
         self._check_sidecar()
         self._given = None if weights_file is None else Path(weights_file)
@@ -238,12 +238,12 @@ class LoadedProgram:
             raise ManifestError("manifest", f"expected one text from `{MANIFEST_METHOD}` of {self.path}")
         return values[0]
 
-    def _check_sealed(self) -> None:
+    def _check_footer(self) -> None:
         found = self._container.hash
-        if found is None or found.sealed:
+        if found is None or found.has_footer:
             return
         if self.manifest.format_version > 1:
-            raise unsealed(self.path)
+            raise without_footer(self.path)
         warnings.warn(
             f"{self.path}: written in format 1, which has no hash of the program and its tokenizer: damage to "
             "their bytes would not be noticed. Lower the model again to have one.",

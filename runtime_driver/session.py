@@ -39,7 +39,7 @@ class Session:
         Args:
             weights_file: the .ptd of a program that was lowered with external weights. None: it is beside the program.
                 It is looked for when a method first needs it; ``apply``, and so :meth:`replay`, never does.
-            verify: compare the program's SHA-256 with the one in its seal before the runtime sees it, and that of the
+            verify: compare the program's SHA-256 with the one in its footer before the runtime sees it, and that of the
                 weights file when it is first needed; reads each file once (about a gigabyte a second).
 
         Warns:

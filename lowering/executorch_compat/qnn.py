@@ -22,7 +22,7 @@ def quantized_value_passes(program: ExportedProgram) -> tuple[Any, ...]:
 
 
 @contextmanager
-def quiet_loggers() -> Iterator[None]:
+def only_warnings() -> Iterator[None]:
     """Within, ExecuTorch's QNN modules, which tell of every node at a level of their own, tell of warnings alone."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("executorch.backends.qualcomm")]
     levels = {name: logging.getLogger(name).level for name in names}

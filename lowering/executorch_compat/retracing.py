@@ -19,7 +19,7 @@ from lowering.executorch_compat.patching import patched
 KEPT_WHOLE = (torch.ops.aten.linear.default,)
 
 
-class SettledProgram(ExportedProgram):
+class IncrementalProgram(ExportedProgram):
     """An ExportedProgram that decomposes only the nodes that would change, and never what is `kept` whole.
 
     `to_edge_transform_and_lower` retraces every program at least twice, seconds for each ten transformer layers. After
@@ -36,14 +36,14 @@ class SettledProgram(ExportedProgram):
             return super().run_decompositions(None, **options)
         table = {op: rule for op, rule in decomp_table.items() if op not in self.kept}
         if any(_needs_retrace(node) for node in self.graph.nodes):
-            return settle(super().run_decompositions(table, **options), self.kept)
+            return as_incremental(super().run_decompositions(table, **options), self.kept)
         nodes = [node for node in self.graph.nodes if node.target in table]
-        return settle(decompose(self, nodes, table), self.kept) if nodes else self
+        return as_incremental(decompose(self, nodes, table), self.kept) if nodes else self
 
 
-def settle(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> SettledProgram:
-    """The same program (same graph, same weights) as a SettledProgram that keeps the operators `kept` whole."""
-    settled = SettledProgram(
+def as_incremental(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> IncrementalProgram:
+    """The same program (same graph, same weights) as a IncrementalProgram that keeps the operators `kept` whole."""
+    incremental = IncrementalProgram(
         root=program.graph_module,
         graph=program.graph,
         graph_signature=program.graph_signature,
@@ -54,8 +54,8 @@ def settle(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> Sett
         constants=program.constants,
         verifiers=program.verifiers,
     )
-    settled.kept = kept
-    return settled
+    incremental.kept = kept
+    return incremental
 
 
 @contextmanager

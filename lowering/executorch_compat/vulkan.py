@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet_import() -> Iterator[None]:
+def root_log_level_kept() -> Iterator[None]:
     """Within, ExecuTorch's Vulkan modules are imported: they let the root logger report every node, for good."""
     root = logging.getLogger()
     level = root.level
@@ -24,7 +24,7 @@ def only_fusions(*names: str) -> Iterator[None]:
 
     Looking for a pattern exports it anew for every partition: half of the lowering time.
     """
-    with quiet_import():
+    with root_log_level_kept():
         from executorch.backends.vulkan.patterns import fusable_patterns
 
     kept = dict(fusable_patterns)

@@ -81,11 +81,11 @@ class Target(ABC):
         """ExecuTorch passes over a method in the edge dialect, before it is partitioned."""
         return ()
 
-    def quiet(self) -> AbstractContextManager[None]:
+    def quantizing_context(self) -> AbstractContextManager[None]:
         """What must hold around `quantizing`'s passes; nothing for most targets."""
         return nullcontext()
 
-    def surroundings(self) -> AbstractContextManager[None]:
+    def lowering_context(self) -> AbstractContextManager[None]:
         """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
         return nullcontext()
 

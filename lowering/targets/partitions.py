@@ -20,8 +20,8 @@ TIED = Refusal(
 )
 
 
-def in_prologue(delegate: str) -> Refusal:
-    """That of a node of `prologue_of`."""
+def would_split(delegate: str) -> Refusal:
+    """That of a node of `splitting_nodes`."""
     why = f"{delegate} could take it, but it feeds a node outside that feeds the body: it would split the partition"
     return Refusal("one-partition", why)
 
@@ -59,7 +59,7 @@ def upstream(nodes: Sequence[Node], sinks: Collection[Node]) -> set[Node]:
     return found
 
 
-def prologue_of(graph: Graph, supported: set[Node]) -> set[Node]:
+def splitting_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes before the first product that lead, through an unsupported node, to a product.
 
     Delegated, such a node (a float operation in the search for label positions, say) would be upstream of a node

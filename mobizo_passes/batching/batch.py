@@ -59,7 +59,7 @@ def find_batch(ir: Ir, batch_dim: int, ends: Collection[fx.Node] = ()) -> Batch:
     best: tuple[_Score, Batch] | None = None
     for size in sizes:
         places = {name: dim for name, dim in first.items() if inputs[name][dim] == size}
-        found = _settle(ir, Batch(size, places), inputs, ends)
+        found = _fewest_conflicts(ir, Batch(size, places), inputs, ends)
         if best is None or found[0] < best[0]:
             best = found
         if best[0][0] == 0:
@@ -67,7 +67,7 @@ def find_batch(ir: Ir, batch_dim: int, ends: Collection[fx.Node] = ()) -> Batch:
     return best[1] if best is not None else Batch(1, {})
 
 
-def _settle(
+def _fewest_conflicts(
     ir: Ir, batch: Batch, inputs: Mapping[str, tuple[int, ...]], ends: Collection[fx.Node]
 ) -> tuple[_Score, Batch]:
     """Change the reading of one input at a time while that leaves fewer conflicts; returns how many are left."""

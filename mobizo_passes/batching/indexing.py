@@ -1,4 +1,4 @@
-"""Rules for operators that pick elements."""
+"""Rules for operators that select elements."""
 
 from __future__ import annotations
 
@@ -75,17 +75,17 @@ def index_select(batcher: Batcher, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     x, dim, index = operands
     at = normalized(dim, len(batcher.shape(x)))
-    picked = batcher.layout(index)
-    if batcher.layout(x) is None and picked is not None:
+    selected = batcher.layout(index)
+    if batcher.layout(x) is None and selected is not None:
         # A table that all groups share, read at perturbed rows.
-        return Layout(at, picked.outer)
+        return Layout(at, selected.outer)
     x, layout, shape = source(batcher, node)
-    if picked is not None:
+    if selected is not None:
         raise batcher.unsupported(node, "its input and its index are both perturbed")
     if at != layout.dim:
         return layout
     if layout.outer != 1:
-        raise batcher.unsupported(node, "it picks rows of a batch that is not outermost in its dimension")
+        raise batcher.unsupported(node, "it selects rows of a batch that is not outermost in its dimension")
     node.args = (x, dim, offset_rows(batcher, index, Layout(0), shape[layout.dim]))
     return layout
 
@@ -236,8 +236,8 @@ def offset_rows(batcher: Batcher, rows: fx.Node, layout: Layout, count: int) -> 
     return batcher.ir.call(aten.add.Tensor, fused, constant, like=rows)
 
 
-@rule(torch.ops.mobizo.pick.default)
-def pick(batcher: Batcher, node: fx.Node) -> Layout:
+@rule(torch.ops.mobizo.gather_rows.default)
+def gather_rows(batcher: Batcher, node: fx.Node) -> Layout:
     x, index = node.args[:2]
     if any(batcher.layout(a) not in (None, Layout(0)) for a in (x, index)):
         raise batcher.unsupported(node, "it expects the batch in dimension 0")

@@ -274,7 +274,7 @@ def _compare(target: Any, given: Sequence[Mapping[str, Any]], fused: Mapping[str
         with ir.fake:
             nodes[name].meta["val"] = torch.empty(values[name].shape, dtype=values[name].dtype)
     walk.run({nodes[name]: layout for name, layout in fused.items()})
-    ir.seal()
+    ir.lint()
     found = list(ir.run(values).values())
     for group, each in enumerate(given):
         alone = target(**{**given[0], **{name: each[name] for name in fused}})

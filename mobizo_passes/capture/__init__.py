@@ -1,1 +1,1 @@
-"""From a model and its example inputs to a graph: export, and everything that must be settled before it."""
+"""From a model and its example inputs to a graph: export, and everything that must be fixed before it."""

@@ -66,7 +66,7 @@ def _keep_whole(ir: Ir, reason: str) -> None:
     ir.combination = Combination(refusal=reason)
     ir.set_outputs([(Output("loss", "loss"), ir.output_node("loss"))])
     ir.eliminate_dead_code()
-    ir.seal()
+    ir.lint()
 
 
 def _one_row_more(model: nn.Module, inputs: Inputs, loss: LossFn | None, batch: Batch) -> float | None:

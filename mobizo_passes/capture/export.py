@@ -17,7 +17,7 @@ from mobizo_passes.capture.explain import data_dependent, explain
 from mobizo_passes.capture.functional import functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
-from mobizo_passes.capture.rope import settled_rope
+from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
 from mobizo_passes.graph.inline import WritesInPlace, inline
 from mobizo_passes.graph.ir import Input, Ir, Output, identifier
@@ -130,7 +130,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     def run() -> None:
         forward_with_loss(model, inputs, loss, examples)
 
-    with _frozen(model), settled_rope(model, run) as ropes, plain_state(model):
+    with _frozen(model), frozen_rope(model, run) as ropes, plain_state(model):
         try:
             exported, verifier = functional(torch.export.export(wrapper, (), examples))
         except CaptureError:

@@ -12,7 +12,7 @@ _CHANGING = ("dynamic", "longrope")
 
 
 @contextlib.contextmanager
-def settled_rope(model: nn.Module, run: Callable[[], object]) -> Iterator[list[str]]:
+def frozen_rope(model: nn.Module, run: Callable[[], object]) -> Iterator[list[str]]:
     """Hold the frequencies of dynamic and longrope embeddings at those of one run, for the time of an export.
 
     Such a module has a `rope_type`, and a forward around which a decorator recomputes `inv_freq` from the positions.

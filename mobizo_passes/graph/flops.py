@@ -48,7 +48,7 @@ def node_flops(node: fx.Node) -> int:
         return 2 * val.numel() * shapes[0][-1]
     if node.target is torch.ops.mobizo.mp_conv.default:
         return 2 * val.numel() * math.prod(shapes[1][2:])
-    if node.target is torch.ops.mobizo.pick.default:
+    if node.target is torch.ops.mobizo.gather_rows.default:
         return 2 * val.numel() * shapes[0][1]
     if node.target is aten.scaled_dot_product_attention.default:
         query, key = shapes[0], shapes[1]

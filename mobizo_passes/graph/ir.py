@@ -172,7 +172,7 @@ class Ir:
                 self.state.pop(node.meta["input"].name, None)
                 self.graph.erase_node(node)
 
-    def seal(self) -> None:
+    def lint(self) -> None:
         """Check the graph after edits; its code is generated when it is first run."""
         self.graph.lint()
         self._stale = True
@@ -232,7 +232,7 @@ class Ir:
         for spec in ir.outputs:
             if spec.kind == "state":
                 ir.state[spec.name] = ir.state[spec.name].clone()
-        ir.seal()
+        ir.lint()
         ir._callable()
         user = [n for n in order if n.meta["input"].kind not in _STATE_KINDS]
         return _exported(ir, user, ExportGraphSignature(specs, outputs), verifier)

@@ -115,15 +115,15 @@ def regroup(x: Tensor, dim: int, outer: int, size: int) -> Tensor:
     return x.reshape(groups, before, -1).transpose(0, 1).reshape(fused)
 
 
-def pick(x: Tensor, index: Tensor) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """Pick positions of each example: x [B, T, D] and index int64 [B, K] give [B, K, D]."""
     return torch.gather(x, 1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
-def pick_by_product(x: Tensor, index: Tensor) -> Tensor:
-    """`pick` as a product with a one-hot matrix, which every delegate takes; a gather is taken by few.
+def one_hot_gather(x: Tensor, index: Tensor) -> Tensor:
+    """`gather_rows` as a product with a one-hot matrix, which every delegate takes; a gather is taken by few.
 
-    Exact where x is finite. A single NaN spreads over all that is picked, even where its factor is 0.
+    Exact where x is finite. A single NaN spreads over all gathered rows, even where its factor is 0.
     """
     positions = torch.arange(x.shape[1], device=x.device)
     onehot = (index.unsqueeze(2) == positions).to(x.dtype)
@@ -194,7 +194,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     ),
     "ungroup": ("(Tensor x, int groups, int dim, int outer) -> Tensor", ungroup),
     "regroup": ("(Tensor x, int dim, int outer, int size) -> Tensor", regroup),
-    "pick": ("(Tensor x, Tensor index) -> Tensor", pick),
+    "gather_rows": ("(Tensor x, Tensor index) -> Tensor", gather_rows),
     "reduce_loss": (
         "(Tensor values, Tensor? weights, int groups, int dim, int outer, str reduction) -> Tensor",
         reduce_loss,

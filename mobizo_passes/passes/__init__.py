@@ -1,11 +1,11 @@
 """Graph passes: one file, one class, one rewrite each. `mobizo_passes.pipelines` lists them in order."""
 
+from mobizo_passes.passes.append_update import AppendUpdate
 from mobizo_passes.passes.base import Pass
-from mobizo_passes.passes.canonical_products import CanonicalProducts
 from mobizo_passes.passes.canonicalize import Canonicalize
+from mobizo_passes.passes.canonicalize_products import CanonicalizeProducts
 from mobizo_passes.passes.decompose import Decompose
 from mobizo_passes.passes.expand_perturbations import ExpandPerturbations
-from mobizo_passes.passes.finish_step import FinishStep
 from mobizo_passes.passes.fold_constants import FoldConstants
 from mobizo_passes.passes.gather_labels import GatherLabels
 from mobizo_passes.passes.hoist_selections import HoistSelections
@@ -19,11 +19,11 @@ from mobizo_passes.passes.split_loss import SplitLoss
 from mobizo_passes.passes.stack_noise import StackNoise
 
 __all__ = [
-    "CanonicalProducts",
+    "AppendUpdate",
     "Canonicalize",
+    "CanonicalizeProducts",
     "Decompose",
     "ExpandPerturbations",
-    "FinishStep",
     "FoldConstants",
     "GatherLabels",
     "HoistSelections",

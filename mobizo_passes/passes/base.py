@@ -29,5 +29,5 @@ class Pass:
         count = self.rewrite(ir)
         if self.prunes:
             ir.eliminate_dead_code()
-        ir.seal()
+        ir.lint()
         return count

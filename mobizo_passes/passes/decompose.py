@@ -14,7 +14,7 @@ from mobizo_passes import noise
 from mobizo_passes.capture.finiteness import may_hold_nan
 from mobizo_passes.graph.inline import inline
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.ops import DECOMPOSITIONS, pick_by_product
+from mobizo_passes.graph.ops import DECOMPOSITIONS, one_hot_gather
 from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
@@ -90,8 +90,8 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
             return z.reshape(*lead, queries, *shape)
 
         return draw, [seed, ids, shared.get("table")]
-    if target is mobizo.pick.default and not may_hold_nan(ir, args[0]):
-        return pick_by_product, args
+    if target is mobizo.gather_rows.default and not may_hold_nan(ir, args[0]):
+        return one_hot_gather, args
     if target in DECOMPOSITIONS:
         return DECOMPOSITIONS[target], args
     if node.target is aten.cross_entropy_loss.default and not node.kwargs:

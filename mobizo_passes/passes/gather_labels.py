@@ -28,7 +28,7 @@ class GatherLabels(Pass):
     BEFORE  %l: f32[4, 64, V] = aten.linear(%h, %w);  %r: f32[256, V] = aten.view(%l, [256, V])
             aten.cross_entropy_loss(%r, aten.view(%labels, [256]))
     AFTER   %i: i64[4, K] = topk(positions where %labels != ignore_index)
-            %p: f32[4, K, V] = mobizo.pick(%l, %i);  %t: i64[4, K] = aten.gather(%labels, 1, %i)
+            %p: f32[4, K, V] = mobizo.gather_rows(%l, %i);  %t: i64[4, K] = aten.gather(%labels, 1, %i)
             aten.cross_entropy_loss(view(%p), view(%t))
     """
 
@@ -59,8 +59,8 @@ class GatherLabels(Pass):
         with ir.graph.inserting_after(top):
             index = ir.call(operator.getitem, top, 1, like=loss)
         with ir.graph.inserting_before(loss):
-            picked = ir.call(torch.ops.mobizo.pick.default, logits, index, like=loss)
-            rows = ir.call(aten.reshape.default, picked, [batch * self.max_labels, vocabulary], like=loss)
+            selected = ir.call(torch.ops.mobizo.gather_rows.default, logits, index, like=loss)
+            rows = ir.call(aten.reshape.default, selected, [batch * self.max_labels, vocabulary], like=loss)
             target = ir.call(aten.gather.default, labels, 1, index, like=loss)
             flat = ir.call(aten.reshape.default, target, [batch * self.max_labels], like=loss)
         loss.args = (rows, flat, *loss.args[2:])

@@ -51,7 +51,7 @@ class HoistSelections(Pass):
         back = dim - ndim
         if source.target is aten.linear.default:
             if back == -1:
-                return self._pick_rows(ir, sel, source)
+                return self._gather_weight_rows(ir, sel, source)
             new_args: list[Any] = [self._select(ir, sel, source.args[0], back), *source.args[1:]]  # type: ignore[arg-type]
         elif source.target in _LAST_DIM and len(source.args[1]) < -back:  # type: ignore[arg-type]
             new_args = [self._select(ir, sel, source.args[0], back), *source.args[1:]]  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ class HoistSelections(Pass):
         with ir.graph.inserting_after(after):
             return ir.call(sel.target, *args, like=sel)  # type: ignore[arg-type]
 
-    def _pick_rows(self, ir: Ir, sel: fx.Node, linear: fx.Node) -> bool:
+    def _gather_weight_rows(self, ir: Ir, sel: fx.Node, linear: fx.Node) -> bool:
         """A selection of outputs is a smaller weight, if weight and selection are known now."""
         weight, bias = linear.args[1], linear.args[2] if len(linear.args) > 2 else None
         stored = [w for w in (weight, bias) if isinstance(w, fx.Node)]
@@ -111,12 +111,12 @@ class HoistSelections(Pass):
         if rows.op != "placeholder" or rows.meta["input"].kind != "constant":
             return False
         index = ir.state[rows.meta["input"].name]
-        picked = []
+        selected = []
         for w in stored:
             fqn = w.meta["input"].name
-            picked.append(ir.add_constant(f"{fqn}_selected_rows", ir.state[fqn][index]))
+            selected.append(ir.add_constant(f"{fqn}_selected_rows", ir.state[fqn][index]))
         with ir.graph.inserting_before(sel):
-            new = ir.call(aten.linear.default, linear.all_input_nodes[0], *picked, like=linear)
+            new = ir.call(aten.linear.default, linear.all_input_nodes[0], *selected, like=linear)
         sel.replace_all_uses_with(new)
         ir.graph.erase_node(sel)
         ir.graph.erase_node(linear)
@@ -128,7 +128,7 @@ def selected_dim(node: fx.Node) -> int | None:
     if node.op != "call_function" or not isinstance(node.args[0] if node.args else None, fx.Node):
         return None
     ndim = node.args[0].meta["val"].dim() if isinstance(node.args[0].meta.get("val"), Tensor) else 0  # type: ignore[union-attr]
-    if node.target is mobizo.pick.default:
+    if node.target is mobizo.gather_rows.default:
         return 1
     if node.target in (aten.select.int, aten.slice.Tensor) and ndim:
         dim: Any = node.args[1] if len(node.args) > 1 else 0
@@ -144,7 +144,7 @@ def selected_dim(node: fx.Node) -> int | None:
 
 
 def _retarget(sel: fx.Node, arg: fx.Node, dim: int) -> list[Any]:
-    if sel.target is mobizo.pick.default:
+    if sel.target is mobizo.gather_rows.default:
         return [arg, sel.args[1]]
     if sel.target is aten.index.Tensor:
         return [arg, [*[None] * dim, sel.args[1][-1]]]  # type: ignore[index]
@@ -155,13 +155,13 @@ def _selectable(sel: fx.Node, arg: fx.Node, source: fx.Node, back: int) -> bool:
     """Whether the selection may move to this operand of an element-wise node."""
     shape, whole = arg.meta["val"].shape, source.meta["val"].shape
     if len(shape) < -back or shape[back] == 1:
-        return sel.target is not mobizo.pick.default or len(shape) < 2 or len(shape) == 3
+        return sel.target is not mobizo.gather_rows.default or len(shape) < 2 or len(shape) == 3
     if shape[back] != whole[back]:
         return False
-    if sel.target is mobizo.pick.default and not arg.meta["val"].is_floating_point():
+    if sel.target is mobizo.gather_rows.default and not arg.meta["val"].is_floating_point():
         return False
-    # pick reads one index per example: the operand must hold every example.
-    return sel.target is not mobizo.pick.default or (len(shape) == 3 and shape[:2] == whole[:2])
+    # gather_rows reads one index per example: the operand must hold every example.
+    return sel.target is not mobizo.gather_rows.default or (len(shape) == 3 and shape[:2] == whole[:2])
 
 
 def _over_last(node: fx.Node) -> bool:

@@ -24,13 +24,13 @@ from mobizo_passes.sites.lora_site import (
     product,
 )
 from mobizo_passes.sites.merged import merged_candidates
-from mobizo_passes.sites.walks import ALONE, LAYOUTS, Scalings, Walks
+from mobizo_passes.sites.tracing import ALONE, LAYOUTS, Scalings, Tracer
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class _Walk:
+class Trace:
     """Nodes passed on the way from one linear map to another: their factors, and the first that is not linear."""
 
     end: fx.Node
@@ -38,7 +38,7 @@ class _Walk:
     bent: fx.Node | None = None
 
 
-class Candidates(Walks):
+class Candidates(Tracer):
     """The search, over one graph."""
 
     def __init__(self, ir: Ir) -> None:
@@ -92,14 +92,14 @@ class Candidates(Walks):
                     break
                 if self._factors[further.end].sizes[1] != down.sizes[0]:
                     break
-                walk = _Walk(further.end, (*walk.scalings, None, *further.scalings), walk.bent)
+                walk = Trace(further.end, (*walk.scalings, None, *further.scalings), walk.bent)
                 down = self._factors[further.end]
             if down is not None and down.fqn != up.fqn:
                 candidate = self._judge(down, up, walk)
                 if candidate is not None:
                     yield candidate
 
-    def _back(self, node: fx.Node) -> _Walk:
+    def _back(self, node: fx.Node) -> Trace:
         """Walk up from an operand through scalings, layouts and inactive dropout, and at most one bent node."""
         scalings: Scalings = []
         bent: fx.Node | None = None
@@ -117,9 +117,9 @@ class Candidates(Walks):
                 bent, node = node, batched[0]
             else:
                 break
-        return _Walk(node, tuple(scalings), bent)
+        return Trace(node, tuple(scalings), bent)
 
-    def _judge(self, down: Factor, up: Factor, walk: _Walk) -> Candidate | None:
+    def _judge(self, down: Factor, up: Factor, walk: Trace) -> Candidate | None:
         (fan_in, rank), (_, fan_out) = down.sizes, up.sizes
         named = is_named(down.fqn, up.fqn)
         # What a row of the kernel sees: a convolution has more inputs than channels.

@@ -18,12 +18,12 @@ from mobizo_passes.sites.lora_site import (
     module_name,
     product,
 )
-from mobizo_passes.sites.walks import (
+from mobizo_passes.sites.tracing import (
     LAYOUTS,
     REACH,
     SUMS,
     Scalings,
-    Walks,
+    Tracer,
     weight_in_sum,
 )
 
@@ -34,7 +34,7 @@ _PRODUCTS = (aten.matmul.default, aten.mm.default, aten.linear.default)
 _COLUMNS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.embedding.default)
 
 
-def merged_candidates(search: Walks) -> Iterator[Candidate]:
+def merged_candidates(search: Tracer) -> Iterator[Candidate]:
     """Yield a candidate for every product of two stored matrices, scaled or not, that reaches the batch as a weight."""
     for node in search.ir.graph.nodes:
         if node.op == "call_function" and node.target in _PRODUCTS and node not in search.batched:
@@ -43,7 +43,7 @@ def merged_candidates(search: Walks) -> Iterator[Candidate]:
                 yield candidate
 
 
-def _read(search: Walks, node: fx.Node) -> Candidate | None:
+def _read(search: Tracer, node: fx.Node) -> Candidate | None:
     left, right = search.weight(node.args[0]), search.weight(node.args[1])
     if left is None or right is None or left[0] is right[0]:
         return None
@@ -81,7 +81,7 @@ class _Use:
     miss: str
 
 
-def _follow(search: Walks, start: fx.Node) -> _Use | None:
+def _follow(search: Tracer, start: fx.Node) -> _Use | None:
     """Follow a delta forward to the first operator that multiplies the batch by it."""
     queue: deque[tuple[fx.Node, bool, Scalings, bool]] = deque([(start, False, [], False)])
     seen: set[fx.Node] = set()

@@ -25,7 +25,7 @@ _TARGETS = {
     mobizo.perturb.default: "perturb",
     mobizo.update.default: "update",
 }
-_CREATORS = {"regroup-loss": "loss", "finish-step": "estimate"}
+_CREATORS = {"regroup-loss": "loss", "append-update": "estimate"}
 STATE = ("parameter", "buffer", "constant")
 
 

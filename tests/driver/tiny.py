@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime_driver.format import Manifest
-from runtime_driver.format.seal import sealed
+from runtime_driver.format.footer import with_footer
 
 SIZE, FEATURES, RANK, CLASSES, QUERIES, IGNORED = 4, 6, 2, 3, 2, -100
 FQN_B = "net.proj.lora_B.default.weight"
@@ -140,7 +140,7 @@ def build(
     path: Path, manifest: str | None = None, methods: Sequence[str] = ("step", "apply", "loss", "logits")
 ) -> Path:
     """Export and lower the tiny program to ``path``; ``manifest`` replaces the text inside."""
-    path.write_bytes(sealed(_edge(manifest, methods).to_executorch().buffer))
+    path.write_bytes(with_footer(_edge(manifest, methods).to_executorch().buffer))
     return path
 
 
@@ -154,7 +154,7 @@ def build_with_weights_file(path: Path) -> Path:
     data = path.with_suffix(".ptd").read_bytes()
     spec = {"file": None, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     finished = _edge(Manifest.from_dict(manifest_dict(weights_file=spec)).to_json()).to_executorch(config)
-    path.write_bytes(sealed(finished.buffer))
+    path.write_bytes(with_footer(finished.buffer))
     return path
 
 

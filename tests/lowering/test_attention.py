@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
 from lowering.passes.layers.decompose_attention import DecomposeAttention
 from lowering.passes.layers.group_repeated_heads import GroupRepeatedHeads
 from tests.lowering.passkit import Fn, rewrite
@@ -26,7 +26,7 @@ def qkv(n=2, heads=6, groups=2, t=5, s=7, d=4, e=4):
 
 def test_repeated_heads_are_grouped():
     model = Fn(lambda _, q, k, v: F.scaled_dot_product_attention(q, repeat_kv(k, 3), repeat_kv(v, 3)))
-    result = rewrite(model, qkv(), CanonicalReshapes(), GroupRepeatedHeads())
+    result = rewrite(model, qkv(), CanonicalizeReshapes(), GroupRepeatedHeads())
     assert result.rewrites["group-repeated-heads"] == 1
     assert "expand" not in result.ops()
     assert result.error < 1e-6
@@ -36,7 +36,7 @@ def test_heads_tiled_instead_of_repeated_are_left_alone():
     def tiled(_, q, k, v):
         return F.scaled_dot_product_attention(q, k.repeat(1, 3, 1, 1), v.repeat(1, 3, 1, 1))
 
-    result = rewrite(Fn(tiled), qkv(), CanonicalReshapes(), GroupRepeatedHeads())
+    result = rewrite(Fn(tiled), qkv(), CanonicalizeReshapes(), GroupRepeatedHeads())
     assert result.rewrites["group-repeated-heads"] == 0
 
 
@@ -45,7 +45,7 @@ def test_only_values_repeated_is_left_alone():
         return F.scaled_dot_product_attention(q, k, repeat_kv(v, 3))
 
     q, _, v = qkv()
-    result = rewrite(Fn(uneven), (q, torch.randn(2, 6, 7, 4), v), CanonicalReshapes(), GroupRepeatedHeads())
+    result = rewrite(Fn(uneven), (q, torch.randn(2, 6, 7, 4), v), CanonicalizeReshapes(), GroupRepeatedHeads())
     assert result.rewrites["group-repeated-heads"] == 0
 
 

@@ -9,7 +9,7 @@ from executorch.exir.tracer import _default_decomposition_table
 from torch.export import ExportedProgram
 
 from lowering.decompose import decompose
-from lowering.executorch_compat.retracing import settle
+from lowering.executorch_compat.retracing import as_incremental
 from tests.lowering.passkit import Fn, export, ops_of
 
 aten = torch.ops.aten
@@ -75,8 +75,8 @@ def test_all_other_nodes_are_left_as_they_are():
     assert {node.name for node in program.graph.nodes} - names == {nodes[0].name}
 
 
-def test_settled_programs_decompose_node_by_node_and_settle_at_once():
-    program = settle(export(model("layer_norm"), (X,)))
+def test_incremental_programs_decompose_node_by_node():
+    program = as_incremental(export(model("layer_norm"), (X,)))
     table = TABLE
     once = program.run_decompositions(table)
     assert ops_of(once) == ops_of(retraced(program))
@@ -84,5 +84,5 @@ def test_settled_programs_decompose_node_by_node_and_settle_at_once():
 
 
 def test_what_is_kept_whole_is_kept():
-    program = settle(export(torch.nn.Linear(6, 5), (X,)))
+    program = as_incremental(export(torch.nn.Linear(6, 5), (X,)))
     assert ops_of(program.run_decompositions(TABLE))["linear"] == 1

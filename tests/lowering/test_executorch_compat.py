@@ -20,11 +20,11 @@ from lowering.checks import check_initial_values
 from lowering.errors import StateLost
 from lowering.executorch_compat import runtime
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
-from lowering.executorch_compat.marks import TAG, mark
 from lowering.executorch_compat.operators import is_functional, schema_of, writes
 from lowering.executorch_compat.output import CapturedOutput, captured_output
-from lowering.executorch_compat.retracing import KEPT_WHOLE, settle, without_provenance
-from lowering.executorch_compat.vulkan import only_fusions, quiet_import
+from lowering.executorch_compat.retracing import KEPT_WHOLE, as_incremental, without_provenance
+from lowering.executorch_compat.tags import TAG, tag
+from lowering.executorch_compat.vulkan import only_fusions, root_log_level_kept
 from lowering.executorch_compat.weights import DelegatedWeights, Weight, entries, promised_bytes, serialized
 from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
 from lowering.targets.xnnpack.partitioner import ProductPartitioner
@@ -61,11 +61,11 @@ def test_programs_are_not_retraced(monkeypatch: pytest.MonkeyPatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
-    edge_of(settle(exported()))
+    edge_of(as_incremental(exported()))
     assert not retraced, (
         "ExecuTorch retraces programs that have nothing to decompose: it no longer calls `run_decompositions` of the "
         "program that it was given. See what `to_edge_transform_and_lower` calls now and answer that in "
-        "`executorch_compat.retracing.SettledProgram`, or delete the class: lowering gets slower and gives the same"
+        "`executorch_compat.retracing.IncrementalProgram`, or delete the class: lowering gets slower and gives the same"
     )
 
 
@@ -139,14 +139,14 @@ def test_marked_weights_of_a_delegate_are_moved_to_a_file():
     program = exported()
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in program.graph_signature.inputs_to_parameters:
-            mark(node)
-    weights = DelegatedWeights(edge_of(settle(program), partitioned=True), TAG)
+            tag(node)
+    weights = DelegatedWeights(edge_of(as_incremental(program), partitioned=True), TAG)
     found = weights.found()
     sizes = sorted(len(each.data) for each in found.values())
     assert sizes == [64 * 4, 64 * 64 * 4], (
         "XNNPACK's stage no longer puts constants into the file that `meta['custom']['delegate_constant_tag']` names, "
         f"or ExecuTorch keeps them elsewhere than in `_named_data_store.external_data`: found entries of {sizes} "
-        "bytes. Change `executorch_compat.marks` and `executorch_compat.weights.DelegatedWeights`"
+        "bytes. Change `executorch_compat.tags` and `executorch_compat.weights.DelegatedWeights`"
     )
     weights.move_inside(found)
     assert not weights.found()
@@ -189,7 +189,7 @@ def test_xnnpack_says_why_it_refuses():
 
 
 def test_vulkan_s_fusions_can_be_chosen():
-    with quiet_import():
+    with root_log_level_kept():
         from executorch.backends.vulkan.patterns import fusable_patterns
     before = dict(fusable_patterns)
     assert "rms_norm" in before, (
@@ -202,11 +202,11 @@ def test_vulkan_s_fusions_can_be_chosen():
 
 
 def test_vulkan_s_import_still_needs_quieting():
-    with quiet_import():
+    with root_log_level_kept():
         from executorch.backends.vulkan.partitioner import vulkan_partitioner
     assert "logger.setLevel(logging.INFO)" in inspect.getsource(vulkan_partitioner), (
         "importing ExecuTorch's Vulkan modules no longer changes the root logger: delete "
-        "`executorch_compat.vulkan.quiet_import`"
+        "`executorch_compat.vulkan.root_log_level_kept`"
     )
 
 
@@ -215,7 +215,7 @@ def test_an_import_that_fails_leaves_the_log_as_it_was():
     level = root.level
 
     def half_an_import() -> None:
-        with quiet_import():
+        with root_log_level_kept():
             root.setLevel(logging.INFO)
             raise ImportError("half of it")
 

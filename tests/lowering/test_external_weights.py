@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import lowering
-from lowering.executorch_compat.marks import is_marked
+from lowering.executorch_compat.tags import is_tagged
 from lowering.lowered import Lowered
 from lowering.passes.base import run_passes
 from lowering.passes.values.fold_constants import FoldConstants
-from lowering.passes.values.mark_weights import MarkWeights
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
+from lowering.passes.values.tag_weights import TagWeights
 from lowering.targets import TARGETS
 from tests.lowering.passkit import Fn, export, rewrite
 from tests.lowering.small import Program
@@ -26,7 +26,7 @@ X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
 def marked(program: torch.export.ExportedProgram) -> set[str]:
     """FQNs (or, for constants that passes made, names) of the marked placeholders."""
     targets = {spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs}
-    return {targets[node.name] for node in program.graph.nodes if is_marked(node)}
+    return {targets[node.name] for node in program.graph.nodes if is_tagged(node)}
 
 
 def weights(_, x):
@@ -37,15 +37,15 @@ WEIGHT, OTHER = torch.rand(16), torch.rand(6, 1)
 
 
 def test_weights_are_marked_and_the_numbers_stay():
-    result = rewrite(Fn(weights, weight=WEIGHT, other=OTHER), (X,), MarkWeights())
-    assert result.rewrites == {"mark-weights": 2}
+    result = rewrite(Fn(weights, weight=WEIGHT, other=OTHER), (X,), TagWeights())
+    assert result.rewrites == {"tag-weights": 2}
     assert marked(result.after) == {"weight", "other"}
     assert marked(result.before) == set()
     assert result.error == 0
 
 
 def test_the_adapter_is_not_a_weight():
-    result = rewrite(Fn(weights, weight=WEIGHT, other=OTHER), (X,), MarkWeights(frozenset({"other"})))
+    result = rewrite(Fn(weights, weight=WEIGHT, other=OTHER), (X,), TagWeights(frozenset({"other"})))
     assert marked(result.after) == {"weight"}
 
 
@@ -57,7 +57,7 @@ def test_inputs_written_buffers_and_constants_of_the_compiler_are_not_weights():
     program = export(Fn(counts, seen=torch.zeros(1)), (X,))
     assert program.constants
     assert program.graph_signature.buffers_to_mutate
-    after, (record,) = run_passes(program, (MarkWeights(),))
+    after, (record,) = run_passes(program, (TagWeights(),))
     assert (record.rewrites, marked(after)) == (0, set())
 
 
@@ -74,7 +74,7 @@ FOLDED = {
 def test_what_is_folded_from_weights_alone_is_one_if_it_is_as_large(name: str):
     fold, expected = FOLDED[name]
     model = Fn(lambda self, x: F.linear(x, fold(self.w, self.a)), w=torch.rand(16, 16), a=torch.rand(16, 16))
-    result = rewrite(model, (X,), MarkWeights(frozenset({"a"})), FoldConstants())
+    result = rewrite(model, (X,), TagWeights(frozenset({"a"})), FoldConstants())
     assert result.rewrites["fold-constants"] == 1
     assert len(marked(result.after)) == expected
 
@@ -86,7 +86,7 @@ def test_the_copy_of_a_shared_weight_is_marked_as_the_weight_is():
     ids = torch.tensor([[1, 2]])
     for adapter, count in ((frozenset(), 2), (frozenset({"w"}), 0)):
         program = export(Fn(tied, w=torch.rand(8, 16)), (ids,))
-        after, _ = run_passes(program, (MarkWeights(adapter), SplitSharedWeights()))
+        after, _ = run_passes(program, (TagWeights(adapter), SplitSharedWeights()))
         assert len(marked(after)) == count
 
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
+from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
 from lowering.passes.forms.copy_views import CopyViews
-from lowering.passes.forms.core_forms import CoreForms
-from lowering.passes.forms.expand_to_copies import ExpandToCopies
-from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.lower_to_core_aten import LowerToCoreAten
+from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
+from lowering.passes.layers.convert_means_to_linears import ConvertMeansToLinears
+from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
 from lowering.passes.layers.decompose_activations import DecomposeActivations
 from lowering.passes.layers.decompose_norms import DecomposeNorms
-from lowering.passes.layers.mean_to_linear import MeanToLinear
-from lowering.passes.layers.products_to_bmm import ProductsToBmm
 from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
-from lowering.passes.values.float_scalars import FloatScalars
+from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from tests.lowering.passkit import Fn, rewrite
@@ -86,11 +86,11 @@ def test_random_numbers_are_not_folded():
     assert "rand" in rewrite(Fn(noisy), (X,), FoldConstants()).ops()
 
 
-def test_core_forms():
+def test_lower_to_core_aten():
     def forms(_, x, i):
         return x.softmax(-1).log_softmax(1), F.pad(i, (0, 1), value=-100), (i > 0) & (i < 3), torch.zeros_like(x).sum()
 
-    result = rewrite(Fn(forms), (X, torch.arange(5)), CoreForms())
+    result = rewrite(Fn(forms), (X, torch.arange(5)), LowerToCoreAten())
     assert set(result.ops()) == {
         "_softmax",
         "_log_softmax",
@@ -105,30 +105,30 @@ def test_core_forms():
 
 
 def test_padding_by_reflection_is_left_alone():
-    result = rewrite(Fn(lambda _, x: F.pad(x, (1, 1), mode="reflect")), (X,), CoreForms())
-    assert result.rewrites["core-forms"] == 0
+    result = rewrite(Fn(lambda _, x: F.pad(x, (1, 1), mode="reflect")), (X,), LowerToCoreAten())
+    assert result.rewrites["lower-to-core-aten"] == 0
 
 
 def test_reshapes_take_one_form():
     def forms(_, x):
         return x.unsqueeze(1).flatten(0, 1).squeeze(0).view(4, -1), x[:, -1], x.transpose(0, 1).reshape(6, -1)
 
-    result = rewrite(Fn(forms), (X,), CanonicalReshapes())
+    result = rewrite(Fn(forms), (X,), CanonicalizeReshapes())
     assert set(result.ops()) <= {"reshape", "slice", "transpose", "clone"}
     assert result.ops()["slice"] == 1
     assert result.error == 0
 
 
 def test_indexing_by_a_tensor_is_left_alone():
-    result = rewrite(Fn(lambda _, x, i: x[i]), (X, torch.tensor([1, 0])), CanonicalReshapes())
-    assert result.rewrites["canonical-reshapes"] == 0
+    result = rewrite(Fn(lambda _, x, i: x[i]), (X, torch.tensor([1, 0])), CanonicalizeReshapes())
+    assert result.rewrites["canonicalize-reshapes"] == 0
 
 
 def test_axes_count_from_the_front_and_slices_end():
     def axes(_, x):
         return torch.cat([x[..., 8:], x[..., -8:]], -1).transpose(-1, -2).softmax(-1)
 
-    result = rewrite(Fn(axes), (X,), NormaliseDims())
+    result = rewrite(Fn(axes), (X,), NormalizeDims())
     text = str(result.after.graph)
     assert "9223372036854775807" not in text
     assert "], 2)" in text
@@ -143,15 +143,15 @@ def test_layer_norm_is_taken_apart(affine):
     if affine:
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
-    result = rewrite(norm, (X + 3,), DecomposeNorms(), MeanToLinear())
-    assert result.rewrites == {"decompose-norms": 1, "mean-to-linear": 2}
+    result = rewrite(norm, (X + 3,), DecomposeNorms(), ConvertMeansToLinears())
+    assert result.rewrites == {"decompose-norms": 1, "convert-means-to-linears": 2}
     assert "mean" not in result.ops()
     assert result.error < 1e-5
 
 
 def test_rms_norm_is_taken_apart():
-    result = rewrite(torch.nn.RMSNorm(16), (X,), DecomposeNorms(), MeanToLinear())
-    assert result.rewrites == {"decompose-norms": 1, "mean-to-linear": 1}
+    result = rewrite(torch.nn.RMSNorm(16), (X,), DecomposeNorms(), ConvertMeansToLinears())
+    assert result.rewrites == {"decompose-norms": 1, "convert-means-to-linears": 1}
     assert result.error < 1e-6
 
 
@@ -162,7 +162,7 @@ def test_layer_norm_over_two_axes_is_left_alone():
 @pytest.mark.parametrize("keepdim", [True, False])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_a_mean_over_the_last_axis_is_a_product(reduce, keepdim):
-    result = rewrite(Fn(lambda _, x: getattr(x, reduce)(-1, keepdim=keepdim)), (X,), MeanToLinear())
+    result = rewrite(Fn(lambda _, x: getattr(x, reduce)(-1, keepdim=keepdim)), (X,), ConvertMeansToLinears())
     assert result.ops()["linear"] == 1
     assert result.error < 1e-6
 
@@ -172,7 +172,7 @@ def test_a_mean_over_the_last_axis_is_a_product(reduce, keepdim):
     [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: x[..., :4].mean(-1), lambda x: x.long().sum(-1)],
 )
 def test_other_means_are_left_alone(reduce):
-    assert rewrite(Fn(lambda _, x: reduce(x)), (X,), MeanToLinear()).rewrites["mean-to-linear"] == 0
+    assert rewrite(Fn(lambda _, x: reduce(x)), (X,), ConvertMeansToLinears()).rewrites["convert-means-to-linears"] == 0
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_other_activations_are_left_alone(activation):
     ids=["linear", "matmul", "2d", "bias"],
 )
 def test_a_product_with_an_input_is_a_bmm(product):
-    result = rewrite(Fn(lambda _, x, b: product(x, b)), (X, torch.randn(3, 16)), ProductsToBmm())
+    result = rewrite(Fn(lambda _, x, b: product(x, b)), (X, torch.randn(3, 16)), ConvertProductsToBmm())
     assert result.ops()["bmm"] == 1
     assert not {"linear", "mm", "matmul"} & set(result.ops())
     assert result.error < 1e-6
@@ -207,15 +207,15 @@ def test_a_product_with_an_input_is_a_bmm(product):
 
 def test_a_four_dimensional_matmul_is_a_bmm():
     x = X.reshape(2, 3, 2, 16)
-    result = rewrite(Fn(lambda _, x: x @ x.transpose(-1, -2)), (x,), ProductsToBmm())
+    result = rewrite(Fn(lambda _, x: x @ x.transpose(-1, -2)), (x,), ConvertProductsToBmm())
     assert result.ops()["bmm"] == 1
     assert result.error < 1e-6
 
 
 def test_a_product_with_a_weight_and_a_broadcasting_matmul_are_left_alone():
-    assert rewrite(torch.nn.Linear(16, 3), (X,), ProductsToBmm()).rewrites["products-to-bmm"] == 0
-    result = rewrite(Fn(lambda _, x, y: x[:, None] @ y), (X, torch.randn(1, 4, 16, 3)), ProductsToBmm())
-    assert result.rewrites["products-to-bmm"] == 0
+    assert rewrite(torch.nn.Linear(16, 3), (X,), ConvertProductsToBmm()).rewrites["convert-products-to-bmm"] == 0
+    result = rewrite(Fn(lambda _, x, y: x[:, None] @ y), (X, torch.randn(1, 4, 16, 3)), ConvertProductsToBmm())
+    assert result.rewrites["convert-products-to-bmm"] == 0
 
 
 def copies(_, x, i):
@@ -223,12 +223,12 @@ def copies(_, x, i):
 
 
 def test_copies_without_expand():
-    result = rewrite(Fn(copies), (X, torch.arange(4)), ExpandToCopies())
+    result = rewrite(Fn(copies), (X, torch.arange(4)), ConvertExpandsToCopies())
     assert "expand" not in result.ops()
     assert result.ops()["cat"] == 1
     assert result.ops()["mul"] == 1
     assert result.error == 0
-    portable = rewrite(Fn(copies), (X, torch.arange(4)), ExpandToCopies(multiply_floats=False))
+    portable = rewrite(Fn(copies), (X, torch.arange(4)), ConvertExpandsToCopies(multiply_floats=False))
     assert portable.ops()["cat"] == 2
 
 
@@ -237,53 +237,53 @@ def test_a_tensor_concatenated_with_itself_is_multiplied(dim):
     def repeated(_, x, i):
         return torch.cat([x] * 3, dim), torch.cat([i] * 3)
 
-    result = rewrite(Fn(repeated), (X, torch.arange(4)), ExpandToCopies())
+    result = rewrite(Fn(repeated), (X, torch.arange(4)), ConvertExpandsToCopies())
     assert result.ops()["cat"] == 1
     assert result.ops()["mul"] == 1
     assert result.error == 0
 
 
 def test_a_concatenation_of_two_tensors_is_left_alone():
-    result = rewrite(Fn(lambda _, x: torch.cat([x, x.neg(), x])), (X,), ExpandToCopies())
-    assert result.rewrites["expand-to-copies"] == 0
+    result = rewrite(Fn(lambda _, x: torch.cat([x, x.neg(), x])), (X,), ConvertExpandsToCopies())
+    assert result.rewrites["convert-expands-to-copies"] == 0
 
 
 def test_copies_of_infinities_are_exact():
     x = torch.tensor([[torch.inf, -torch.inf, -0.0, 1e-42]])
-    result = rewrite(Fn(lambda _, x: x.expand(3, 4).reshape(12) + 0), (x,), ExpandToCopies())
+    result = rewrite(Fn(lambda _, x: x.expand(3, 4).reshape(12) + 0), (x,), ConvertExpandsToCopies())
     assert torch.equal(result.after.module()(x), x.repeat(3, 1).reshape(12))
 
 
 def test_an_expand_that_broadcasting_does_is_dropped():
-    result = rewrite(Fn(lambda _, x, y: x.expand(2, 6, 16) + y), (X[:1].clone(), X), ExpandToCopies())
+    result = rewrite(Fn(lambda _, x, y: x.expand(2, 6, 16) + y), (X[:1].clone(), X), ConvertExpandsToCopies())
     assert result.ops() == {"add": 1}
 
 
 def test_two_axes_at_once_and_many_copies_are_left_alone():
     x = torch.randn(1, 1, 4)
-    result = rewrite(Fn(lambda _, x: x.expand(2, 3, 4).reshape(24)), (x,), ExpandToCopies())
-    assert result.rewrites["expand-to-copies"] == 0
-    result = rewrite(Fn(lambda _, x: x.expand(9, 1, 4).reshape(36)), (x,), ExpandToCopies(max_copies=8))
-    assert result.rewrites["expand-to-copies"] == 0
+    result = rewrite(Fn(lambda _, x: x.expand(2, 3, 4).reshape(24)), (x,), ConvertExpandsToCopies())
+    assert result.rewrites["convert-expands-to-copies"] == 0
+    result = rewrite(Fn(lambda _, x: x.expand(9, 1, 4).reshape(36)), (x,), ConvertExpandsToCopies(max_copies=8))
+    assert result.rewrites["convert-expands-to-copies"] == 0
 
 
 def test_integer_scalars_meet_floats_as_floats():
-    result = rewrite(Fn(lambda _, x, i: (x / 4, i * 4, x * 0.5)), (X, torch.arange(3)), FloatScalars())
-    assert result.rewrites["float-scalars"] == 1
+    result = rewrite(Fn(lambda _, x, i: (x / 4, i * 4, x * 0.5)), (X, torch.arange(3)), ConvertScalarsToFloat())
+    assert result.rewrites["convert-scalars-to-float"] == 1
 
 
 def test_views_become_copies_and_leave_no_clone():
     def heads(_, x):
         return x.view(2, 6, 4, 4).transpose(1, 2).reshape(2, 24, 4)[:, 1:]
 
-    result = rewrite(Fn(heads), (X,), CanonicalReshapes(), NormaliseDims(), RemoveNoops(), CopyViews())
+    result = rewrite(Fn(heads), (X,), CanonicalizeReshapes(), NormalizeDims(), RemoveNoops(), CopyViews())
     assert set(result.ops()) <= {"view_copy", "permute_copy", "slice_copy", "clone"}
     assert result.error == 0
 
 
 def test_a_scalar_moves_to_the_smaller_factor():
     model = Fn(lambda _, x, w: torch.bmm(x[..., :2], w[:, :2]).reshape(12, 5) * 3.0)
-    result = rewrite(model, (X, torch.randn(2, 16, 5)), CanonicalReshapes(), ScaleSmallerFactor())
+    result = rewrite(model, (X, torch.randn(2, 16, 5)), CanonicalizeReshapes(), ScaleSmallerFactor())
     assert result.rewrites["scale-smaller-factor"] == 1
     scaled = next(n for n in result.after.graph.nodes if str(n.target) == "aten.mul.Tensor")
     assert tuple(scaled.meta["val"].shape) == (2, 2, 5)

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
-from lowering.passes.forms.equal_ranks import EqualRanks
-from lowering.passes.forms.flat_linears import FlatLinears
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
+from lowering.passes.forms.equalize_ranks import EqualizeRanks
+from lowering.passes.forms.flatten_linears import FlattenLinears
+from lowering.passes.layers.bound_masks import BoundMasks
 from lowering.passes.layers.decompose_attention import DecomposeAttention
-from lowering.passes.layers.finite_masks import FiniteMasks
-from lowering.passes.layers.whole_norms import WholeNorms
-from lowering.passes.values.scalars_to_constants import ScalarsToConstants
+from lowering.passes.layers.fuse_norms import FuseNorms
+from lowering.passes.values.convert_scalars_to_constants import ConvertScalarsToConstants
 from tests.lowering.passkit import Fn, rewrite
 
 HALF_MAX = 65504.0
@@ -26,16 +26,16 @@ SCORES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     "number", [lambda x: x * 2.5, lambda x: x - 3, lambda x: x / 7, lambda x: x + 1, lambda x: x.abs() ** 1.5]
 )
 def test_numbers_become_constants_of_the_same_rank(number):
-    result = rewrite(Fn(lambda _, x: number(x)), (X,), ScalarsToConstants())
-    assert result.rewrites["scalars-to-constants"] == 1
+    result = rewrite(Fn(lambda _, x: number(x)), (X,), ConvertScalarsToConstants())
+    assert result.rewrites["convert-scalars-to-constants"] == 1
     (fqn,) = result.after.graph_signature.buffers
     assert result.after.state_dict[fqn].shape == (1, 1, 1)
     assert result.error == 0
 
 
 def test_equal_numbers_are_one_constant():
-    result = rewrite(Fn(lambda _, x: (x * 2.5) * 2.5), (X,), ScalarsToConstants())
-    assert result.rewrites["scalars-to-constants"] == 2
+    result = rewrite(Fn(lambda _, x: (x * 2.5) * 2.5), (X,), ConvertScalarsToConstants())
+    assert result.rewrites["convert-scalars-to-constants"] == 2
     assert len(result.after.graph_signature.buffers) == 1
 
 
@@ -50,36 +50,36 @@ def test_equal_numbers_are_one_constant():
     ids=["scalar", "integers", "tensors", "alpha"],
 )
 def test_other_arithmetic_keeps_its_numbers(change):
-    result = rewrite(Fn(lambda _, x: change(x)), (X,), ScalarsToConstants())
-    assert result.rewrites["scalars-to-constants"] == 0
+    result = rewrite(Fn(lambda _, x: change(x)), (X,), ConvertScalarsToConstants())
+    assert result.rewrites["convert-scalars-to-constants"] == 0
 
 
 def test_operands_get_the_rank_of_the_result():
     model = Fn(lambda m, x: x * m.w + m.table, w=torch.randn(16), table=torch.randn(6, 1))
-    result = rewrite(model, (X,), EqualRanks())
-    assert result.rewrites["equal-ranks"] == 2
+    result = rewrite(model, (X,), EqualizeRanks())
+    assert result.rewrites["equalize-ranks"] == 2
     assert result.ops() == {"mul": 1, "add": 1, "reshape": 2}
     assert result.error == 0
 
 
 @pytest.mark.parametrize("change", [lambda x: x * x[:1], lambda x: x.long() + x[0].long(), lambda x: x @ x[0].t()])
 def test_equal_ranks_integers_and_products_are_left_alone(change):
-    assert rewrite(Fn(lambda _, x: change(x)), (X,), EqualRanks()).rewrites["equal-ranks"] == 0
+    assert rewrite(Fn(lambda _, x: change(x)), (X,), EqualizeRanks()).rewrites["equalize-ranks"] == 0
 
 
 @pytest.mark.parametrize("shape", [(9, 6, 16), (2, 3, 5, 16)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linears_work_on_rows(shape, bias):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    result = rewrite(torch.nn.Linear(16, 5, bias=bias), (x,), FlatLinears())
-    assert result.rewrites["flat-linears"] == 1
+    result = rewrite(torch.nn.Linear(16, 5, bias=bias), (x,), FlattenLinears())
+    assert result.rewrites["flatten-linears"] == 1
     linear = next(node for node in result.after.graph.nodes if "linear" in str(node.target))
     assert linear.meta["val"].dim() == 2
     assert result.error < 1e-6
 
 
 def test_a_linear_on_rows_is_left_alone():
-    assert rewrite(torch.nn.Linear(16, 5), (X[0],), FlatLinears()).rewrites["flat-linears"] == 0
+    assert rewrite(torch.nn.Linear(16, 5), (X[0],), FlattenLinears()).rewrites["flatten-linears"] == 0
 
 
 class WrittenOut(torch.nn.Module):
@@ -96,8 +96,8 @@ class WrittenOut(torch.nn.Module):
 
 @pytest.mark.parametrize("form", ["pow", "product", "turned"])
 def test_a_written_out_rms_norm_is_one_operator_on_rows(form):
-    result = rewrite(WrittenOut(form), (X,), WholeNorms())
-    assert result.rewrites["whole-norms"] == 1
+    result = rewrite(WrittenOut(form), (X,), FuseNorms())
+    assert result.rewrites["fuse-norms"] == 1
     assert result.ops() == {"rms_norm": 1, "mul": 1, "reshape": 2}
     assert result.error < 1e-6
 
@@ -108,8 +108,8 @@ def test_norms_work_on_rows_with_weights(kind, affine):
     norm = kind(16, elementwise_affine=affine)
     for parameter in norm.parameters():
         torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    result = rewrite(norm, (X + 3,), WholeNorms())
-    assert result.rewrites["whole-norms"] == 1
+    result = rewrite(norm, (X + 3,), FuseNorms())
+    assert result.rewrites["fuse-norms"] == 1
     name = "rms_norm" if kind is torch.nn.RMSNorm else "native_layer_norm"
     node = next(node for node in result.after.graph.nodes if name in str(node.target))
     assert node.args[0].meta["val"].shape == (54, 16)
@@ -129,7 +129,7 @@ def test_norms_work_on_rows_with_weights(kind, affine):
     ids=["other-axis", "no-square", "other-factor", "two-axes", "computed-weight"],
 )
 def test_what_only_resembles_a_norm_is_left_alone(near):
-    assert rewrite(Fn(lambda _, x: near(x)), (X,), WholeNorms()).rewrites["whole-norms"] == 0
+    assert rewrite(Fn(lambda _, x: near(x)), (X,), FuseNorms()).rewrites["fuse-norms"] == 0
 
 
 CAUSAL = torch.ones(4, 4, dtype=torch.bool).triu(1)
@@ -149,8 +149,8 @@ CAUSAL = torch.ones(4, 4, dtype=torch.bool).triu(1)
 def test_masks_fit_into_halves(attention):
     least = torch.finfo(torch.float32).min
     model = Fn(attention, mask=torch.zeros(4, 4).masked_fill(CAUSAL, least), hidden=CAUSAL)
-    result = rewrite(model, (SCORES,), CanonicalReshapes(), FiniteMasks())
-    assert result.rewrites["finite-masks"] >= 1
+    result = rewrite(model, (SCORES,), CanonicalizeReshapes(), BoundMasks())
+    assert result.rewrites["bound-masks"] >= 1
     assert result.error == 0
     numbers = [arg for node in result.after.graph.nodes for arg in node.args if isinstance(arg, float)]
     state = {**result.after.state_dict, **result.after.constants}
@@ -172,7 +172,7 @@ def test_other_numbers_are_left_alone(other):
     model = Fn(
         other, mask=torch.zeros(4, 4).masked_fill(CAUSAL, -1e9), small=torch.zeros(4, 4).masked_fill(CAUSAL, -50.0)
     )
-    assert rewrite(model, (SCORES,), FiniteMasks()).rewrites["finite-masks"] == 0
+    assert rewrite(model, (SCORES,), BoundMasks()).rewrites["bound-masks"] == 0
 
 
 def test_attention_s_own_bias_fits_into_halves():

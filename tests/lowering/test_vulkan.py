@@ -14,7 +14,7 @@ import lowering
 import mobizo_passes as mz
 from lowering.simulate import Simulation, nearest, simulate, truncated
 from lowering.targets.vulkan.rules import RULES
-from runtime_driver.format.seal import FOOTER_BYTES
+from runtime_driver.format.footer import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
 from tests.lowering.small import Program

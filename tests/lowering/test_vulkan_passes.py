@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
-from lowering.passes.forms.flat_linears import FlatLinears
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
+from lowering.passes.forms.convert_splits_to_slices import ConvertSplitsToSlices
+from lowering.passes.forms.flatten_linears import FlattenLinears
 from lowering.passes.forms.merge_axes import MergeAxes
-from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.reduce_last_axis import ReduceLastAxis
 from lowering.passes.forms.remove_noops import RemoveNoops
-from lowering.passes.forms.split_to_slices import SplitToSlices
-from lowering.passes.layers.gelu_to_exp import GeluToExp
-from lowering.passes.layers.patches_to_linear import PatchesToLinear
-from lowering.passes.layers.weights_to_linear import WeightsToLinear
+from lowering.passes.layers.convert_gelu_to_exp import ConvertGeluToExp
+from lowering.passes.layers.convert_patches_to_linears import ConvertPatchesToLinears
+from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
 from lowering.passes.values.fold_constants import FoldConstants
 from tests.lowering.passkit import Fn, rewrite
 
@@ -37,29 +37,29 @@ def highest_rank(program: Any) -> int:
         lambda x: x.unbind(1)[::2],
     ],
 )
-def test_split_to_slices(split):
-    result = rewrite(Fn(lambda _, x: tuple(piece + 1.0 for piece in split(x))), (X,), SplitToSlices())
-    assert result.rewrites["split-to-slices"] == 1
+def test_convert_splits_to_slices(split):
+    result = rewrite(Fn(lambda _, x: tuple(piece + 1.0 for piece in split(x))), (X,), ConvertSplitsToSlices())
+    assert result.rewrites["convert-splits-to-slices"] == 1
     assert set(result.ops()) <= {"slice", "reshape", "add"}
     assert result.error == 0
 
 
 def test_other_nodes_with_several_results_stay():
-    result = rewrite(Fn(lambda _, x: torch.topk(x, 2)[0]), (X,), SplitToSlices())
-    assert result.rewrites["split-to-slices"] == 0
+    result = rewrite(Fn(lambda _, x: torch.topk(x, 2)[0]), (X,), ConvertSplitsToSlices())
+    assert result.rewrites["convert-splits-to-slices"] == 0
 
 
-def test_gelu_to_exp():
+def test_convert_gelu_to_exp():
     x = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor([0.0, -0.0, 1e-20, -1e4, 1e4])])
-    result = rewrite(Fn(lambda _, x: F.gelu(x)), (x,), GeluToExp())
+    result = rewrite(Fn(lambda _, x: F.gelu(x)), (x,), ConvertGeluToExp())
     assert result.ops()["gelu"] == 0
     found, exact = result.after.module()(x), F.gelu(x.double())
     assert float(((found - exact) / x.abs().clamp_min(1.0)).abs().max()) < 3e-7
 
 
 def test_the_tanh_gelu_is_left_to_another_pass():
-    result = rewrite(Fn(lambda _, x: F.gelu(x, approximate="tanh")), (X,), GeluToExp())
-    assert result.rewrites["gelu-to-exp"] == 0
+    result = rewrite(Fn(lambda _, x: F.gelu(x, approximate="tanh")), (X,), ConvertGeluToExp())
+    assert result.rewrites["convert-gelu-to-exp"] == 0
 
 
 class Patches(torch.nn.Module):
@@ -73,9 +73,9 @@ class Patches(torch.nn.Module):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_patches_to_linear(bias):
-    result = rewrite(Patches(bias=bias), (torch.randn(2, 3, 8, 6),), PatchesToLinear())
-    assert result.rewrites["patches-to-linear"] == 1
+def test_convert_patches_to_linears(bias):
+    result = rewrite(Patches(bias=bias), (torch.randn(2, 3, 8, 6),), ConvertPatchesToLinears())
+    assert result.rewrites["convert-patches-to-linears"] == 1
     assert highest_rank(result.after) == 4
     assert result.ops()["linear"] == 1
     assert result.error < 1e-6
@@ -83,27 +83,27 @@ def test_patches_to_linear(bias):
 
 @pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"dilation": 2}])
 def test_overlapping_or_padded_patches_are_left_alone(options):
-    result = rewrite(Patches((2, 2), **options), (torch.randn(2, 3, 8, 6),), PatchesToLinear())
-    assert result.rewrites["patches-to-linear"] == 0
+    result = rewrite(Patches((2, 2), **options), (torch.randn(2, 3, 8, 6),), ConvertPatchesToLinears())
+    assert result.rewrites["convert-patches-to-linears"] == 0
 
 
 def test_patches_that_leave_a_rest_are_left_alone():
-    result = rewrite(Patches((4, 4)), (torch.randn(2, 3, 9, 8),), PatchesToLinear())
-    assert result.rewrites["patches-to-linear"] == 0
+    result = rewrite(Patches((4, 4)), (torch.randn(2, 3, 9, 8),), ConvertPatchesToLinears())
+    assert result.rewrites["convert-patches-to-linears"] == 0
 
 
 @pytest.mark.parametrize(
     "product", [lambda m, x: torch.addmm(m.b, x[0], m.w), lambda m, x: x[0].mm(m.w), lambda m, x: x @ m.w]
 )
-def test_weights_to_linear(product):
+def test_convert_weights_to_linears(product):
     result = rewrite(
         Fn(product, w=torch.randn(16, 5), b=torch.randn(5)),
         (X,),
-        CanonicalReshapes(),
-        WeightsToLinear(),
+        CanonicalizeReshapes(),
+        ConvertWeightsToLinears(),
         FoldConstants(),
     )
-    assert result.rewrites["weights-to-linear"] == 1
+    assert result.rewrites["convert-weights-to-linears"] == 1
     assert result.ops()["linear"] == 1
     assert not {"addmm", "mm", "matmul", "permute"} & set(result.ops())
     (linear,) = (node for node in result.after.graph.nodes if node.target is torch.ops.aten.linear.default)
@@ -112,10 +112,10 @@ def test_weights_to_linear(product):
 
 
 def test_products_of_inputs_and_scaled_ones_are_left_alone():
-    result = rewrite(Fn(lambda _, x, w: x @ w), (X, torch.randn(16, 5)), WeightsToLinear())
-    assert result.rewrites["weights-to-linear"] == 0
+    result = rewrite(Fn(lambda _, x, w: x @ w), (X, torch.randn(16, 5)), ConvertWeightsToLinears())
+    assert result.rewrites["convert-weights-to-linears"] == 0
     scaled = Fn(lambda m, x: torch.addmm(m.b, x[0], m.w, alpha=2.0), w=torch.randn(16, 5), b=torch.randn(5))
-    assert rewrite(scaled, (X,), WeightsToLinear()).rewrites["weights-to-linear"] == 0
+    assert rewrite(scaled, (X,), ConvertWeightsToLinears()).rewrites["convert-weights-to-linears"] == 0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def fused(_, x):
 
 
 def test_merge_axes():
-    passes = (SplitToSlices(), CanonicalReshapes(), NormaliseDims(), MergeAxes(), CanonicalReshapes())
+    passes = (ConvertSplitsToSlices(), CanonicalizeReshapes(), NormalizeDims(), MergeAxes(), CanonicalizeReshapes())
     result = rewrite(Fn(fused), (X.reshape(2, 3, 32),), *passes)
     assert result.rewrites["merge-axes"] >= 3
     assert highest_rank(result.after) <= 4
@@ -159,7 +159,9 @@ def test_merge_axes():
 def test_permutations_of_five_axes(order):
     x = torch.randn(2, 3, 2, 3, 2)
     five = Fn(lambda _, x: x.reshape(2, 3, 2, 3, 2).permute(order).reshape(6, 12))
-    result = rewrite(five, (x.reshape(6, 12),), RemoveNoops(), CanonicalReshapes(), MergeAxes(), CanonicalReshapes())
+    result = rewrite(
+        five, (x.reshape(6, 12),), RemoveNoops(), CanonicalizeReshapes(), MergeAxes(), CanonicalizeReshapes()
+    )
     assert result.rewrites["merge-axes"] == 1
     assert highest_rank(result.after) <= 4
     assert result.error == 0
@@ -180,7 +182,7 @@ def test_up_to_four_dimensions_nothing_is_merged(rank):
 def test_look_ups_along_a_negative_axis_get_a_positive_one():
     index = torch.zeros(2, 6, 1, dtype=torch.long)
     model = Fn(lambda _, x, i: torch.gather(x, -1, i) + torch.index_select(x, -3, i[0, 0]).sum())
-    result = rewrite(model, (X, index), NormaliseDims())
+    result = rewrite(model, (X, index), NormalizeDims())
     kinds = (torch.ops.aten.gather.default, torch.ops.aten.index_select.default)
     axes = [[n.args[1] for n in each.graph.nodes if n.target in kinds] for each in (result.before, result.after)]
     assert axes == [[-1, -3], [2, 0]]
@@ -188,11 +190,12 @@ def test_look_ups_along_a_negative_axis_get_a_positive_one():
 
 
 def test_linears_of_four_axes_work_on_rows():
-    result = rewrite(torch.nn.Linear(4, 5), (torch.rand(2, 3, 6, 4),), FlatLinears(least_rank=4))
-    assert result.rewrites["flat-linears"] == 1
+    result = rewrite(torch.nn.Linear(4, 5), (torch.rand(2, 3, 6, 4),), FlattenLinears(least_rank=4))
+    assert result.rewrites["flatten-linears"] == 1
     assert result.error < 1e-6
     (linear,) = result.after.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
     assert linear.meta["val"].shape == (36, 5)
     assert (
-        rewrite(torch.nn.Linear(4, 5), (torch.rand(3, 6, 4),), FlatLinears(least_rank=4)).rewrites["flat-linears"] == 0
+        rewrite(torch.nn.Linear(4, 5), (torch.rand(3, 6, 4),), FlattenLinears(least_rank=4)).rewrites["flatten-linears"]
+        == 0
     )

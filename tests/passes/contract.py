@@ -80,7 +80,7 @@ def _pipeline(ir: Ir, max_labels: int | None) -> Iterator[Pass]:
     yield from pipelines.lift(trainable_fqns(discover(ir), "lora_B"))
     ir.set_outputs([(Output("loss", "loss"), ir.output_node("loss"))])
     ir.eliminate_dead_code()
-    ir.seal()
+    ir.lint()
     yield from pipelines.evaluate(max_labels)
     yield from pipelines.step(TwoSided(1), "gaussian", batch_of(ir))
     yield from pipelines.core()

@@ -151,7 +151,7 @@ def test_frequencies_that_follow_the_length_are_held(rope_type: str, known: int)
     rope: Any = model.rope
     attributes, buffer = set(rope.__dict__), rope.inv_freq
     program = mz.transform(model, inputs, loss=F.cross_entropy)
-    assert (program.history[0].name, program.history[0].rewrites) == ("settle-rope", 1)
+    assert (program.history[0].name, program.history[0].rewrites) == ("freeze-rope", 1)
     assert set(rope.__dict__) == attributes
     assert rope.inv_freq is buffer
     assert torch.equal(buffer, rope.original)

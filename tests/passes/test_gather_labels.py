@@ -21,7 +21,7 @@ class TestGatherLabels(PassContract):
 
     def test_it_fires(self) -> None:
         after = self.example().apply()
-        assert "mobizo.pick.default" in targets(after)
+        assert "mobizo.gather_rows.default" in targets(after)
         (loss,) = [n for n in after.graph.nodes if n.target is torch.ops.aten.cross_entropy_loss.default]
         scores: Any = loss.args[0]
         assert list(scores.meta["val"].shape) == [2, 4]

@@ -78,7 +78,7 @@ class TestHoistSelections(PassContract):
         model, inputs = Tiny(), sequences()
         program = mz.transform(model, inputs, loss=token_loss)
         mz.verify(program, model, inputs)
-        assert "mobizo.pick(%x" in str(program)
+        assert "mobizo.gather_rows(%x" in str(program)
 
     def test_a_boolean_mask_is_not_picked_by_a_product(self) -> None:
         class Masked(nn.Module):

@@ -62,7 +62,7 @@ def test_text_names_nodes_after_their_operators(compiled) -> None:
 def test_a_hoisted_selection_keeps_its_own_origin(compiled) -> None:
     """Labels are gathered where the loss is computed, however far up the selection has moved."""
     graph = compiled("llama-qv")[0].to_networkx()
-    picks = [a for _, a in graph.nodes(data=True) if a["op"] == "mobizo.pick"]
+    picks = [a for _, a in graph.nodes(data=True) if a["op"] == "mobizo.gather_rows"]
     assert picks
     assert {a["origin"] for a in picks} == {"base_model.model"}
 
@@ -70,10 +70,10 @@ def test_a_hoisted_selection_keeps_its_own_origin(compiled) -> None:
 def test_history_is_the_pipeline(compiled) -> None:
     program, _, _ = compiled("own-loss")
     assert [record.name for record in program.history] == [
-        "canonicalize", "fold-constants", "simplify-layouts", "canonical-products", "lift-adapter", "gather-labels",
-        "hoist-selections", "insert-mp-lora", "regroup-loss", "insert-noise", "expand-perturbations", "finish-step",
+        "canonicalize", "fold-constants", "simplify-layouts", "canonicalize-products", "lift-adapter", "gather-labels",
+        "hoist-selections", "insert-mp-lora", "regroup-loss", "insert-noise", "expand-perturbations", "append-update",
     ]  # fmt: skip
-    assert {record.name for record in program.history if not record.rewrites} == {"canonical-products"}
+    assert {record.name for record in program.history if not record.rewrites} == {"canonicalize-products"}
     assert program.history[-1].after == str(program)
 
 

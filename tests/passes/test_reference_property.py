@@ -249,7 +249,7 @@ class TestVerifyCatches:
         ir = program._methods[method]
         node = next(n for n in ir.graph.nodes if op in str(n.target))
         node.args = (*node.args[:at], value, *node.args[at + 1 :])
-        ir.seal()
+        ir.lint()
 
     def test_a_changed_scaling(self) -> None:
         program, model, inputs = self.program()
@@ -275,7 +275,7 @@ class TestVerifyCatches:
         ir.set_outputs(
             [(s, wrong if s.kind == "projected_gradients" else n) for s, n in zip(ir.outputs, nodes, strict=True)]
         )
-        ir.seal()
+        ir.lint()
         with pytest.raises(mz.VerificationFailed, match="projected gradient of query 0"):
             mz.verify(program, model, inputs)
 
@@ -287,7 +287,7 @@ class TestVerifyCatches:
         spec, _ = outputs[-1]
         outputs[-1] = (spec, ir.input("adapter", spec.name))
         ir.set_outputs(outputs)
-        ir.seal()
+        ir.lint()
         with pytest.raises(mz.VerificationFailed, match=f"site '{spec.name}'"):
             mz.verify(program, model, inputs, lr=1.0)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lowering.errors import OutputNotOurs
-from lowering.executorch_compat.marks import TAG
+from lowering.executorch_compat.tags import TAG
 from lowering.executorch_compat.weights import Weight, serialized
 from lowering.saving import check_output, save, staging
 from mobizo_cli import tokenizer_files

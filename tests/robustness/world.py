@@ -1,7 +1,7 @@
 """A directory with one file of every kind that the commands read, and what is done with it after each mutation.
 
 Nothing is compiled: the program is the one of version 0.1 in `tests/fixtures`, brought to format 2 (the version and the
-tokenizer's hashes in its manifest, and the seal). To have more files damaged, add a `Kind`.
+tokenizer's hashes in its manifest, and the footer). To have more files damaged, add a `Kind`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mobizo_cli.tokenizer_files import hashes
-from runtime_driver.format.seal import sealed
+from runtime_driver.format.footer import with_footer
 from tests.robustness.mutations import Damage, mutate, mutate_text
 
 FILES = Path(__file__).parents[1] / "fixtures" / "v0_1"
@@ -87,7 +87,7 @@ def build(root: Path) -> Path:
     (root / "old.pte").write_bytes(program)
     shutil.copy(FILES / "portable.jsonl", root / "old.jsonl")
     inside, manifest = _in_format_2(program)
-    (root / "model.pte").write_bytes(sealed(inside))
+    (root / "model.pte").write_bytes(with_footer(inside))
     (root / "model.json").write_text(json.dumps(manifest, indent=2))
     session = _session(root)
     _fit(session, root, "run.jsonl", STEPS, snapshot_every=8)

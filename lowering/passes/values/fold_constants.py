@@ -11,8 +11,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor, val
-from lowering.executorch_compat.marks import mark_like
 from lowering.executorch_compat.operators import is_functional
+from lowering.executorch_compat.tags import tag_like
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -43,7 +43,7 @@ class FoldConstants:
             for key, kept in node.meta.items():
                 if key != "val":
                     constant.meta.setdefault(key, kept)
-            mark_like(constant, _sources(editor, node))
+            tag_like(constant, _sources(editor, node))
             node.replace_all_uses_with(constant)
             rewrites += 1
         return rewrites

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lowering.editor import ProgramEditor
-from lowering.executorch_compat.marks import mark_like
+from lowering.executorch_compat.tags import tag_like
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ class SplitSharedWeights:
             if not editor.is_constant(weight) or len(weight.users) < 2 or editor.fqn_of(weight) in self.whole:
                 continue
             own = editor.constant(editor.constant_value(weight), "own_weight")
-            mark_like(own, [weight])
+            tag_like(own, [weight])
             node.replace_input_with(weight, own)
             rewrites += 1
         return rewrites

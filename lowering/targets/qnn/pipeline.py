@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from lowering.passes.base import LegalisationPass
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
+from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
+from lowering.passes.forms.convert_splits_to_slices import ConvertSplitsToSlices
 from lowering.passes.forms.copy_views import CopyViews
-from lowering.passes.forms.core_forms import CoreForms
-from lowering.passes.forms.equal_ranks import EqualRanks
-from lowering.passes.forms.expand_to_copies import ExpandToCopies
-from lowering.passes.forms.flat_linears import FlatLinears
-from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.equalize_ranks import EqualizeRanks
+from lowering.passes.forms.flatten_linears import FlattenLinears
+from lowering.passes.forms.lower_to_core_aten import LowerToCoreAten
+from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
-from lowering.passes.forms.split_to_slices import SplitToSlices
+from lowering.passes.layers.bound_masks import BoundMasks
+from lowering.passes.layers.convert_patches_to_linears import ConvertPatchesToLinears
+from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
+from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
 from lowering.passes.layers.decompose_activations import DecomposeActivations
 from lowering.passes.layers.decompose_attention import DecomposeAttention
-from lowering.passes.layers.finite_masks import FiniteMasks
+from lowering.passes.layers.fuse_norms import FuseNorms
 from lowering.passes.layers.group_repeated_heads import GroupRepeatedHeads
-from lowering.passes.layers.patches_to_linear import PatchesToLinear
-from lowering.passes.layers.products_to_bmm import ProductsToBmm
 from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
-from lowering.passes.layers.weights_to_linear import WeightsToLinear
-from lowering.passes.layers.whole_norms import WholeNorms
-from lowering.passes.values.float_scalars import FloatScalars
+from lowering.passes.values.convert_scalars_to_constants import ConvertScalarsToConstants
+from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
-from lowering.passes.values.scalars_to_constants import ScalarsToConstants
 
 
 def _passes(mask: float) -> tuple[LegalisationPass, ...]:
@@ -31,26 +31,26 @@ def _passes(mask: float) -> tuple[LegalisationPass, ...]:
     return (
         RemoveNoops(),
         FoldConstants(),
-        CoreForms(),
-        SplitToSlices(),
-        PatchesToLinear(),
-        CanonicalReshapes(),
+        LowerToCoreAten(),
+        ConvertSplitsToSlices(),
+        ConvertPatchesToLinears(),
+        CanonicalizeReshapes(),
         GroupRepeatedHeads(),
         DecomposeAttention(bias=mask),
-        FiniteMasks(mask),
-        WholeNorms(),
+        BoundMasks(mask),
+        FuseNorms(),
         DecomposeActivations(),
-        WeightsToLinear(),
-        ProductsToBmm(),
+        ConvertWeightsToLinears(),
+        ConvertProductsToBmm(),
         ScaleSmallerFactor(),
-        ExpandToCopies(),
-        NormaliseDims(),
-        FloatScalars(),
-        FlatLinears(),
-        ScalarsToConstants(),
-        EqualRanks(),
+        ConvertExpandsToCopies(),
+        NormalizeDims(),
+        ConvertScalarsToFloat(),
+        FlattenLinears(),
+        ConvertScalarsToConstants(),
+        EqualizeRanks(),
         FoldConstants(),
-        CanonicalReshapes(),
+        CanonicalizeReshapes(),
         RemoveNoops(),
     )
 

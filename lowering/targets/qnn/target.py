@@ -121,11 +121,11 @@ class QnnTarget(Target):
         return quantized_value_passes(program)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def quantizing_context(self) -> Iterator[None]:
         """Within, nothing is heard of what torchao and QNN's quantiser miss on this machine."""
-        from lowering.executorch_compat.qnn import quiet_loggers
+        from lowering.executorch_compat.qnn import only_warnings
 
-        with quiet_loggers(), captured_output(CapturedOutput()):
+        with only_warnings(), captured_output(CapturedOutput()):
             yield
 
     @property
@@ -140,15 +140,15 @@ class QnnTarget(Target):
         return HtpPartitioner(method, self._compile_specs())
 
     @contextmanager
-    def surroundings(self) -> Iterator[None]:
+    def lowering_context(self) -> Iterator[None]:
         """Within, ExecuTorch's QNN manager is up: it checks operators and compiles context binaries, unheard."""
         from executorch.backends.qualcomm.utils.qnn_manager_lifecycle import QnnManagerContext
 
-        from lowering.executorch_compat.qnn import quiet_loggers
+        from lowering.executorch_compat.qnn import only_warnings
 
         log = CapturedOutput()
         try:
-            with quiet_loggers(), captured_output(log), QnnManagerContext({"step": self._compile_specs()}):
+            with only_warnings(), captured_output(log), QnnManagerContext({"step": self._compile_specs()}):
                 yield
         except LoweringFailed as error:
             reason = "; ".join([error.reason, *log.lines("[ERROR]")])

@@ -27,10 +27,10 @@ from lowering.targets.partitions import (
     TIED,
     alone,
     downstream,
-    in_prologue,
-    prologue_of,
+    splitting_nodes,
     upstream,
     worthwhile,
+    would_split,
 )
 from lowering.targets.tied import parameter_of
 from lowering.targets.vulkan.operators import why_not
@@ -91,10 +91,10 @@ class GuardedPartitioner(Partitioner):
         graph = program.graph
         support = _Support(program, self.outside)
         supported = {node for node in graph.nodes if support.is_node_supported({}, node)}
-        prologue = prologue_of(graph, supported)
+        splitting = splitting_nodes(graph, supported)
         epilogue = _after_products(graph, supported) if self.force_fp16 else set()
         exact = _before_products(graph, supported) if self.force_fp16 else set()
-        support.left = prologue | epilogue | exact
+        support.left = splitting | epilogue | exact
         partitioner = CapabilityBasedPartitioner(program.graph_module, support, allows_single_node_partition=True)
         kept, _ = worthwhile(partitioner.propose_partitions(), self.min_flops)
         taken = {node for each in kept for node in each.nodes}
@@ -108,8 +108,8 @@ class GuardedPartitioner(Partitioner):
                     if node in exact
                     else _IN_EPILOGUE
                     if node in epilogue
-                    else in_prologue("Vulkan")
-                    if node in prologue
+                    else would_split("Vulkan")
+                    if node in splitting
                     else alone("Vulkan")
                 )
             self.reasons[node.name] = stated

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from lowering.passes.base import LegalisationPass
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
+from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
+from lowering.passes.forms.convert_splits_to_slices import ConvertSplitsToSlices
 from lowering.passes.forms.copy_views import CopyViews
-from lowering.passes.forms.core_forms import CoreForms
-from lowering.passes.forms.expand_to_copies import ExpandToCopies
-from lowering.passes.forms.flat_linears import FlatLinears
+from lowering.passes.forms.flatten_linears import FlattenLinears
+from lowering.passes.forms.lower_to_core_aten import LowerToCoreAten
 from lowering.passes.forms.merge_axes import MergeAxes
-from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.reduce_last_axis import ReduceLastAxis
 from lowering.passes.forms.remove_noops import RemoveNoops
-from lowering.passes.forms.split_to_slices import SplitToSlices
-from lowering.passes.layers.bounded_norms import BoundedNorms
+from lowering.passes.layers.bound_norms import BoundNorms
+from lowering.passes.layers.convert_gelu_to_exp import ConvertGeluToExp
+from lowering.passes.layers.convert_patches_to_linears import ConvertPatchesToLinears
+from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
+from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
 from lowering.passes.layers.decompose_activations import DecomposeActivations
 from lowering.passes.layers.decompose_attention import DecomposeAttention
 from lowering.passes.layers.decompose_norms import DecomposeNorms
-from lowering.passes.layers.gelu_to_exp import GeluToExp
 from lowering.passes.layers.group_repeated_heads import GroupRepeatedHeads
-from lowering.passes.layers.patches_to_linear import PatchesToLinear
-from lowering.passes.layers.products_to_bmm import ProductsToBmm
 from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
-from lowering.passes.layers.weights_to_linear import WeightsToLinear
-from lowering.passes.values.float_scalars import FloatScalars
+from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
 
 
@@ -33,30 +33,30 @@ def _passes(mask: float, norms: tuple[LegalisationPass, ...] = ()) -> tuple[Lega
     return (
         RemoveNoops(),
         FoldConstants(),
-        CoreForms(),
-        SplitToSlices(),
-        PatchesToLinear(),
-        CanonicalReshapes(),
+        LowerToCoreAten(),
+        ConvertSplitsToSlices(),
+        ConvertPatchesToLinears(),
+        CanonicalizeReshapes(),
         GroupRepeatedHeads(),
         DecomposeAttention(bias=mask),
         DecomposeNorms(),
         *norms,
         DecomposeActivations(),
-        GeluToExp(),
-        WeightsToLinear(),
-        ProductsToBmm(),
+        ConvertGeluToExp(),
+        ConvertWeightsToLinears(),
+        ConvertProductsToBmm(),
         ScaleSmallerFactor(),
-        ExpandToCopies(multiply_floats=False),
-        NormaliseDims(),
+        ConvertExpandsToCopies(multiply_floats=False),
+        NormalizeDims(),
         ReduceLastAxis(),
         MergeAxes(),
-        FlatLinears(least_rank=4),
-        FloatScalars(),
+        FlattenLinears(least_rank=4),
+        ConvertScalarsToFloat(),
         FoldConstants(),
-        CanonicalReshapes(),
+        CanonicalizeReshapes(),
         RemoveNoops(),
         CopyViews(),
     )
 
 
-PASSES = {"fp32": _passes(mask=1e9), "fp16": _passes(mask=3e4, norms=(BoundedNorms(),))}
+PASSES = {"fp32": _passes(mask=1e9), "fp16": _passes(mask=3e4, norms=(BoundNorms(),))}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from lowering.executorch_compat.vulkan import quiet_import
+from lowering.executorch_compat.vulkan import root_log_level_kept
 from lowering.targets.base import Target
 from lowering.targets.vulkan import BACKEND, NAME
 
@@ -46,13 +46,13 @@ class VulkanTarget(Target):
         return PASSES[self.precision]
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
-        with quiet_import():
+        with root_log_level_kept():
             from lowering.targets.vulkan.partitioner import GuardedPartitioner
 
         return GuardedPartitioner(force_fp16=self.precision == "fp16", outside=outside)
 
-    def surroundings(self) -> AbstractContextManager[None]:
-        with quiet_import():
+    def lowering_context(self) -> AbstractContextManager[None]:
+        with root_log_level_kept():
             from lowering.targets.vulkan.partitioner import tried_fusions_only
 
         return tried_fusions_only()

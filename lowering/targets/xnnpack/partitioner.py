@@ -16,7 +16,7 @@ from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
 from lowering.flops import operation_name, overload_name
 from lowering.report import Refusal
-from lowering.targets.partitions import MIN_FLOPS, TIED, alone, in_prologue, prologue_of, worthwhile, wrong_dtype
+from lowering.targets.partitions import MIN_FLOPS, TIED, alone, splitting_nodes, worthwhile, would_split, wrong_dtype
 from lowering.targets.tied import parameter_of
 
 _FLOAT = (torch.float32, torch.float16)
@@ -84,9 +84,9 @@ class ProductPartitioner(XnnpackPartitioner):
     def get_matched_nodes_from_configs(self, ep: ExportedProgram) -> list[list[Node]]:
         groups = super().get_matched_nodes_from_configs(ep)
         groups = [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
-        prologue = prologue_of(ep.graph, {node for group in groups for node in group})
-        self.reasons.update((node.name, in_prologue("XNNPACK")) for node in prologue)
-        return [group for group in groups if prologue.isdisjoint(group)]
+        splitting = splitting_nodes(ep.graph, {node for group in groups for node in group})
+        self.reasons.update((node.name, would_split("XNNPACK")) for node in splitting)
+        return [group for group in groups if splitting.isdisjoint(group)]
 
     def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
         return operation_name(node) == "linear" and parameter_of(ep, node.args[1]) in self.outside

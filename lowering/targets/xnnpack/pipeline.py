@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 from lowering.passes.base import LegalisationPass
-from lowering.passes.forms.canonical_reshapes import CanonicalReshapes
+from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
+from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
+from lowering.passes.forms.convert_splits_to_slices import ConvertSplitsToSlices
 from lowering.passes.forms.copy_views import CopyViews
-from lowering.passes.forms.core_forms import CoreForms
-from lowering.passes.forms.expand_to_copies import ExpandToCopies
-from lowering.passes.forms.normalise_dims import NormaliseDims
+from lowering.passes.forms.lower_to_core_aten import LowerToCoreAten
+from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
-from lowering.passes.forms.split_to_slices import SplitToSlices
+from lowering.passes.layers.convert_means_to_linears import ConvertMeansToLinears
+from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
+from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
 from lowering.passes.layers.decompose_activations import DecomposeActivations
 from lowering.passes.layers.decompose_attention import DecomposeAttention
 from lowering.passes.layers.decompose_norms import DecomposeNorms
 from lowering.passes.layers.group_repeated_heads import GroupRepeatedHeads
-from lowering.passes.layers.mean_to_linear import MeanToLinear
-from lowering.passes.layers.products_to_bmm import ProductsToBmm
 from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
-from lowering.passes.layers.weights_to_linear import WeightsToLinear
-from lowering.passes.values.float_scalars import FloatScalars
+from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
 
 PASSES: tuple[LegalisationPass, ...] = (
     RemoveNoops(),
     FoldConstants(),
-    CoreForms(),
-    SplitToSlices(),
-    CanonicalReshapes(),
+    LowerToCoreAten(),
+    ConvertSplitsToSlices(),
+    CanonicalizeReshapes(),
     GroupRepeatedHeads(),
     DecomposeAttention(),
     DecomposeNorms(),
-    MeanToLinear(),
+    ConvertMeansToLinears(),
     DecomposeActivations(),
-    WeightsToLinear(),
-    ProductsToBmm(),
+    ConvertWeightsToLinears(),
+    ConvertProductsToBmm(),
     ScaleSmallerFactor(),
-    ExpandToCopies(),
-    NormaliseDims(),
-    FloatScalars(),
+    ConvertExpandsToCopies(),
+    NormalizeDims(),
+    ConvertScalarsToFloat(),
     FoldConstants(),
-    CanonicalReshapes(),
+    CanonicalizeReshapes(),
     RemoveNoops(),
     CopyViews(),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from mobizo_passes.errors import InputError
-from mobizo_passes.passes import ExpandPerturbations, FinishStep, InsertNoise, Pass
+from mobizo_passes.passes import AppendUpdate, ExpandPerturbations, InsertNoise, Pass
 from mobizo_passes.zo.scheme import Scheme, register, registered, registered_kinds, unregister
 
 
@@ -28,11 +28,11 @@ class Estimator(Scheme):
 
     def step_passes(self, noise: str) -> tuple[Pass, ...]:
         """Return the passes that turn one loss per group, of one group yet, into the readable training step."""
-        return (InsertNoise(self.queries, noise), ExpandPerturbations(self), FinishStep(self))
+        return (InsertNoise(self.queries, noise), ExpandPerturbations(self), AppendUpdate(self))
 
     def apply_passes(self, noise: str) -> tuple[Pass, ...]:
         """Return the passes that turn adapter and projected gradients into the new adapter."""
-        return (InsertNoise(self.queries, noise), FinishStep(self))
+        return (InsertNoise(self.queries, noise), AppendUpdate(self))
 
 
 E = TypeVar("E", bound=type[Estimator])

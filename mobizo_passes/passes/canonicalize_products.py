@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class CanonicalProducts(Pass):
+class CanonicalizeProducts(Pass):
     """Bring products with a stored matrix to the form `matmul(x, w)`, whichever way `einsum` or the user wrote them.
 
     A batched product with a batch of one, a product of folded rows that are unfolded at once, a product from the left
@@ -28,7 +28,7 @@ class CanonicalProducts(Pass):
     AFTER   %y: f32[2, 5, 3] = aten.matmul(%x, %a)                                            %x: f32[2, 5, 6]
     """
 
-    name: ClassVar[str] = "canonical-products"
+    name: ClassVar[str] = "canonicalize-products"
     requires: ClassVar[str] = "a functional graph with simplified layouts"
     ensures: ClassVar[str] = "no bmm of one stored matrix; no stored matrix on the left of transposed values"
 

@@ -25,12 +25,12 @@ from runtime_driver import (
 )
 from runtime_driver import program as program_module
 from runtime_driver.format import ManifestError
-from runtime_driver.format.seal import (
+from runtime_driver.format.footer import (
     FOOTER_BYTES,
-    SealError,
-    check_seal,
-    sealed,
-    write_sealed,
+    FooterError,
+    check_footer,
+    with_footer,
+    write_with_footer,
 )
 from tests.driver import tiny
 from tests.driver.command import Cli, fails
@@ -72,7 +72,7 @@ def test_no_flipped_bit_reaches_the_runtime(pte: Path):
         lambda data: data[:-FOOTER_BYTES] + b"more" + data[-FOOTER_BYTES:],
         lambda data: data + data[-FOOTER_BYTES:],
     ],
-    ids=["no seal", "a byte less", "a byte more", "zeros at the end", "bytes before the seal", "two seals"],
+    ids=["no footer", "a byte less", "a byte more", "zeros at the end", "bytes before the footer", "two footers"],
 )
 def test_damage_around_the_seal(pte: Path, change):
     pte.write_bytes(change(pte.read_bytes()))
@@ -85,7 +85,7 @@ def test_a_seal_of_a_later_version(pte: Path):
     data = bytearray(pte.read_bytes())
     data[-12:-8] = struct.pack("<I", 2)
     pte.write_bytes(data)
-    with pytest.raises(ProgramFileError, match="its seal is of version 2, this release knows version 1"):
+    with pytest.raises(ProgramFileError, match="its footer is of version 2, this release knows version 1"):
         Session(pte)
 
 
@@ -95,18 +95,18 @@ def test_an_unverified_program_is_opened_as_it_is(pte: Path):
 
 
 def with_text(path: Path, old: bytes, new: bytes) -> bytes:
-    """The sealed program with another text of the same length in its manifest; written, and given back unsealed."""
+    """Write the program with another text of the same length in its manifest; return its bytes without the footer."""
     program = path.read_bytes()[:-FOOTER_BYTES]
     assert program.count(old) == 1
     assert len(old) == len(new)
     changed = program.replace(old, new)
-    path.write_bytes(sealed(changed))
+    path.write_bytes(with_footer(changed))
     return changed
 
 
 def test_format_1_has_no_seal_and_that_is_said_once(pte: Path):
     program = with_text(pte, b'"format_version": 2', b'"format_version": 1')
-    Session(pte)  # sealed all the same: there is nothing to say
+    Session(pte)  # a footer of its own: there is nothing to say
     pte.write_bytes(program)
     with pytest.warns(UnprovenWarning, match="written in format 1") as told:
         Session(pte).fit(tiny.make_batches(1), 2, **RUN)
@@ -115,8 +115,8 @@ def test_format_1_has_no_seal_and_that_is_said_once(pte: Path):
 
 def test_what_was_sealed_is_what_was_written():
     buffer = io.BytesIO()
-    found = write_sealed(buffer, lambda file: [file.write(b"a" * 3_000_000), file.write(b"b")])
-    assert buffer.getvalue() == sealed(b"a" * 3_000_000 + b"b")
+    found = write_with_footer(buffer, lambda file: [file.write(b"a" * 3_000_000), file.write(b"b")])
+    assert buffer.getvalue() == with_footer(b"a" * 3_000_000 + b"b")
     assert found.bytes == len(buffer.getvalue())
 
 
@@ -126,15 +126,15 @@ def test_checking_a_seal(tmp_path: Path, content: bytes):
         (tmp_path / "file").write_bytes(data)
         descriptor = os.open(tmp_path / "file", os.O_RDONLY)
         try:
-            return check_seal(descriptor)
+            return check_footer(descriptor)
         finally:
             os.close(descriptor)
 
-    assert not check(content).sealed
-    assert check(sealed(content)).sealed
+    assert not check(content).has_footer
+    assert check(with_footer(content)).has_footer
     if content:
-        with pytest.raises(SealError, match="expected SHA-256"):
-            check(sealed(content).replace(b"a", b"b", 1))
+        with pytest.raises(FooterError, match="expected SHA-256"):
+            check(with_footer(content).replace(b"a", b"b", 1))
 
 
 def test_the_manifest_beside_a_program_knows_its_hash(pte: Path):
@@ -187,7 +187,7 @@ def test_weights_that_change_under_a_session_are_noticed(tmp_path: Path, change)
 
 def test_no_verify_on_the_command_line(pte: Path, cli: Cli):
     pte.write_bytes(pte.read_bytes()[:-FOOTER_BYTES])
-    fails(cli("export-adapter", pte, "-o", "out"), "damaged: the seal at its end is missing")
+    fails(cli("export-adapter", pte, "-o", "out"), "damaged: the footer at its end is missing")
     assert cli("export-adapter", pte, "-o", "out", "--no-verify").code == 0
     fails(cli("inspect", pte), "damaged")
     assert cli("inspect", pte, "--no-verify").code == 0

@@ -29,7 +29,7 @@ _SOFTMAXES: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class CoreForms:
+class LowerToCoreAten:
     """Python-operator and composite overloads become the core operators that they call.
 
     BEFORE  c = __and__(a: bool[B,1,T,T], b);  p = softmax(x: f32[B,C], -1);  y = __rshift__(i: i64[n], 16)
@@ -41,7 +41,7 @@ class CoreForms:
     ExecuTorch's runtime has no kernels for the former, and with the latter it need not decompose the program at all.
     """
 
-    name: str = "core-forms"
+    name: str = "lower-to-core-aten"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

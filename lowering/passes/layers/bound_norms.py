@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from lowering.editor import ProgramEditor, shape_of
-from lowering.passes.layers.whole_norms import written_out
+from lowering.passes.layers.fuse_norms import written_out
 
 aten = torch.ops.aten
 
@@ -20,7 +20,7 @@ _TINY = 1e-4
 
 
 @dataclass(frozen=True)
-class BoundedNorms:
+class BoundNorms:
     """An RMS norm written out divides each row by its size before it squares.
 
     BEFORE  y = x * rsqrt(mean(x * x, -1) + eps)                                                     x: f32[N,T,d]
@@ -32,7 +32,7 @@ class BoundedNorms:
     after `decompose-norms`, whose rows are centred there.
     """
 
-    name: str = "bounded-norms"
+    name: str = "bound-norms"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -24,7 +24,7 @@ _BROADCASTING = (
 
 
 @dataclass(frozen=True)
-class EqualRanks:
+class EqualizeRanks:
     """A float operand with fewer axes than the result gets leading axes of extent 1; what broadcasting does anyway.
 
     BEFORE  y = add(x: f32[B,T,d], b: f32[d])
@@ -33,7 +33,7 @@ class EqualRanks:
     QNN aligns the axes of operands only when all have the same number of them. Reshapes of constants are then folded.
     """
 
-    name: str = "equal-ranks"
+    name: str = "equalize-ranks"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

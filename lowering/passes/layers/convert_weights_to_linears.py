@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class WeightsToLinear:
+class ConvertWeightsToLinears:
     """`addmm`, `mm` and `matmul` with a constant matrix on the right become `linear`, the matrix turned here, once.
 
     BEFORE  y = addmm(b: f32[o], x: f32[n,i], w: f32[i,o])                       w a weight, stored [in, out] as GPT-2's
@@ -23,7 +23,7 @@ class WeightsToLinear:
     right. `addmm` with factors is left alone.
     """
 
-    name: str = "weights-to-linear"
+    name: str = "convert-weights-to-linears"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -1,4 +1,4 @@
-"""The mark of constants that are stored outside of the program."""
+"""The tag of constants that are stored outside of the program."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ TAG = "weights"
 _CUSTOM, _KEY = "custom", "delegate_constant_tag"
 
 
-def mark(node: Node) -> None:
+def tag(node: Node) -> None:
     """The constant behind `node` goes to the weights file."""
     node.meta[_CUSTOM] = {**node.meta.get(_CUSTOM, {}), _KEY: TAG}
 
 
-def unmark(node: Node) -> None:
+def untag(node: Node) -> None:
     """The constant behind `node` stays in the program."""
     node.meta[_CUSTOM] = {key: value for key, value in node.meta.get(_CUSTOM, {}).items() if key != _KEY}
 
 
-def is_marked(node: Node) -> bool:
+def is_tagged(node: Node) -> bool:
     """Whether the constant behind `node` goes to the weights file."""
     return node.meta.get(_CUSTOM, {}).get(_KEY) == TAG
 
 
-def mark_like(node: Node, sources: Iterable[Node]) -> None:
-    """Mark a constant that was computed from marked ones alone and is as large as the largest of them.
+def tag_like(node: Node, sources: Iterable[Node]) -> None:
+    """Tag a constant that was computed from tagged ones alone and is as large as the largest of them.
 
     A transposed weight is a weight; a table spun from frequencies, or cut to a length, is the program's own.
     """
     origins = list(sources)
     size = max((each.meta["val"].nbytes for each in origins), default=-1)
-    if node.meta["val"].nbytes == size and all(is_marked(each) for each in origins):
-        mark(node)
+    if node.meta["val"].nbytes == size and all(is_tagged(each) for each in origins):
+        tag(node)

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class FlatLinears:
+class FlattenLinears:
     """`linear` on a tensor of rank `least_rank` or more works on its rows.
 
     BEFORE  y = linear(x: f32[N,T,d], w: f32[o,d])
@@ -26,7 +26,7 @@ class FlatLinears:
 
     least_rank: int = 3
 
-    name: str = "flat-linears"
+    name: str = "flatten-linears"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -34,7 +34,7 @@ _FILLS: dict[Any, int] = {
 
 
 @dataclass(frozen=True)
-class FiniteMasks:
+class BoundMasks:
     """What a mask adds to scores, or puts in their place, before a softmax is at least `-bound`.
 
     BEFORE  p = _softmax(add(s: f32[N,H,T,S], mask: f32[1,1,T,S] of 0 and -3.4e38), 3)
@@ -48,7 +48,7 @@ class FiniteMasks:
     """
 
     bound: float = 30_000.0
-    name: str = "finite-masks"
+    name: str = "bound-masks"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -19,7 +19,7 @@ _COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.2548295
 
 
 @dataclass(frozen=True)
-class GeluToExp:
+class ConvertGeluToExp:
     """Exact `gelu` becomes a polynomial times an exponential.
 
     BEFORE  y = gelu(x)                                                        x * normal_cdf(x)
@@ -29,7 +29,7 @@ class GeluToExp:
     most 1e-7 * |x|. The tanh form itself is left to `DecomposeActivations`.
     """
 
-    name: str = "gelu-to-exp"
+    name: str = "convert-gelu-to-exp"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

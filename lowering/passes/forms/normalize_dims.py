@@ -25,7 +25,7 @@ _DIM_AT = {
 
 
 @dataclass(frozen=True)
-class NormaliseDims:
+class NormalizeDims:
     """Positive axes and bounded slices; `transpose` becomes `permute`.
 
     BEFORE  cat([a, b], -1); slice(x: f32[B,T,64], 2, 32, 9223372036854775807); transpose(y: f32[B,T,H,d], 1, 2)
@@ -34,7 +34,7 @@ class NormaliseDims:
     Nothing computes differently; delegates that read axes literally (XNNPACK's softmax and slice, QNN) are spared.
     """
 
-    name: str = "normalise-dims"
+    name: str = "normalize-dims"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

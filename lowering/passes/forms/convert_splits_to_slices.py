@@ -24,7 +24,7 @@ _SPLITS = (
 
 
 @dataclass(frozen=True)
-class SplitToSlices:
+class ConvertSplitsToSlices:
     """`split`, `chunk` and `unbind` become one `slice` for each piece that is used.
 
     BEFORE  p = split(x: f32[B,T,3*d], d, 2);  q = p[0];  k = p[1]
@@ -33,7 +33,7 @@ class SplitToSlices:
     A node with several results is one more kind of node for each delegate to know; slices all of them have.
     """
 
-    name: str = "split-to-slices"
+    name: str = "convert-splits-to-slices"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

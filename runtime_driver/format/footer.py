@@ -1,4 +1,4 @@
-"""The seal of a program file: a footer with the SHA-256 of everything before it.
+"""The footer of a program file, with the SHA-256 of everything before it.
 
 ExecuTorch finds what it reads by offsets from the file's start, so it never sees the footer. Both sides know it:
 `lowering` writes it, the driver checks it before the runtime sees the file.
@@ -16,24 +16,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-SEAL_VERSION = 1
+FOOTER_VERSION = 1
 _MAGIC = b"\x89MOBIZO\n"
 _FOOTER = struct.Struct("<32sQI8s")
 FOOTER_BYTES = _FOOTER.size
 _CHUNK = 1 << 20
 
 
-class SealError(ValueError):
-    """A sealed file that is not what its seal says."""
+class FooterError(ValueError):
+    """A file that is not what its footer says."""
 
 
 @dataclass(frozen=True)
 class FileHash:
-    """Size and SHA-256 of a whole file, footer included; ``sealed``: whether it has a footer, which is then right."""
+    """Size and SHA-256 of a whole file, footer included; ``has_footer``: it has one, which is right."""
 
     bytes: int
     sha256: str
-    sealed: bool = True
+    has_footer: bool = True
 
 
 class _Hashing:
@@ -51,26 +51,26 @@ class _Hashing:
         return len(data)
 
 
-def write_sealed(file: BinaryIO, write: Callable[[BinaryIO], object]) -> FileHash:
+def write_with_footer(file: BinaryIO, write: Callable[[BinaryIO], object]) -> FileHash:
     """Let ``write`` write a program to ``file``, then the footer; the hash of the whole."""
     hashing = _Hashing(file)
     write(cast("BinaryIO", hashing))
-    hashing.write(_FOOTER.pack(hashing.digest.digest(), hashing.bytes, SEAL_VERSION, _MAGIC))
+    hashing.write(_FOOTER.pack(hashing.digest.digest(), hashing.bytes, FOOTER_VERSION, _MAGIC))
     return FileHash(hashing.bytes, hashing.digest.hexdigest())
 
 
-def sealed(program: bytes) -> bytes:
+def with_footer(program: bytes) -> bytes:
     """A program's bytes with the footer."""
     buffer = io.BytesIO()
-    write_sealed(buffer, lambda file: file.write(program))
+    write_with_footer(buffer, lambda file: file.write(program))
     return buffer.getvalue()
 
 
-def check_seal(descriptor: int) -> FileHash:
+def check_footer(descriptor: int) -> FileHash:
     """Read a file once, in chunks, and check its footer if it has one.
 
     Raises:
-        SealError: the bytes are not those that were sealed, or the footer is of a version that this release does not
+        FooterError: the bytes are not those that were written, or the footer is of a version that this release does not
             know.
         OSError: the file cannot be read.
     """
@@ -80,14 +80,14 @@ def check_seal(descriptor: int) -> FileHash:
     expected: bytes | None = None
     if len(footer) == FOOTER_BYTES and footer.endswith(_MAGIC):
         expected, covered, version, _ = _FOOTER.unpack(footer)
-        if version != SEAL_VERSION:
-            raise SealError(f"its seal is of version {version}, this release knows version {SEAL_VERSION}")
+        if version != FOOTER_VERSION:
+            raise FooterError(f"its footer is of version {version}, this release knows version {FOOTER_VERSION}")
         if covered != head:
-            raise SealError(f"its seal covers {covered} bytes, but {head} come before it")
+            raise FooterError(f"its footer covers {covered} bytes, but {head} come before it")
     digest = hashlib.sha256()
     _read(descriptor, head, digest)
     if expected is not None and digest.digest() != expected:
-        raise SealError(f"expected SHA-256 {expected.hex()}, found {digest.hexdigest()}")
+        raise FooterError(f"expected SHA-256 {expected.hex()}, found {digest.hexdigest()}")
     digest.update(footer)
     return FileHash(size, digest.hexdigest(), expected is not None)
 
@@ -98,6 +98,6 @@ def _read(descriptor: int, size: int, digest: hashlib._Hash) -> None:
     while place < size:
         count = os.preadv(descriptor, [chunk[: min(_CHUNK, size - place)]], place)
         if count == 0:
-            raise SealError(f"the file ended after {place} of {size} bytes while it was read")
+            raise FooterError(f"the file ended after {place} of {size} bytes while it was read")
         digest.update(chunk[:count])
         place += count

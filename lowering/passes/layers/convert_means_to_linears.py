@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class MeanToLinear:
+class ConvertMeansToLinears:
     """`mean` (or `sum`) over the last axis becomes `linear` with one constant output row.
 
     BEFORE  m = mean(x: f32[B,T,d], [-1], keepdim=True)                       f32[B,T,1]
@@ -25,7 +25,7 @@ class MeanToLinear:
     """
 
     min_size: int = 8
-    name: str = "mean-to-linear"
+    name: str = "convert-means-to-linears"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class PatchesToLinear:
+class ConvertPatchesToLinears:
     """A `conv2d` whose stride is its kernel becomes a `linear` over the patches' pixels, in at most 4 dimensions.
 
     BEFORE  y = conv2d(x: f32[B,C,H*p,W*p], w: f32[o,C,p,p], b, stride=[p,p])                       f32[B,o,H,W]
@@ -26,7 +26,7 @@ class PatchesToLinear:
     are left alone.
     """
 
-    name: str = "patches-to-linear"
+    name: str = "convert-patches-to-linears"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.passes.layers.bounded_norms import BoundedNorms
+from lowering.passes.layers.bound_norms import BoundNorms
 from lowering.passes.layers.decompose_norms import DecomposeNorms
 from tests.lowering.passkit import Fn, rewrite
 
@@ -21,12 +21,12 @@ def rms(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def bounded(result: Any) -> int:
-    return result.rewrites["bounded-norms"]
+    return result.rewrites["bound-norms"]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_a_norm_written_out_keeps_its_numbers(scale: float):
-    result = rewrite(Fn(lambda m, x: rms(x) * m.w, w=WEIGHT), (X * scale,), BoundedNorms())
+    result = rewrite(Fn(lambda m, x: rms(x) * m.w, w=WEIGHT), (X * scale,), BoundNorms())
     assert bounded(result) == 1
     # Two more roundings of float32, and 1e-4 beside a row's mean size in a term that vanishes beside the others.
     assert result.error < 1e-5
@@ -35,7 +35,7 @@ def test_a_norm_written_out_keeps_its_numbers(scale: float):
 
 @pytest.mark.parametrize("norm", [torch.nn.RMSNorm(48), torch.nn.LayerNorm(48)])
 def test_norms_taken_apart_before_are_bounded_too(norm: torch.nn.Module):
-    result = rewrite(norm, (X + 3,), DecomposeNorms(), BoundedNorms())
+    result = rewrite(norm, (X + 3,), DecomposeNorms(), BoundNorms())
     assert bounded(result) == 1
     assert result.error < 1e-5
 
@@ -49,7 +49,7 @@ def test_norms_taken_apart_before_are_bounded_too(norm: torch.nn.Module):
     ],
 )
 def test_other_products_are_left_alone(norm: Any):
-    assert bounded(rewrite(Fn(lambda _, x: norm(x)), (X,), BoundedNorms())) == 0
+    assert bounded(rewrite(Fn(lambda _, x: norm(x)), (X,), BoundNorms())) == 0
 
 
 @pytest.mark.parametrize("largest", [1.0, 300.0, 24_000.0])
@@ -58,7 +58,7 @@ def test_in_halves_large_rows_are_what_they_are_in_floats(largest: float):
     x = torch.randn(6, 576, generator=torch.Generator().manual_seed(2)) * min(largest, 50.0)
     x[:, 7] = largest
     exact = rms(x.half().double())
-    result = rewrite(Fn(lambda _, x: rms(x)), (x,), BoundedNorms())
+    result = rewrite(Fn(lambda _, x: rms(x)), (x,), BoundNorms())
     found = in_halves(result.after, x)
     # A half has 11 bits; each of some eight roundings is an error of up to 2 ** -11.
     assert float((found - exact).abs().max() / exact.abs().max()) < 8 * 2**-11
@@ -68,7 +68,7 @@ def test_in_halves_large_rows_are_what_they_are_in_floats(largest: float):
 
 @pytest.mark.parametrize("row", [torch.zeros(1, 48), torch.full((1, 48), 1e-6)])
 def test_rows_of_nothing_stay_small_and_finite(row: Tensor):
-    result = rewrite(Fn(lambda _, x: rms(x)), (row + 0.0,), BoundedNorms())
+    result = rewrite(Fn(lambda _, x: rms(x)), (row + 0.0,), BoundNorms())
     assert float(in_halves(result.after, row).abs().max()) < 1e-2
 
 

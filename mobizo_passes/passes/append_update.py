@@ -17,7 +17,7 @@ mobizo = torch.ops.mobizo
 
 
 @dataclass(frozen=True)
-class FinishStep(Pass):
+class AppendUpdate(Pass):
     """Turn losses per group into projected gradients and a new adapter (paper, eq. 1 and 2).
 
     The projected gradients that the step returns are normalised already if the estimator asks for it: the update, and
@@ -29,7 +29,7 @@ class FinishStep(Pass):
             return (%loss: f32[], %losses: f32[8], %g: f32[4], %n: f32[576, 16], ...)
     """
 
-    name: ClassVar[str] = "finish-step"
+    name: ClassVar[str] = "append-update"
     requires: ClassVar[str] = "a losses output, or projected gradients as an input; noise nodes"
     ensures: ClassVar[str] = "a new adapter output per adapter input, in the same order"
 

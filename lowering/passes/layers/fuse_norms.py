@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class WholeNorms:
+class FuseNorms:
     """An RMS norm written out becomes `rms_norm`; both norms work on rows and have constant weights.
 
     BEFORE  y = x * rsqrt(mean(x * x, -1, keepdim) + eps)                  x: f32[N,T,d]; or pow(x, 2)
@@ -30,7 +30,7 @@ class WholeNorms:
     on. A norm over more than the last axis, or with a weight that is not constant, is left alone.
     """
 
-    name: str = "whole-norms"
+    name: str = "fuse-norms"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -22,7 +22,7 @@ _SCALAR_FORMS: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class ScalarsToConstants:
+class ConvertScalarsToConstants:
     """The number in `x * 2`, `1 - x` or `x ** 1.5` becomes a one-element tensor of x's rank, shared by equal uses.
 
     BEFORE  y = mul(x: f32[B,T,d], 2.0)
@@ -32,7 +32,7 @@ class ScalarsToConstants:
     are the step's scalars, and stay outside of the delegate. `add` and `sub` with an `alpha` are left alone too.
     """
 
-    name: str = "scalars-to-constants"
+    name: str = "convert-scalars-to-constants"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

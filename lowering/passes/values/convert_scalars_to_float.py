@@ -14,7 +14,7 @@ _ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tenso
 
 
 @dataclass(frozen=True)
-class FloatScalars:
+class ConvertScalarsToFloat:
     """Python ints in float arithmetic become floats.
 
     BEFORE  y = div(x: f32[q], 4)
@@ -23,7 +23,7 @@ class FloatScalars:
     ExecuTorch turns a scalar into a tensor of its own type, so an int costs an int64 constant and a cast at each call.
     """
 
-    name: str = "float-scalars"
+    name: str = "convert-scalars-to-float"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

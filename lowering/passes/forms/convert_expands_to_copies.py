@@ -27,7 +27,7 @@ _BROADCASTING = (
 
 
 @dataclass(frozen=True)
-class ExpandToCopies:
+class ConvertExpandsToCopies:
     """An `expand` that broadcasting makes needless goes; one that copies along an axis becomes `mul` or `cat`.
 
     BEFORE  z = add(a: f32[P,B,d], expand(b: f32[1,B,d], [P,B,d]))
@@ -46,7 +46,7 @@ class ExpandToCopies:
 
     multiply_floats: bool = True
     max_copies: int = 64
-    name: str = "expand-to-copies"
+    name: str = "convert-expands-to-copies"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

@@ -1,4 +1,4 @@
-"""Pass canonical-products."""
+"""Pass canonicalize-products."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def products(stage: Stage) -> list[str]:
 
 
 class TestCanonicalProducts(PassContract):
-    kind = passes.CanonicalProducts
+    kind = passes.CanonicalizeProducts
 
     def stage(self, body) -> Stage:
         return before(self.kind, WithMatrix(body), sequences(), token_loss)

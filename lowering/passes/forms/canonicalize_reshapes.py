@@ -25,7 +25,7 @@ _RESHAPES = (
 
 
 @dataclass(frozen=True)
-class CanonicalReshapes:
+class CanonicalizeReshapes:
     """Views, unsqueezes, squeezes and flattens become `reshape`; `select` becomes `slice` + `reshape`.
 
     BEFORE  u = unsqueeze(x: f32[B,T,d], 1); v = view(u, [B, T, -1])
@@ -38,7 +38,7 @@ class CanonicalReshapes:
     collapse. `reshape` (unlike `view`) asks nothing of strides, so later passes may change the producer.
     """
 
-    name: str = "canonical-reshapes"
+    name: str = "canonicalize-reshapes"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0

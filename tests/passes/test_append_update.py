@@ -1,4 +1,4 @@
-"""FinishStep: losses to projected gradients and a new adapter."""
+"""AppendUpdate: losses to projected gradients and a new adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.passes.contract import PassContract, Stage, Tiny, before, rows
 
 
 class TestFinishStep(PassContract):
-    kind = passes.FinishStep
+    kind = passes.AppendUpdate
 
     def example(self) -> Stage:
         return before(self.kind, Tiny(), rows())
@@ -50,11 +50,11 @@ class TestFinishStep(PassContract):
 
     def test_normalisation_stands_in_the_graph(self, golden: Callable[[str, str], None]) -> None:
         stage = self.example()
-        one = passes.FinishStep(mz.TwoSided(1, normalize="std"))
+        one = passes.AppendUpdate(mz.TwoSided(1, normalize="std"))
         ir = stage.ir.clone()
         assert one(ir) == 1
         assert one(ir) == 0
-        golden("finish_step_std", to_text(ir))
+        golden("append_update_std", to_text(ir))
 
     def test_given_gradients_are_used_as_they_are(self) -> None:
         program = mz.transform(Tiny(), rows(), loss=F.cross_entropy, estimator=mz.TwoSided(1))
@@ -89,4 +89,4 @@ class TestFinishStep(PassContract):
     def test_missing_noise_is_an_error(self) -> None:
         stage = before(passes.InsertNoise, Tiny(), rows())
         with pytest.raises(KeyError, match="eps"):
-            passes.FinishStep(mz.TwoSided(1))(stage.ir)
+            passes.AppendUpdate(mz.TwoSided(1))(stage.ir)

@@ -33,7 +33,7 @@ ALONE = "its output is not added to another path"
 Scalings = list[float | None]
 
 
-class Walks:
+class Tracer:
     """A graph with the set of nodes that depend on the batch."""
 
     def __init__(self, ir: Ir) -> None:

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class ProductsToBmm:
+class ConvertProductsToBmm:
     """`linear`, `mm` and `matmul` whose right factor is computed (an adapter, not a weight) become `bmm`.
 
     BEFORE  y = linear(h: f32[B,T,r], B: f32[o,r])           B an input
@@ -28,7 +28,7 @@ class ProductsToBmm:
     factors at run time. Products with weights are left alone, as are broadcasting matmuls.
     """
 
-    name: str = "products-to-bmm"
+    name: str = "convert-products-to-bmm"
 
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0
