@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from lowering.editor import ProgramEditor, argument, is_float, positive_dim, shape_of, val
-from lowering.flops import flops_of
+from mobizo_passes.graph.flops import node_flops
 
 aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ class ReduceLastAxis:
 def _ahead_of_products(editor: ProgramEditor) -> set[Node]:
     ahead: set[Node] = set()
     for node in reversed(editor.graph.nodes):
-        if any(user in ahead or flops_of(user) for user in node.users):
+        if any(user in ahead or node_flops(user) for user in node.users):
             ahead.add(node)
     return ahead
 

@@ -11,8 +11,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lowering.editor import ProgramEditor, val
-from lowering.executorch_compat.operators import is_functional
 from lowering.executorch_compat.tags import tag_like
+from mobizo_passes.graph.operators import is_functional
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
