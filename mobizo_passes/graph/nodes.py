@@ -42,14 +42,14 @@ def arguments(node: Node) -> Arguments:
 
 
 def named(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for `target` by the names of its schema, defaults included; what is required but missing is left out."""
+    """Arguments for `target` by the names of its schema, defaults included; a missing one is left out."""
     signature = _signature(target)
     given = {**dict(zip(signature, args, strict=False)), **kwargs}
     values = {name: given.get(name, default) for name, default in signature.items()}
     return {name: value for name, value in values.items() if value is not _REQUIRED}
 
 
-def set_arguments(node: Node, **values: Any) -> None:
+def set_arguments(node: Node, /, **values: Any) -> None:
     """Change arguments by name; one that was left out becomes a keyword, unless it is set to its default."""
     args, kwargs, signature = list(node.args), dict(node.kwargs), _signature(node.target)
     for name, value in values.items():

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float, positive_dim, shape_of, val
+from lowering.editor import ProgramEditor
 from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.nodes import arguments, is_float, positive_dim, shape_of, val
 
 aten = torch.ops.aten
 
@@ -52,7 +53,7 @@ def _ahead_of_products(editor: ProgramEditor) -> set[Node]:
 
 
 def _dims(node: Node) -> list[int]:
-    given = argument(node, 1, "dim") or []
+    given = arguments(node).dim or []
     return sorted(positive_dim(dim, len(shape_of(node.args[0]))) for dim in given)
 
 
