@@ -15,7 +15,8 @@ from mobizo_passes.errors import (
     VerificationFailed,
 )
 from mobizo_passes.graph import ops
-from mobizo_passes.program import PassRecord, TrainingProgram
+from mobizo_passes.graph.passes import PassRecord
+from mobizo_passes.program import TrainingProgram
 from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform

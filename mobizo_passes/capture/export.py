@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
 from mobizo_passes.batching import RECURRENT, RULES
 from mobizo_passes.capture.explain import data_dependent, explain
@@ -19,7 +18,8 @@ from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
-from mobizo_passes.graph.inline import WritesInPlace, inline
+from mobizo_passes.graph.facts import note
+from mobizo_passes.graph.inline import WritesInPlace, take_apart
 from mobizo_passes.graph.ir import Input, Ir, Output, identifier
 from mobizo_passes.graph.nodes import arguments
 
@@ -159,16 +159,16 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
             copied.meta["nn_module_stack"] = {
                 k: (_strip(fqn), cls) for k, (fqn, cls) in node.meta["nn_module_stack"].items() if _strip(fqn)
             }
-        copied.meta["pass"] = "capture"
+        note(copied, made_by="capture")
         if node.op == "placeholder":
             spec = specs[node.name]
             kind = _KINDS.get(spec.kind, "batch")
             if kind == "batch":
-                copied.meta["input"] = Input(kind, node.name)
+                note(copied, role=Input(kind, node.name))
                 continue
             assert spec.target is not None  # torch.export's own invariant for state inputs
             name = _strip(spec.target)
-            copied.meta["input"] = Input(kind, name)
+            note(copied, role=Input(kind, name))
             copied._rename(identifier(name))
             source = exported.constants if spec.target in exported.constants else exported.state_dict
             held: Any = source[spec.target]
@@ -218,20 +218,9 @@ def _take_apart(ir: Ir) -> None:
         pointwise = torch.Tag.pointwise in target.tags
         if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor):
             continue
-        operands, spec = pytree.tree_flatten((node.args, node.kwargs))
-
-        def run(*values: Any, target: Any = target, spec: pytree.TreeSpec = spec) -> Any:
-            args, kwargs = pytree.tree_unflatten(list(values), spec)
-            return target(*args, **kwargs)
-
-        with ir.graph.inserting_before(node):
-            try:
-                new = inline(ir, run, operands, node)
-            except WritesInPlace:
-                # Left whole: if a perturbed value reaches it, it is refused by its own name.
-                continue
-        node.replace_all_uses_with(new)
-        ir.graph.erase_node(node)
+        # Left whole where it must write: if a perturbed value reaches it, it is refused by its own name.
+        with contextlib.suppress(WritesInPlace):
+            take_apart(ir, node)
 
 
 def _check_random(node: fx.Node, trains: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.graph.facts import facts, module_of, role
 from mobizo_passes.graph.ir import Ir
 
 _DTYPES = {
@@ -37,12 +38,6 @@ def type_text(value: Any) -> str:
     return type(value).__name__
 
 
-def module_of(node: fx.Node) -> str:
-    """Return the FQN of the module that a node was captured in; empty for nodes without one."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
-
-
 def op_name(node: fx.Node) -> str:
     """Return ``aten.linear`` or ``mobizo.expand``: namespace and name, without the overload."""
     if node.target is operator.getitem:
@@ -67,7 +62,7 @@ def _call_text(node: fx.Node) -> str:
     kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "pin_memory", "layout")}
     args = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in kwargs.items()]
     text = f"%{node.name}: {type_text(node.meta.get('val'))} = {op_name(node)}({', '.join(args)})"
-    places = [p for p in (module_of(node), node.meta.get("pass", "")) if p and p != "capture"]
+    places = [p for p in (module_of(node), facts(node).made_by) if p and p != "capture"]
     return f"{text:<{_COMMENT}}  # {' | '.join(places)}" if places else text
 
 
@@ -75,7 +70,7 @@ def node_text(node: fx.Node) -> str:
     """Return the line of an input or a call: name, type, operator and arguments, origin module and creating pass."""
     if node.op != "placeholder":
         return _call_text(node)
-    spec = node.meta["input"]
+    spec = role(node)
     # Inputs that are named after their role need no second name.
     name = "" if spec.name == spec.kind else f" '{spec.name}'"
     return f"%{node.name}: {type_text(node.meta['val'])} = {spec.kind}{name}"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import mobizo_passes as mz
 from mobizo_passes import passes
+from mobizo_passes.errors import ContractError
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.text import to_text
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows
 
@@ -38,7 +40,7 @@ class TestFinishStep(PassContract):
         assert stage.count() == 1
         after = stage.apply()
         assert [o.kind for o in after.outputs] == ["loss", "losses", "projected_gradients", "adapter"]
-        assert [n.meta["input"].kind for n in after.placeholders()][-3:] == ["seed", "lr", "eps"]
+        assert [role(n).kind for n in after.placeholders()][-3:] == ["seed", "lr", "eps"]
 
     def test_one_sided_reports_the_unperturbed_loss(self) -> None:
         inputs = rows()
@@ -88,5 +90,7 @@ class TestFinishStep(PassContract):
 
     def test_missing_noise_is_an_error(self) -> None:
         stage = before(passes.InsertNoise, Tiny(), rows())
-        with pytest.raises(KeyError, match="eps"):
+        with pytest.raises(
+            ContractError, match="before append-update: expected noise for every adapter tensor, found none"
+        ):
             passes.AppendUpdate(mz.TwoSided(1))(stage.ir)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mobizo_passes import passes
+from mobizo_passes.graph.facts import facts
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
 
 
@@ -40,10 +41,8 @@ class TestDecompose(PassContract):
     def test_marks_survive(self) -> None:
         stage = self.example()
         after = stage.apply()
-        assert [n.meta["noise_of"] for n in after.graph.nodes if "noise_of" in n.meta] == ["layer.lora_B.weight"]
-        assert sum(bool(n.meta.get("expanded")) for n in after.graph.nodes) >= sum(
-            bool(n.meta.get("expanded")) for n in stage.ir.graph.nodes
-        )
+        assert [facts(n).noise_of for n in after.graph.nodes if facts(n).noise_of] == ["layer.lora_B.weight"]
+        assert sum(facts(n).expanded for n in after.graph.nodes) >= sum(facts(n).expanded for n in stage.ir.graph.nodes)
 
     @pytest.mark.parametrize(
         "loss",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import mobizo_passes as mz
 from mobizo_passes import passes
+from mobizo_passes.graph.facts import facts
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
 
 
@@ -30,16 +31,14 @@ class TestExpandPerturbations(PassContract):
         after = self.example().apply()
         assert list(after.output_node("losses").meta["val"].shape) == [2]
         assert targets(after).count("mobizo.expand.default") == 3  # x·lora_A, the base layer's output, the labels
-        assert not [
-            n for n in after.graph.nodes if n.meta.get("expanded") and n.target is torch.ops.aten.linear.default
-        ]
+        assert not [n for n in after.graph.nodes if facts(n).expanded and n.target is torch.ops.aten.linear.default]
 
     def test_shared_values_are_expanded_as_late_as_possible(self) -> None:
         after = self.example().apply()
         for node in after.graph.nodes:
             if node.target is torch.ops.mobizo.expand.default:
-                assert all(user.meta.get("expanded") for user in node.users)
-                assert not node.meta.get("expanded")
+                assert all(facts(user).expanded for user in node.users)
+                assert not facts(node).expanded
 
     def test_a_value_is_expanded_once(self) -> None:
         stage = before(self.kind, Tiny(lambda y: y * (c := torch.arange(2.0)[:, None]) + c), rows())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mobizo_passes import passes
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.noise import site_ids
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
 
@@ -16,7 +17,7 @@ class TestInsertNoise(PassContract):
     def test_it_fires(self) -> None:
         stage = before(self.kind, Tiny(layers=2), rows())
         after = stage.apply()
-        marked = {n.meta["noise_of"]: n for n in after.graph.nodes if "noise_of" in n.meta}
+        marked = {facts(n).noise_of: n for n in after.graph.nodes if facts(n).noise_of}
         assert list(marked) == ["layer.lora_B.weight", "more.0.lora_B.weight"]
         ids = site_ids(marked)
         assert [n.args[1] for n in marked.values()] == list(ids.values())
@@ -33,5 +34,5 @@ class TestInsertNoise(PassContract):
     def test_an_id_belongs_to_the_name(self) -> None:
         one = before(self.kind, Tiny(), rows()).apply()
         two = before(self.kind, Tiny(layers=3), rows()).apply()
-        first = [next(n.args[1] for n in ir.graph.nodes if "noise_of" in n.meta) for ir in (one, two)]
+        first = [next(n.args[1] for n in ir.graph.nodes if facts(n).noise_of) for ir in (one, two)]
         assert first[0] == first[1]

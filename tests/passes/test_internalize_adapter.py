@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 import mobizo_passes as mz
 from mobizo_passes import passes
 from mobizo_passes.capture.inputs import bind_inputs
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Output
 from tests.models import case
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows
@@ -32,7 +33,7 @@ class TestInternalizeAdapter(PassContract):
         assert stage.count() == 1
         after = stage.apply()
         assert not after.placeholders("adapter")
-        assert [n.meta["input"].name for n in after.placeholders("state")] == [B]
+        assert [role(n).name for n in after.placeholders("state")] == [B]
         assert [o.kind for o in after.outputs] == ["loss", "losses", "projected_gradients", "state"]
 
     def test_a_second_run_goes_on_from_the_first(self) -> None:

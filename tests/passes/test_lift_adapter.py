@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mobizo_passes import passes
+from mobizo_passes.graph.facts import role
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows
 
 
@@ -17,10 +18,10 @@ class TestLiftAdapter(PassContract):
     def test_it_fires(self) -> None:
         stage = self.example()
         after = stage.apply()
-        lifted = [n.meta["input"].name for n in after.placeholders("adapter")]
+        lifted = [role(n).name for n in after.placeholders("adapter")]
         assert lifted == ["layer.lora_B.weight", "more.0.lora_B.weight"]
         assert not set(lifted) & set(after.state)
-        kinds = [n.meta["input"].kind for n in after.placeholders()]
+        kinds = [role(n).kind for n in after.placeholders()]
         assert kinds == ["parameter"] * 4 + ["adapter"] * 2 + ["batch"] * 2
 
     def test_other_names_are_left_alone(self) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobizo_passes import passes
+from mobizo_passes.graph.facts import facts
 from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
 
 
@@ -42,5 +43,5 @@ class TestStackNoise(PassContract):
 
     def test_sites_keep_their_marks(self) -> None:
         after = self.example().apply()
-        marks = [n.meta["noise_of"] for n in after.graph.nodes if "noise_of" in n.meta]
+        marks = [facts(n).noise_of for n in after.graph.nodes if facts(n).noise_of]
         assert sorted(marks) == ["layer.lora_B.weight", "more.0.lora_B.weight"]
