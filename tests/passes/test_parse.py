@@ -151,7 +151,7 @@ REFUSED = {
     "no literal, but a call": (f"{X}%y: f32[2, 3] = aten.mul(%x, f(%x)){R}", 2, r"found 'f\(%x\)'"),
     "no dtype": ("%x: f33[2] = batch 'x'", 1, r"the type of an input is a dtype and a shape.* found 'f33\[2\]'"),
     "no role": (f"{X}%y: f32[2] = weights 'y'{R}", 2, "no input is a 'weights'; expected parameter, buffer, "),
-    "no name": ("%x: f32[2] = batch x", 1, "expected a role, with a name in quotes .* found 'batch x'"),
+    "no name": ("%x: f32[2] = batch x", 1, "expected a role, with a quoted name .* found 'batch x'"),
     "input after a call": (f"{X}%y: f32[2, 3] = aten.relu(%x)\n%z: f32[1] = eps", 3, "%z stands below a call"),
     "no output": (f"{X}\n", 2, "the text ends without an output"),
     "nothing": ("", 1, "the text ends without an output"),
