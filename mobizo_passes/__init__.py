@@ -11,10 +11,12 @@ from mobizo_passes.errors import (
     InputError,
     MobizoError,
     NoLoRASites,
+    ParseError,
     UnsupportedOp,
     VerificationFailed,
 )
 from mobizo_passes.graph import ops
+from mobizo_passes.graph.parse import parse
 from mobizo_passes.program import PassRecord, TrainingProgram
 from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.adapter_kinds import AdapterKind, register_adapter_kind, unregister_adapter_kind
@@ -35,6 +37,7 @@ __all__ = [
     "MobizoError",
     "NoLoRASites",
     "OneSided",
+    "ParseError",
     "PassRecord",
     "StepResult",
     "TrainingProgram",
@@ -42,6 +45,7 @@ __all__ = [
     "UnsupportedOp",
     "VerificationFailed",
     "ops",
+    "parse",
     "reference",
     "register_adapter_kind",
     "register_batching_rule",
