@@ -19,6 +19,7 @@ from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
 from mobizo_passes.graph.ir import Input, Ir, Output, identifier
+from mobizo_passes.graph.nodes import arguments
 
 aten = torch.ops.aten
 
@@ -184,7 +185,7 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
                 f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), {advice}"
             )
     _check_sizes(graph)
-    outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(exported.graph.output_node().args[0])]  # type: ignore[arg-type]
+    outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(signature.user_outputs)]
     values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
     fake = detect_fake_mode(values_of)
     if fake is None:
@@ -229,14 +230,12 @@ def _check_random(ir: Ir, model: nn.Module) -> None:
 
 def _check_draws_nothing(node: fx.Node, trains: bool) -> None:
     """Dropout with training off is the identity; everything else that draws random numbers is refused."""
-    if node.target is aten.dropout.default and not node.args[2]:
+    given, target = arguments(node), node.target
+    if target is aten.dropout.default and not given.train:
         return
-    if node.target is aten.scaled_dot_product_attention.default and not (
-        node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-    ):
+    if target is aten.scaled_dot_product_attention.default and not given.dropout_p:
         return
-    target: Any = node.target
-    if target in RECURRENT and not all(node.args[5:7]):  # dropout, and whether it is on
+    if target in (*RECURRENT,) and not (given.dropout and given.train):
         return
     advice = "call model.eval() before transform"
     if not trains:
