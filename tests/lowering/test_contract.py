@@ -38,17 +38,14 @@ TOLERANCE = {"widen-halves": 2e-3}
 SECTION = re.compile(r"^(BEFORE|AFTER|LEFT ALONE: .+)$", re.MULTILINE)
 
 
-def passes() -> dict[str, type[LegalisationPass]]:
+def passes() -> dict[str, Callable[[], LegalisationPass]]:
     """The classes of all passes, by their name."""
-    found: dict[str, type[LegalisationPass]] = {}
+    found: dict[str, Callable[[], LegalisationPass]] = {}
     for module in pkgutil.walk_packages(lowering.passes.__path__, "lowering.passes."):
         for value in vars(importlib.import_module(module.name)).values():
-            if (
-                inspect.isclass(value)
-                and value.__module__ == module.name
-                and isinstance(getattr(value, "name", 0), str)
-            ):
-                found[value.name] = value
+            name = getattr(value, "name", None)
+            if inspect.isclass(value) and value.__module__ == module.name and isinstance(name, str):
+                found[name] = value
     return found
 
 
