@@ -109,6 +109,8 @@ def _numbers_for_tensors(node: Node) -> dict[int | str, Any]:
     """Place or name of each argument that is a number where the schema has a tensor."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return {}
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return {}
     found: dict[int | str, Any] = {}
     for place, argument in enumerate(node.target._schema.arguments):
         if not isinstance(argument.type, torch.TensorType):
