@@ -11,19 +11,23 @@ from mobizo_passes.errors import (
     InputError,
     MobizoError,
     NoLoRASites,
+    ParseError,
     UnsupportedOp,
     VerificationFailed,
 )
 from mobizo_passes.graph import ops
+from mobizo_passes.graph.parse import parse
 from mobizo_passes.graph.passes import PassRecord
 from mobizo_passes.program import TrainingProgram
 from mobizo_passes.reference import StepResult
+from mobizo_passes.sites.adapter_kinds import AdapterKind, register_adapter_kind, unregister_adapter_kind
 from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
 from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided, register_estimator, unregister_estimator
 
 __all__ = [
+    "AdapterKind",
     "BatchCoupled",
     "BatchDims",
     "BatchingRuleError",
@@ -34,6 +38,7 @@ __all__ = [
     "MobizoError",
     "NoLoRASites",
     "OneSided",
+    "ParseError",
     "PassRecord",
     "StepResult",
     "TrainingProgram",
@@ -41,10 +46,13 @@ __all__ = [
     "UnsupportedOp",
     "VerificationFailed",
     "ops",
+    "parse",
     "reference",
+    "register_adapter_kind",
     "register_batching_rule",
     "register_estimator",
     "transform",
+    "unregister_adapter_kind",
     "unregister_batching_rule",
     "unregister_estimator",
     "verify",

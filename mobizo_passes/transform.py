@@ -35,8 +35,8 @@ from mobizo_passes.sites.select import (
     check_memory,
     discover,
     factors_of,
-    trainable_fqns,
 )
+from mobizo_passes.sites.trainable import trainable_fqns
 from mobizo_passes.zo.estimators import Estimator, TwoSided, check_estimator
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Their assertions say what differs, as those of tests do.
+pytest.register_assert_rewrite("tests.passes.contract", "tests.text_form")
+
 # Set before transformers is first imported: a test that needs the network is a broken test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

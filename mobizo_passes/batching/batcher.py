@@ -15,8 +15,9 @@ from torch import Tensor, fx
 # It registers our operators, which some of the rules are about.
 import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
-from mobizo_passes.graph.facts import Layout, facts, note
+from mobizo_passes.graph.facts import facts, note
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.layout import Layout
 
 
 class PerGroup(Enum):

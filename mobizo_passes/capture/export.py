@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from mobizo_passes.batching import RECURRENT, RULES
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import functional
+from mobizo_passes.capture.functional import decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
@@ -175,8 +175,6 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
             value = held.detach()
             # One object per FQN for all methods: that is how lowering stores each weight once.
             state[name] = nn.Parameter(value, requires_grad=False) if kind == "parameter" else value
-        elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            _check_random(copied, _trains(model))
     for spec in signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             name = _strip(spec.target or spec.arg.name)
@@ -194,7 +192,11 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
     fake = detect_fake_mode(values_of)
     if fake is None:
         raise CaptureError("the exported graph carries no shapes")
-    return Ir(graph, state, outputs, fake)
+    ir = Ir(graph, state, outputs, fake)
+    _check_random(ir, model)
+    decompose_composites(ir)
+    _check_random(ir, model)
+    return ir
 
 
 def _trace_to_loss(ir: Ir, loss: LossFn | None) -> None:
@@ -223,7 +225,13 @@ def _take_apart(ir: Ir) -> None:
             take_apart(ir, node)
 
 
-def _check_random(node: fx.Node, trains: bool) -> None:
+def _check_random(ir: Ir, model: nn.Module) -> None:
+    for node in ir.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            _check_draws_nothing(node, _trains(model))
+
+
+def _check_draws_nothing(node: fx.Node, trains: bool) -> None:
     """Dropout with training off is the identity; everything else that draws random numbers is refused."""
     given, target = arguments(node), node.target
     if target is aten.dropout.default and not given.train:

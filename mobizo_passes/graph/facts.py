@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from mobizo_passes.graph.layout import Layout
+
 _KEY = "mobizo"
 # Where torch notes what a node was captured from.
 _ORIGIN = ("nn_module_stack", "stack_trace")
@@ -20,14 +22,6 @@ class Input:
 
     kind: str
     name: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the groups lie: size along `dim` is ``outer * P * inner``."""
-
-    dim: int
-    outer: int = 1
 
 
 @dataclass(frozen=True)

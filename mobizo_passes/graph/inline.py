@@ -32,23 +32,35 @@ def inline(
     `like` is the node that they stand for; it lends them its origin. `traced` remembers traces: the sites of a model
     need only a few different ones.
     """
-    key = None if like is None else (like.target, *(_key(a) for a in (*like.args, *like.kwargs.items())))
-    module = (traced or {}).get(key)
-    if module is None:
-        module = trace(fn, operands)
-        if traced is not None and key is not None:
-            traced[key] = module
-    (result,) = splice(ir, module, operands, like)
+    (result,) = inline_all(ir, fn, operands, like, traced)
     return result
 
 
-def inline_all(ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], like: fx.Node) -> list[fx.Node]:
-    """As `inline`, for a function with any number of results."""
-    return splice(ir, trace(fn, operands), operands, like)
+def inline_all(
+    ir: Ir,
+    fn: Callable[..., Any],
+    operands: Sequence[Any],
+    like: fx.Node | None = None,
+    traced: dict[Any, fx.GraphModule] | None = None,
+    table: Mapping[Any, Any] | None = None,
+) -> list[fx.Node]:
+    """As `inline`, for a function with any number of results; `table` as for `trace`."""
+    key = None if like is None else (like.target, *(_key(a) for a in (*like.args, *like.kwargs.items())))
+    module = (traced or {}).get(key)
+    if module is None:
+        module = trace(fn, operands, table)
+        if traced is not None and key is not None:
+            traced[key] = module
+    return splice(ir, module, operands, like)
 
 
-def take_apart(ir: Ir, node: fx.Node, table: Mapping[Any, Any] | None = None) -> None:
-    """Replace a call by what its operator consists of, under the decompositions of `table`.
+def take_apart(
+    ir: Ir,
+    node: fx.Node,
+    table: Mapping[Any, Any] | None = None,
+    traced: dict[Any, fx.GraphModule] | None = None,
+) -> None:
+    """Replace a call by what its operator consists of, under the decompositions of `table`; `traced` as for `inline`.
 
     Raises `WritesInPlace`, and leaves the call, if that can't be written without changing a value in place.
     """
@@ -60,7 +72,7 @@ def take_apart(ir: Ir, node: fx.Node, table: Mapping[Any, Any] | None = None) ->
         return target(*args, **kwargs)
 
     with ir.before(node):
-        results = splice(ir, trace(run, operands, table), operands, node)
+        results = inline_all(ir, run, operands, node, traced, table)
     if isinstance(node.meta["val"], Tensor):
         ir.replace(node, results[0])
         return

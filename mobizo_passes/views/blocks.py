@@ -11,10 +11,10 @@ import networkx
 import torch
 from torch import fx
 
-from mobizo_passes.graph.facts import facts, role
+from mobizo_passes.graph.facts import facts, module_of, role
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.text import module_of, op_name, type_text
+from mobizo_passes.graph.text import op_name, type_text
 from mobizo_passes.passes.hoist_selections import selected_dim
 
 mobizo = torch.ops.mobizo

@@ -7,10 +7,10 @@ from typing import Any
 import networkx
 from torch import Tensor
 
-from mobizo_passes.graph.facts import facts
+from mobizo_passes.graph.facts import facts, module_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.text import module_of, op_name, type_text
+from mobizo_passes.graph.text import op_name, type_text
 
 
 def to_networkx(ir: Ir) -> networkx.DiGraph:
