@@ -167,7 +167,7 @@ def legalise(
         LoweringFailed: a pass failed.
     """
     try:
-        legal, records = rewritten(core, (*first, *target.passes))
+        legal, records = rewritten(core, (*first, *target.passes), target.dialect)
         if calibration is not None:
             with target.quantizing_context():
                 legal, further = rewritten(legal, target.quantizing(method, legal, calibration))

@@ -16,6 +16,7 @@ from mobizo_passes.capture.export import capture
 from mobizo_passes.capture.inputs import LossFn, name_inputs
 from mobizo_passes.capture.modes import check_tensors, ordinary
 from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.dialects import CAPTURED, READABLE
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Ir, Output
@@ -99,7 +100,7 @@ def transform(
     if captured.ropes:
         text = to_text(captured)
         history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
-    run_passes(captured, pipelines.clean(), history)
+    run_passes(captured, pipelines.clean(), history, dialect=CAPTURED)
     frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     found = discover(captured, sites, declared, frozen_parameters)
     fqns = trainable_fqns(found, trainable)
@@ -113,14 +114,15 @@ def transform(
 
     # Labels are counted per example along dimension 1; elsewhere the loss reads every position.
     limit = _label_limit(captured, inputs.tensors, max_labels) if batch_dim == 0 else None
-    run_passes(captured, pipelines.lift(fqns), history)
+    run_passes(captured, pipelines.lift(fqns), history, dialect=READABLE)
     methods: dict[str, Ir] = {}
     evaluated = _only(captured, "loss")
-    run_passes(evaluated, pipelines.evaluate(limit), history)
+    run_passes(evaluated, pipelines.evaluate(limit), history, dialect=READABLE)
     batch = batch_of(evaluated, batch_dim)
-    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch, batch_dim), history)
+    passes = pipelines.step(estimator, noise, batch, batch_dim)
+    methods["step"] = run_passes(evaluated.clone(), passes, history, dialect=READABLE)
     methods["apply"] = _apply(captured, estimator, noise)
-    methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
+    methods["loss"] = run_passes(evaluated, pipelines.parts(batch), dialect=READABLE)
     if any(spec.kind == "logits" for spec in captured.outputs):
         methods["logits"] = _logits(captured)
     confirm(methods["loss"], model, inputs, loss, batch, adapter)
@@ -201,7 +203,7 @@ def _apply(captured: Ir, estimator: Estimator, noise: str) -> Ir:
     ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
     ir.add_input("lr", "lr", torch.zeros(1))
     ir.add_input("projected_gradients", "projected_gradients", torch.zeros(estimator.queries))
-    return run_passes(ir, pipelines.apply(estimator, noise))
+    return run_passes(ir, pipelines.apply(estimator, noise), dialect=READABLE)
 
 
 def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | None) -> int | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lowering.calibration import Calibration
     from lowering.report import Refusal
+    from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
 
@@ -60,6 +61,13 @@ class Target(ABC):
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
         """The legalisation passes, in order."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What may stand in a legalised program."""
+        from lowering.dialect import COPIED, legal
+
+        return legal(self.name, COPIED)
 
     @abstractmethod
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:

@@ -38,7 +38,12 @@ def passes() -> dict[str, Callable[[], Pass]]:
     for module in pkgutil.walk_packages(lowering.passes.__path__, "lowering.passes."):
         for value in vars(importlib.import_module(module.name)).values():
             name = getattr(value, "name", None)
-            if inspect.isclass(value) and value.__module__ == module.name and isinstance(name, str):
+            if (
+                inspect.isclass(value)
+                and issubclass(value, Pass)
+                and value.__module__ == module.name
+                and isinstance(name, str)
+            ):
                 found[name] = value
     return found
 

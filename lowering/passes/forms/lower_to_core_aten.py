@@ -52,7 +52,7 @@ class LowerToCoreAten(NodePass):
         target: Any = node.target
         given = arguments(node)
         if target in _TWINS:
-            return ir.call(_TWINS[target], *node.args, **node.kwargs)
+            return ir.call(_TWINS[target], *node.args)
         if target in _FILLS:
             return ir.call(aten.full.default, list(shape_of(node)), _FILLS[target], dtype=val(node).dtype)
         if target is aten.sum.default:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from lowering.calibration import Calibration
+    from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
 # ExecuTorch's names, which are Qualcomm's part numbers; see docs/qnn.md for those that were compiled for here.
@@ -95,6 +96,12 @@ class QnnTarget(Target):
         from lowering.targets.qnn.pipeline import PASSES
 
         return PASSES[self.precision]
+
+    @property
+    def dialect(self) -> Dialect:
+        from lowering.targets.qnn.dialect import dialect
+
+        return dialect(copies=not self.quantizes)
 
     @property
     def quantizes(self) -> bool:

@@ -1,0 +1,88 @@
+"""What may stand in a legalised program of any target; each target's `dialect` adds its own rules."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from mobizo_passes.dialects import CORE
+from mobizo_passes.graph.dialect import Dialect, Rule
+from mobizo_passes.graph.identities import ASSERTIONS, COPIES
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of
+from mobizo_passes.graph.ops import DECOMPOSITIONS
+
+aten = torch.ops.aten
+
+ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
+_VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.flatten.using_ints,
+    aten.select.int,
+    aten.transpose.int,
+    aten.t.default,
+)
+_ALONG = (
+    aten.cat.default,
+    aten.slice_copy.Tensor,
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten.gather.default,
+    aten.index_select.default,
+)
+
+
+def _negative(ir: Ir, node: Node) -> str:
+    return str(arguments(node).dim) if arguments(node).dim < 0 else ""
+
+
+def _beyond(ir: Ir, node: Node) -> str:
+    given = arguments(node)
+    size = shape_of(given.self)[given.dim]
+    inside = None not in (given.start, given.end) and min(given.start, given.end) >= 0 and given.end <= size
+    return "" if inside else f"{given.start} to {given.end} of {size}"
+
+
+def _int(ir: Ir, node: Node) -> str:
+    other = node.args[1]
+    whole = isinstance(other, int) and not isinstance(other, bool) and is_float(node.args[0]) and is_float(node)
+    return str(other) if whole else ""
+
+
+#: Rules for all targets.
+RULES = (
+    Rule("no operator of the compiler's own", tuple(DECOMPOSITIONS)),
+    Rule("no copies and assertions", (*ASSERTIONS, *COPIES)),
+    Rule("reshapes and permutations instead of views", _VIEWS),
+    Rule("axes counted from the front", _ALONG, _negative),
+    Rule("slices that end within their axis", (aten.slice_copy.Tensor,), _beyond),
+    Rule("floats in float arithmetic", ARITHMETIC, _int),
+    Rule("core operators for softmaxes, sums and fills", (
+        aten.softmax.int, aten.log_softmax.int, aten.sum.default, aten.zeros_like.default, aten.ones_like.default,
+    )),
+)  # fmt: skip
+#: What remains a view, unless a later stage knows only these.
+COPIED = Rule(
+    "copies instead of views", (aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.expand.default)
+)
+
+
+def legal(target: str, *rules: Rule) -> Dialect:
+    """The dialect of a target's legalised programs: the rules for all targets, and its own."""
+    return Dialect(f"{target}, legalised", CORE.inputs | {"input"}, (*RULES, *rules))
+
+
+def longer_than(most: int, *operators: object) -> Rule:
+    """No operand or result of these operators has more axes than `most`."""
+
+    def broken(ir: Ir, node: Node) -> str:
+        ranks = [len(shape_of(each)) for each in (node, *node.all_input_nodes)]
+        return f"{max(ranks)} axes" if max(ranks) > most else ""
+
+    return Rule(f"at most {most} axes", operators, broken)
