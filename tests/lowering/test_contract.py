@@ -40,7 +40,7 @@ SECTION = re.compile(r"^(BEFORE|AFTER|LEFT ALONE: .+)$", re.MULTILINE)
 
 def passes() -> dict[str, Callable[[], LegalisationPass]]:
     """The classes of all passes, by their name."""
-    found: dict[str, Callable[[], LegalisationPass]] = {}
+    found: dict[str, Any] = {}
     for module in pkgutil.walk_packages(lowering.passes.__path__, "lowering.passes."):
         for value in vars(importlib.import_module(module.name)).values():
             name = getattr(value, "name", None)
