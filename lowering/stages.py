@@ -26,6 +26,7 @@ from lowering.checks import (
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
 from lowering.executorch_compat.idle_passes import without_idle_passes
+from lowering.executorch_compat.in_place import code_on_demand, rewriting_in_place
 from lowering.executorch_compat.retracing import as_incremental, without_provenance
 from lowering.executorch_compat.tags import TAG, is_tagged
 from lowering.graph import method_graph
@@ -194,7 +195,7 @@ def _to_edge(
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in incremental.items() if (found := target.edge_passes(each))}
     try:
-        with torch.no_grad(), without_provenance(), without_idle_passes():
+        with torch.no_grad(), without_provenance(), without_idle_passes(), rewriting_in_place(), code_on_demand():
             return to_edge_transform_and_lower(
                 incremental,  # pyright: ignore[reportArgumentType]
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
@@ -214,7 +215,7 @@ def _to_executorch(edge: Any) -> Any:
         external_constants=lambda node: TAG if is_tagged(node) else None,
     )
     try:
-        with torch.no_grad(), without_provenance():
+        with torch.no_grad(), without_provenance(), code_on_demand():
             return edge.to_executorch(config)
     except Exception as error:
         methods = ", ".join(edge.methods)

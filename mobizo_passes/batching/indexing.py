@@ -27,26 +27,6 @@ def slice_(batcher: Batcher, node: fx.Node) -> Layout:
     return layout
 
 
-@rule(aten.select.int)
-def select(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = source(batcher, node)
-    dim = positive_dim(arguments(node).dim, len(shape))
-    if dim == layout.dim:
-        raise batcher.refuse(node, "it takes one example out of the batch dimension")
-    return Layout(layout.dim - (dim < layout.dim), layout.outer)
-
-
-@rule(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-def split(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
-    _, layout, shape = source(batcher, node)
-    dim = positive_dim(arguments(node).dim, len(shape))
-    if dim == layout.dim:
-        raise batcher.refuse(node, "it splits the batch dimension")
-    if node.target is aten.unbind.int:
-        layout = Layout(layout.dim - (dim < layout.dim), layout.outer)
-    return (layout,) * len(batcher.plain[node])
-
-
 @rule(aten.gather.default)
 def gather(batcher: Batcher, node: fx.Node) -> Layout:
     given = arguments(node)
