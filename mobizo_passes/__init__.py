@@ -20,19 +20,32 @@ from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
-from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided, register_estimator, unregister_estimator
+from mobizo_passes.zo.estimators import (
+    Estimator,
+    Exact,
+    OneSided,
+    TwoSided,
+    register_estimator,
+    unregister_estimator,
+)
+from mobizo_passes.zo.optimizers import SGD, AdamW, Momentum, Optimizer
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "BatchCoupled",
     "BatchDims",
     "BatchingRuleError",
     "CaptureError",
     "Estimator",
+    "Exact",
     "InputError",
     "LoRASite",
     "MobizoError",
+    "Momentum",
     "NoLoRASites",
     "OneSided",
+    "Optimizer",
     "PassRecord",
     "StepResult",
     "TrainingProgram",

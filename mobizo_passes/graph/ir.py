@@ -39,7 +39,7 @@ _STATE_KINDS = {
 @dataclass(frozen=True)
 class Input:
     """A placeholder's role: `kind` is parameter, buffer or constant (held by the program), state (held, and written
-    anew at every run), or adapter, batch, seed, lr, eps or projected_gradients (inputs)."""
+    anew at every run), or adapter, optimizer (its state), batch, seed, lr, eps or projected_gradients (inputs)."""
 
     kind: str
     name: str
@@ -47,8 +47,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """An output's role: `kind` is loss | losses | projected_gradients | adapter | logits | loss_sum, loss_weight and
-    loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of that name)."""
+    """An output's role: `kind` is loss | losses | projected_gradients | gradient | adapter | optimizer | logits |
+    loss_sum, loss_weight and loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of that name)."""
 
     kind: str
     name: str
@@ -83,6 +83,9 @@ class Ir:
         for node in self.graph.nodes:
             values[node] = graph.node_copy(node, values.__getitem__)
             values[node].meta = dict(node.meta)
+            if node.op == "placeholder":
+                # Of two placeholders one may have the other's target as its name: generated code would mix them up.
+                values[node].target = values[node].name
         copy = Ir(graph, dict(self.state), self.outputs, self.fake)
         copy.combination = self.combination
         return copy
@@ -179,6 +182,8 @@ class Ir:
 
     def _callable(self) -> fx.GraphModule:
         if self._stale:
+            for node in self.placeholders():
+                node.target = node.name
             self.module.recompile()
             self._stale = False
         return self.module

@@ -27,16 +27,20 @@ class AppendUpdate(Pass):
     AFTER   %g: f32[4] = mobizo.projected_gradients(%losses, %eps, 'two_sided')
             %n: f32[576, 16] = mobizo.update(%b, %z, %g, %lr)
             return (%loss: f32[], %losses: f32[8], %g: f32[4], %n: f32[576, 16], ...)
+
+    Without `update` it ends in the estimates of the gradient, ``mobizo.estimate(%z, %g)``, of which another pass makes
+    a new adapter.
     """
 
     name: ClassVar[str] = "append-update"
     requires: ClassVar[str] = "a losses output, or projected gradients as an input; noise nodes"
-    ensures: ClassVar[str] = "a new adapter output per adapter input, in the same order"
+    ensures: ClassVar[str] = "a new adapter output, or a gradient output, per adapter input, in the same order"
 
     estimator: Scheme
+    update: bool = True
 
     def rewrite(self, ir: Ir) -> int:
-        if any(spec.kind == "adapter" for spec in ir.outputs):
+        if any(spec.kind in ("adapter", "gradient") for spec in ir.outputs):
             return 0
         outputs = []
         given = ir.placeholders("projected_gradients")
@@ -60,7 +64,10 @@ class AppendUpdate(Pass):
             noise = noise_nodes(ir)
             for adapter in ir.placeholders("adapter"):
                 fqn = adapter.meta["input"].name
-                new = ir.call(mobizo.update.default, adapter, noise[fqn], gradients, lr)
-                outputs.append((Output("adapter", fqn), new))
+                if self.update:
+                    new = ir.call(mobizo.update.default, adapter, noise[fqn], gradients, lr)
+                else:
+                    new = ir.call(mobizo.estimate.default, noise[fqn], gradients)
+                outputs.append((Output("adapter" if self.update else "gradient", fqn), new))
         ir.set_outputs(outputs)
         return len(ir.placeholders("adapter"))

@@ -37,6 +37,9 @@ class Canonicalize(Pass):
     requires: ClassVar[str] = "a functional graph"
     ensures: ClassVar[str] = "no node that returns its first argument unchanged"
 
+    # `detach` changes no value, and ends a gradient.
+    keep_detached: bool = False
+
     def rewrite(self, ir: Ir) -> int:
         count = 0
         for node in list(ir.graph.nodes):
@@ -54,7 +57,7 @@ class Canonicalize(Pass):
                 count += spelled
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
-            elif _is_identity(node):
+            elif _is_identity(node) and not (self.keep_detached and node.target is aten.detach.default):
                 node.replace_all_uses_with(node.args[0])
                 ir.graph.erase_node(node)
                 count += 1
