@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from lowering.errors import FrozenInput, InvalidProgram, KernelMissing, MethodMismatch, StateLost
 from lowering.executorch_compat.runtime import registered_operators
-from lowering.flops import operation_name, overload_name
 from lowering.report import origin_of, source_line
+from mobizo_passes.graph.operators import operation_name, overload_name
 from runtime_driver.format import Manifest, MethodSpec
 
 _DTYPES = {

@@ -19,6 +19,8 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from mobizo_passes.graph.nodes import shape_of
+
 ORIGIN_KEYS = ("nn_module_stack", "stack_trace")
 
 # What a node was before the passes. XNNPACK's stage looks for linears by it (and, without a source function, by the
@@ -198,34 +200,6 @@ class ProgramEditor:
             constants={k: v for k, v in self._constants.items() if k in used},
             verifiers=self._program.verifiers,
         )
-
-
-def val(node: Any) -> torch.Tensor:
-    """The fake tensor that `node` computes."""
-    return node.meta["val"]
-
-
-def shape_of(node: Any) -> tuple[int, ...]:
-    """Static shape of the tensor that `node` computes."""
-    return tuple(int(s) for s in node.meta["val"].shape)
-
-
-def is_float(node: Any) -> bool:
-    """Whether `node` computes a float32/float16/bfloat16/float64 tensor."""
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """An argument given by position or by keyword, else `default`."""
-    if len(node.args) > index:
-        return node.args[index]
-    return node.kwargs.get(name, default)
-
-
-def positive_dim(dim: int, rank: int) -> int:
-    """`dim` counted from the front."""
-    return dim + rank if dim < 0 else dim
 
 
 def _root_call(program: ExportedProgram) -> list[ModuleCallEntry]:

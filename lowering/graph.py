@@ -10,8 +10,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.flops import flops_of, operation_name, overload_name
 from lowering.report import NO_DELEGATE, Refusal, origin_of
+from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.operators import operation_name, overload_name
 
 
 def method_graph(edge: ExportedProgram, reasons: Mapping[str, Refusal]) -> networkx.DiGraph:
@@ -75,7 +76,7 @@ def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, r
         shape=[int(s) for s in value.shape] if is_tensor else None,
         dtype=str(value.dtype).removeprefix("torch.") if is_tensor else None,
         origin=origin_of(node),
-        flops=flops_of(node) if node.op == "call_function" else 0,
+        flops=node_flops(node) if node.op == "call_function" else 0,
         delegate=delegate,
         rule=None if refusal is None else refusal.rule,
         reason=None if refusal is None else refusal.why,

@@ -11,8 +11,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.flops import flops_of, operation_name, overload_name
 from lowering.passes.base import PassRecord
+from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.operators import operation_name, overload_name
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,13 @@ def method_report(
             continue
         inner = _lowered_graph(edge, node)
         if inner is None:
-            total_flops += flops_of(node)
+            total_flops += node_flops(node)
             portable.append(_portable_node(node, reasons.get(node.name, NO_DELEGATE)))
             continue
         partitions += 1
         calls = [each for each in inner.nodes if each.op == "call_function"]
         delegated_nodes += len(calls)
-        flops = sum(flops_of(each) for each in calls)
+        flops = sum(node_flops(each) for each in calls)
         delegated_flops += flops
         total_flops += flops
     return MethodReport(
@@ -218,5 +219,5 @@ def _portable_node(node: Node, refusal: Refusal) -> PortableNode:
         origin=origin_of(node),
         rule=refusal.rule,
         reason=refusal.why,
-        flops=flops_of(node),
+        flops=node_flops(node),
     )

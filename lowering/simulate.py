@@ -12,7 +12,6 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from lowering.flops import operation_name
 from lowering.passes.base import run_passes
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.widen_halves import widened
@@ -20,6 +19,7 @@ from lowering.report import MethodReport, method_report
 from lowering.stages import Program, legalise, measured_on, partition
 from lowering.targets import get_target
 from lowering.targets.tied import weights_kept_outside
+from mobizo_passes.graph.operators import operation_name
 from runtime_driver.format import Manifest
 
 _HALF_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)

@@ -98,6 +98,7 @@ def prepare(options: BuildOptions, tokenizer_name: str, staged: Path | None = No
     # Cheap checks first: loading and compiling take minutes.
     task = draft(options)
     _estimator(options)
+    _check_trainable(options)
     loaded = models.load(options)
     ids = label_ids(loaded.tokenizer.backend_tokenizer, list(task.label_words))
     if staged is not None:
@@ -116,6 +117,13 @@ def _estimator(options: BuildOptions) -> mz.Estimator:
     if options.estimator not in offered:
         raise OptionError(f"--estimator {options.estimator}: expected one of {', '.join(offered)}.")
     return offered[options.estimator](queries=options.queries, normalize=options.normalize)
+
+
+def _check_trainable(options: BuildOptions) -> None:
+    from mobizo_passes.sites.trainable import TRAINABLE
+
+    if options.trainable not in TRAINABLE:
+        raise OptionError(f"--trainable {options.trainable}: expected one of {', '.join(TRAINABLE)}.")
 
 
 def _check_room(task: TextTask, encoder: PromptEncoder) -> None:

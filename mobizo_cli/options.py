@@ -46,8 +46,12 @@ UnusedWeights = Annotated[
         rich_help_panel=_LORA,
     ),
 ]
+# Its choices are the compiler's, as those of the estimator.
 TrainableOption = Annotated[
-    Literal["lora_B", "lora_A+lora_B"], typer.Option(help="Which LoRA tensors are trained.", rich_help_panel=_LORA)
+    str,
+    typer.Option(
+        help="Which LoRA tensors are trained: lora_B or lora_A+lora_B.", metavar="FACTORS", rich_help_panel=_LORA
+    ),
 ]
 Template = Annotated[
     str,
@@ -124,7 +128,7 @@ class BuildOptions:
     target_modules: str | None
     layers: str | None
     init_seed: int
-    trainable: Literal["lora_B", "lora_A+lora_B"]
+    trainable: str
     max_length: int
     batch: int
     queries: int

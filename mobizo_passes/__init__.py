@@ -11,12 +11,15 @@ from mobizo_passes.errors import (
     InputError,
     MobizoError,
     NoLoRASites,
+    ParseError,
     UnsupportedOp,
     VerificationFailed,
 )
 from mobizo_passes.graph import ops
+from mobizo_passes.graph.parse import parse
 from mobizo_passes.program import PassRecord, TrainingProgram
 from mobizo_passes.reference import StepResult
+from mobizo_passes.sites.adapter_kinds import AdapterKind, register_adapter_kind, unregister_adapter_kind
 from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
@@ -33,6 +36,7 @@ from mobizo_passes.zo.optimizers import SGD, AdamW, Momentum, Optimizer
 __all__ = [
     "SGD",
     "AdamW",
+    "AdapterKind",
     "BatchCoupled",
     "BatchDims",
     "BatchingRuleError",
@@ -46,6 +50,7 @@ __all__ = [
     "NoLoRASites",
     "OneSided",
     "Optimizer",
+    "ParseError",
     "PassRecord",
     "StepResult",
     "TrainingProgram",
@@ -53,10 +58,13 @@ __all__ = [
     "UnsupportedOp",
     "VerificationFailed",
     "ops",
+    "parse",
     "reference",
+    "register_adapter_kind",
     "register_batching_rule",
     "register_estimator",
     "transform",
+    "unregister_adapter_kind",
     "unregister_batching_rule",
     "unregister_estimator",
     "verify",

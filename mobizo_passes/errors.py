@@ -29,6 +29,14 @@ class BatchCoupled(UnsupportedOp):
     """A perturbed value reaches an operator that mixes examples of the batch."""
 
 
+class ParseError(MobizoError):
+    """The text of a program can't be read back; `line` is the number of the line, counted from one."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+        self.line = line
+
+
 class BatchingRuleError(MobizoError):
     """A registered batching rule is not true: the operator does something else than the rule says."""
 

@@ -24,7 +24,7 @@ from mobizo_passes.passes import (
     StackNoise,
 )
 from mobizo_passes.zo.estimators import Estimator, Exact
-from mobizo_passes.zo.optimizers import Optimizer
+from mobizo_passes.zo.optimizers import SGD, Optimizer
 
 
 def clean(keep_detached: bool = False) -> tuple[Pass, ...]:
@@ -48,7 +48,9 @@ def parts(batch: Batch) -> tuple[Pass, ...]:
     return (SplitLoss(batch),)
 
 
-def step(estimator: Estimator, optimizer: Optimizer, noise: str, batch: Batch, batch_dim: int = 0) -> tuple[Pass, ...]:
+def step(
+    estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0, optimizer: Optimizer = SGD()
+) -> tuple[Pass, ...]:
     """-> the readable training step."""
     grouped = (InsertMpLora(batch, batch_dim), RegroupLoss()) if estimator.projected else ()
     return (*grouped, *estimator.step_passes(noise, optimizer))
@@ -59,7 +61,7 @@ def gradients(estimator: Exact) -> tuple[Pass, ...]:
     return estimator.gradient_passes()
 
 
-def apply(estimator: Estimator, optimizer: Optimizer, noise: str) -> tuple[Pass, ...]:
+def apply(estimator: Estimator, noise: str, optimizer: Optimizer = SGD()) -> tuple[Pass, ...]:
     """Adapter and projected gradients -> the new adapter, without the model."""
     return estimator.apply_passes(noise, optimizer)
 

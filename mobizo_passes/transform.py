@@ -32,8 +32,8 @@ from mobizo_passes.sites.select import (
     check_memory,
     discover,
     factors_of,
-    trainable_fqns,
 )
+from mobizo_passes.sites.trainable import trainable_fqns
 from mobizo_passes.zo.estimators import Estimator, Exact, TwoSided, check_estimator
 from mobizo_passes.zo.optimizers import SGD, Optimizer, check_optimizer
 
@@ -125,7 +125,7 @@ def transform(
     ready, gradients = evaluated.clone(), None
     if isinstance(estimator, Exact):
         gradients = run_passes(ready, pipelines.gradients(estimator), history).clone()
-    methods["step"] = run_passes(ready, pipelines.step(estimator, optimizer, noise, batch, batch_dim), history)
+    methods["step"] = run_passes(ready, pipelines.step(estimator, noise, batch, batch_dim, optimizer), history)
     if estimator.projected:
         methods["apply"] = _apply(captured, estimator, optimizer, noise)
     methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
@@ -213,7 +213,7 @@ def _apply(captured: Ir, estimator: Estimator, optimizer: Optimizer, noise: str)
     ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
     ir.add_input("lr", "lr", torch.zeros(1))
     ir.add_input("projected_gradients", "projected_gradients", torch.zeros(estimator.queries))
-    return run_passes(ir, pipelines.apply(estimator, optimizer, noise))
+    return run_passes(ir, pipelines.apply(estimator, noise, optimizer))
 
 
 def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | None) -> int | None:

@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
 from lowering.decompose import decompose
-from lowering.executorch_compat.operators import is_functional
 from lowering.executorch_compat.patching import patched
+from mobizo_passes.graph.operators import is_functional
 
 # Delegates take these whole; ExecuTorch has a kernel for each. A target may have more, for which it has none.
 KEPT_WHOLE = (torch.ops.aten.linear.default,)

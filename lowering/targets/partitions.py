@@ -9,8 +9,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import Partition
 
-from lowering.flops import flops_of
 from lowering.report import Refusal
+from mobizo_passes.graph.flops import node_flops
 
 #: A partition costs a second of lowering and two tensor copies per call; below this it is not worth them.
 MIN_FLOPS = 100_000
@@ -34,7 +34,7 @@ def alone(delegate: str) -> Refusal:
 
 def worthwhile(partitions: Iterable[Partition], min_flops: int = MIN_FLOPS) -> tuple[list[Partition], list[Partition]]:
     """Partitions with matrix products or convolutions of at least `min_flops`, or the largest one; and the others."""
-    weighed = [(sum(flops_of(node) for node in each.nodes), each) for each in partitions]
+    weighed = [(sum(node_flops(node) for node in each.nodes), each) for each in partitions]
     # In a model so small that nothing reaches the limit, its largest partition is its body.
     limit = min(min_flops, max((flops for flops, _ in weighed), default=0) or min_flops)
     kept = [each for flops, each in weighed if flops >= limit]
@@ -66,7 +66,7 @@ def splitting_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
     outside that is upstream of the body, so it could not share the body's partition: it would cut a piece off it.
     """
     nodes = list(graph.nodes)
-    products = {node for node in supported if flops_of(node)}
+    products = {node for node in supported if node_flops(node)}
     before = upstream(nodes, products)
     blocks = {node for node in before if node not in supported and node.op == "call_function"}
     after = products | downstream(nodes, products)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from lowering.flops import flops_of
+from mobizo_passes.graph.flops import node_flops
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ def _read_by(program: ExportedProgram, target: Any, index: int) -> set[str]:
 def _share(program: ExportedProgram, fqn: str) -> float:
     total = mine = 0
     for node in program.graph.nodes:
-        flops = flops_of(node)
+        flops = node_flops(node)
         total += flops
         if node.target is aten.linear.default and parameter_of(program, node.args[1]) == fqn:
             mine += flops

@@ -16,14 +16,7 @@ from torch import Tensor, fx
 import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
 from mobizo_passes.graph.ir import Ir
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the groups lie: size along `dim` is ``outer * P * inner``."""
-
-    dim: int
-    outer: int = 1
+from mobizo_passes.graph.layout import Layout
 
 
 class PerGroup(Enum):

@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layout, pointwise, rule
-from mobizo_passes.batching.shapes import normalized, source
+from mobizo_passes.batching.shapes import source
+from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
 
@@ -32,31 +33,33 @@ def linear(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(torch.ops.mobizo.mp_lora.default)
 def mp_lora(batcher: Batcher, node: fx.Node) -> Layout:
     """The site itself: its weight already holds one factor per group; only its input is fused here."""
-    x, weight, dim, outer, transposed = node.args
-    layout = batcher.layout(x) or Layout(dim, outer)  # type: ignore[arg-type]
-    if layout.dim == len(batcher.shape(x)) - 1:  # type: ignore[arg-type]
+    given = arguments(node)
+    layout = batcher.layout(given.x) or Layout(given.dim, given.outer)
+    if layout.dim == len(batcher.shape(given.x)) - 1:
         raise batcher.refuse(node, "it contracts the batch dimension")
-    node.args = (batcher.fuse(x, layout), weight, layout.dim, layout.outer, transposed)  # type: ignore[arg-type]
+    set_arguments(node, x=batcher.fuse(given.x, layout), dim=layout.dim, outer=layout.outer)
     return layout
 
 
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default)
 def matmul(batcher: Batcher, node: fx.Node) -> Layout:
-    a, b = node.args[:2]
-    layout, fused = product(batcher, node, a, b, batcher.plain[node].dim())  # type: ignore[arg-type]
+    operands: list[Any] = list(node.args)
+    a, b = operands
+    layout, fused = product(batcher, node, a, b, batcher.plain[node].dim())
     node.args = tuple(fused)
     return layout
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)
 def addmm(batcher: Batcher, node: fx.Node) -> Layout:
-    bias, a, b = node.args[:3]
+    operands: list[Any] = list(node.args)
+    bias, a, b = operands
     ndim = batcher.plain[node].dim()
-    layout, fused = product(batcher, node, a, b, ndim)  # type: ignore[arg-type]
-    shape = batcher.shape(bias)  # type: ignore[arg-type]
+    layout, fused = product(batcher, node, a, b, ndim)
+    shape = batcher.shape(bias)
     dim = layout.dim - (ndim - len(shape))
     if batcher.layout(bias) is not None or (dim >= 0 and shape[dim] != 1):
-        bias = batcher.fuse(bias, Layout(dim, layout.outer))  # type: ignore[arg-type]
+        bias = batcher.fuse(bias, Layout(dim, layout.outer))
         if batcher.layout(bias) not in (None, Layout(dim, layout.outer)):
             raise batcher.refuse(node, "its operands hold the batch in different dimensions")
     node.args = (bias, *fused)
@@ -89,34 +92,28 @@ def product(batcher: Batcher, node: fx.Node, a: fx.Node, b: fx.Node, ndim: int) 
 @rule(aten.scaled_dot_product_attention.default)
 def attention(batcher: Batcher, node: fx.Node) -> Layout:
     """[.., heads, T, d]: any of query, key, value may be perturbed; the others are expanded to match."""
-    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-    if dropout:
+    given = arguments(node)
+    if given.dropout_p:
         raise batcher.unsupported(node, "it has dropout; call model.eval() before transform")
-    tensors: list[Any] = list(node.args[:3])
+    tensors = [given.query, given.key, given.value]
     ndim = batcher.plain[node].dim()
     if any((lay := batcher.layout(t)) is not None and lay.dim >= ndim - 2 for t in tensors):
         raise batcher.refuse(node, "it attends across the batch dimension")
-    layout, fused = batcher.align(node, [*tensors, mask], ndim)
-    if len(node.args) > 3:
-        node.args = (*fused, *node.args[4:])
-    else:
-        node.args = tuple(fused[:3])
-        if mask is not None:
-            node.kwargs = {**node.kwargs, "attn_mask": fused[3]}
+    layout, fused = batcher.align(node, [*tensors, given.attn_mask], ndim)
+    set_arguments(node, **dict(zip(("query", "key", "value", "attn_mask"), fused, strict=True)))
     return layout
 
 
-def _dims(node: fx.Node, at: int, ndim: int) -> set[int]:
-    dims: Any = node.args[at] if len(node.args) > at else node.kwargs.get("dim")
+def _dims(node: fx.Node, ndim: int) -> set[int]:
+    dims = arguments(node).get("dim")
     if dims is None or dims == []:
         return set(range(ndim))
-    return {normalized(d, ndim) for d in ([dims] if isinstance(dims, int) else dims)}
+    return {positive_dim(d, ndim) for d in ([dims] if isinstance(dims, int) else dims)}
 
 
-def _along(batcher: Batcher, node: fx.Node, at: int = 1) -> Layout:
+def _along(batcher: Batcher, node: fx.Node) -> Layout:
     layout, shape = _only_first(batcher, node)
-    if layout.dim in _dims(node, at, len(shape)):
+    if layout.dim in _dims(node, len(shape)):
         raise batcher.refuse(node, "it reduces or normalises over the batch dimension")
     return layout
 
@@ -132,7 +129,7 @@ def along(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(aten.topk.default)
 def topk(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
     layout, shape = _only_first(batcher, node)
-    if normalized(node.args[2] if len(node.args) > 2 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
+    if positive_dim(arguments(node).dim, len(shape)) == layout.dim:
         raise batcher.refuse(node, "it ranks examples of the batch against one another")
     return (layout, layout)
 
@@ -140,7 +137,7 @@ def topk(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
 @rule(aten.sort.default)
 def sort(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
     layout, shape = _only_first(batcher, node)
-    if normalized(node.args[1] if len(node.args) > 1 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
+    if positive_dim(arguments(node).dim, len(shape)) == layout.dim:
         raise batcher.refuse(node, "it sorts examples of the batch against one another")
     return (layout, layout)
 
@@ -152,10 +149,9 @@ def sort(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
     aten.prod.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim,
 )  # fmt: skip
 def reduction(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout, ...]:
-    shape = batcher.shape(node.args[0])  # type: ignore[arg-type]
-    at = 2 if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) else 1
-    layout = _along(batcher, node, at)
-    gone = _dims(node, at, len(shape))
+    shape = batcher.shape(arguments(node).self)
+    layout = _along(batcher, node)
+    gone = _dims(node, len(shape))
     plain = batcher.plain[node]
     out = plain[0] if isinstance(plain, tuple | list) else plain
     if out.dim() != len(shape):
@@ -166,7 +162,7 @@ def reduction(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout, ...]:
 @rule(aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default)
 def layer_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
     layout, shape = _only_first(batcher, node)
-    if layout.dim >= len(shape) - len(node.args[1]):  # type: ignore[arg-type]
+    if layout.dim >= len(shape) - len(arguments(node).normalized_shape):
         raise batcher.refuse(node, "it normalises over the batch dimension")
     return (layout,) * 3 if node.target is aten.native_layer_norm.default else layout
 
@@ -174,7 +170,7 @@ def layer_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None,
 @rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 def batch_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
     layout, _ = _only_first(batcher, node)
-    if node.target is aten.batch_norm.default and node.args[5]:
+    if node.target is aten.batch_norm.default and arguments(node).training:
         raise batcher.refuse(node, "BatchNorm in training mode normalises over the batch; call model.eval()")
     if layout.dim == 1:
         raise batcher.refuse(node, "its channels hold the batch")
@@ -228,8 +224,7 @@ def fourier(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(aten.median.dim, aten.mode.default, aten.kthvalue.default, aten.cummax.default, aten.cummin.default)
 def order_statistics(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
     layout, shape = _only_first(batcher, node)
-    at = 2 if node.target is aten.kthvalue.default else 1
-    dim = normalized(node.args[at] if len(node.args) > at else -1, len(shape))  # type: ignore[arg-type]
+    dim = positive_dim(arguments(node).dim, len(shape))
     if dim == layout.dim:
         raise batcher.refuse(node, "it ranks examples of the batch against one another")
     kept = batcher.plain[node][0].dim() == len(shape)
@@ -240,7 +235,7 @@ def order_statistics(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
 @rule(aten.glu.default)
 def glu(batcher: Batcher, node: fx.Node) -> Layout:
     _, layout, shape = source(batcher, node)
-    if normalized(node.args[1] if len(node.args) > 1 else -1, len(shape)) == layout.dim:  # type: ignore[arg-type]
+    if positive_dim(arguments(node).dim, len(shape)) == layout.dim:
         raise batcher.refuse(node, "it gates one half of the batch by the other")
     return layout
 
@@ -281,7 +276,8 @@ RECURRENT = {
 
 @rule(*RECURRENT)
 def recurrent(batcher: Batcher, node: fx.Node) -> Layout:
-    name = RECURRENT[node.target]  # type: ignore[index]
+    target: Any = node.target
+    name = RECURRENT[target]
     raise batcher.unsupported(
         node, f"a whole {name} is one operator; write its loop over time out, as nn.{name}Cell does"
     )
@@ -312,27 +308,26 @@ def elementwise_loss(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(aten.cross_entropy_loss.default, aten.nll_loss.default, aten.nll_loss_nd.default)
 def token_loss(batcher: Batcher, node: fx.Node) -> Layout:
     """Per-element loss (reduction none) of [N, classes] logits; shared scores or targets are expanded."""
-    operands: list[Any] = list(node.args)
-    scores, target = operands[:2]
+    given = arguments(node)
+    scores, target = given.self, given.target
     layout = batcher.layout(scores) or batcher.layout(target)
-    reduction_arg = operands[3] if len(operands) > 3 else node.kwargs.get("reduction", 1)
     moved = {batcher.layout(a) for a in (scores, target)} - {None, layout}
     if layout is None or moved or layout.dim != 0:
         raise batcher.unsupported(node, "it expects scores and targets with the batch in dimension 0")
-    if len(operands) > 2 and batcher.layout(operands[2]) is not None:
+    if batcher.layout(given.weight) is not None:
         raise batcher.unsupported(node, "its class weights are perturbed")
-    if reduction_arg != 0:
+    if given.reduction != 0:
         raise batcher.refuse(node, "it reduces over the batch and is not the loss output")
-    node.args = (batcher.fuse(scores, layout), batcher.fuse(target, layout), *operands[2:])
+    set_arguments(node, self=batcher.fuse(scores, layout), target=batcher.fuse(target, layout))
     return layout
 
 
 @rule(torch.ops.mobizo.reduce_loss.default)
 def reduce_loss(batcher: Batcher, node: fx.Node) -> Layout:
     """One loss per group: the only operator that may reduce over the batch."""
-    values, weights, _, _, _, kind = node.args
-    layout = batcher.layout(values)
-    if layout is None or batcher.layout(weights) is not None:
+    given = arguments(node)
+    layout = batcher.layout(given.values)
+    if layout is None or batcher.layout(given.weights) is not None:
         raise batcher.unsupported(node, "the weights of the loss are perturbed, not its values")
-    node.args = (values, weights, batcher.groups, layout.dim, layout.outer, kind)
+    set_arguments(node, groups=batcher.groups, dim=layout.dim, outer=layout.outer)
     return Layout(0)

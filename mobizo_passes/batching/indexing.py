@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layout, rule
-from mobizo_passes.batching.shapes import common, normalized, source
+from mobizo_passes.batching.shapes import common, source
+from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
 
@@ -16,20 +17,20 @@ aten = torch.ops.aten
 @rule(aten.slice.Tensor)
 def slice_(batcher: Batcher, node: fx.Node) -> Layout:
     x, layout, shape = source(batcher, node)
-    dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    if normalized(dim, len(shape)) != layout.dim:  # type: ignore[arg-type]
+    given = arguments(node)
+    if positive_dim(given.dim, len(shape)) != layout.dim:
         return layout
-    whole = (start or 0) == 0 and (end is None or end >= shape[layout.dim]) and step == 1  # type: ignore[operator]
+    whole = (given.start or 0) == 0 and (given.end is None or given.end >= shape[layout.dim]) and given.step == 1
     if not whole:
         raise batcher.refuse(node, "it takes a part of the batch dimension")
-    node.args = (x, dim, 0, 2**63 - 1)
+    node.args = (x, given.dim, 0, 2**63 - 1)
     return layout
 
 
 @rule(aten.select.int)
 def select(batcher: Batcher, node: fx.Node) -> Layout:
     _, layout, shape = source(batcher, node)
-    dim = normalized(node.args[1], len(shape))  # type: ignore[arg-type]
+    dim = positive_dim(arguments(node).dim, len(shape))
     if dim == layout.dim:
         raise batcher.refuse(node, "it takes one example out of the batch dimension")
     return Layout(layout.dim - (dim < layout.dim), layout.outer)
@@ -38,8 +39,7 @@ def select(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 def split(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
     _, layout, shape = source(batcher, node)
-    at = 1 if node.target is aten.unbind.int else 2
-    dim = normalized(node.args[at] if len(node.args) > at else node.kwargs.get("dim", 0), len(shape))  # type: ignore[arg-type]
+    dim = positive_dim(arguments(node).dim, len(shape))
     if dim == layout.dim:
         raise batcher.refuse(node, "it splits the batch dimension")
     if node.target is aten.unbind.int:
@@ -49,16 +49,16 @@ def split(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
 
 @rule(aten.gather.default)
 def gather(batcher: Batcher, node: fx.Node) -> Layout:
-    operands: list[Any] = list(node.args)
-    x, dim, index = operands[:3]
+    given = arguments(node)
+    x, index = given.self, given.index
     layout = batcher.layout(x) or batcher.layout(index)
     ndim = batcher.plain[node].dim()
-    if layout is None or normalized(dim, ndim) == layout.dim:
+    if layout is None or positive_dim(given.dim, ndim) == layout.dim:
         raise batcher.refuse(node, "it gathers along the batch dimension")
     moved = {batcher.layout(a) for a in (x, index)} - {None, layout}
     if moved or batcher.shape(x)[layout.dim] != batcher.shape(index)[layout.dim]:
         raise batcher.unsupported(node, "its index and its input hold different batches")
-    node.args = (batcher.fuse(x, layout), dim, batcher.fuse(index, layout), *operands[3:])
+    set_arguments(node, self=batcher.fuse(x, layout), index=batcher.fuse(index, layout))
     return layout
 
 
@@ -74,7 +74,7 @@ def embedding(batcher: Batcher, node: fx.Node) -> Layout:
 def index_select(batcher: Batcher, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     x, dim, index = operands
-    at = normalized(dim, len(batcher.shape(x)))
+    at = positive_dim(dim, len(batcher.shape(x)))
     selected = batcher.layout(index)
     if batcher.layout(x) is None and selected is not None:
         # A table that all groups share, read at perturbed rows.
@@ -138,7 +138,7 @@ def scatter(batcher: Batcher, node: fx.Node) -> Layout:
     operands: list[Any] = list(node.args)
     tensors = [a for a in (operands[0], *operands[2:]) if isinstance(a, fx.Node)]
     layout = common(batcher, node, tensors)
-    if normalized(operands[1], len(batcher.shape(operands[2]))) == layout.dim:
+    if positive_dim(operands[1], len(batcher.shape(operands[2]))) == layout.dim:
         raise batcher.refuse(node, "it writes along the batch dimension")
     if len({batcher.shape(t)[layout.dim] for t in tensors}) != 1:
         raise batcher.unsupported(node, "its index and its input hold different batches")
@@ -188,7 +188,7 @@ def index_add(batcher: Batcher, node: fx.Node) -> Layout:
     if batcher.layout(index) is not None:
         raise batcher.unsupported(node, "its index is perturbed")
     layout = common(batcher, node, [x, values])
-    if normalized(dim, batcher.plain[node].dim()) == layout.dim:
+    if positive_dim(dim, batcher.plain[node].dim()) == layout.dim:
         raise batcher.refuse(node, "it writes along the batch dimension")
     node.args = (batcher.fuse(x, layout), dim, index, batcher.fuse(values, layout))
     return layout
@@ -197,11 +197,9 @@ def index_add(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(aten.slice_scatter.default, aten.select_scatter.default)
 def write_part(batcher: Batcher, node: fx.Node) -> Layout:
     """Replaces a part of the first operand, along a dimension that does not hold the batch."""
-    operands: list[Any] = list(node.args)
-    whole, part = operands[:2]
-    ndim = batcher.plain[node].dim()
-    given: Any = operands[2] if len(operands) > 2 else node.kwargs.get("dim", 0)
-    dim = normalized(given, ndim)
+    given = arguments(node)
+    whole, part = given.self, given.src
+    dim = positive_dim(given.dim, batcher.plain[node].dim())
     lost = node.target is aten.select_scatter.default
     layout = batcher.layout(whole)
     if layout is None:
@@ -212,7 +210,7 @@ def write_part(batcher: Batcher, node: fx.Node) -> Layout:
     within = Layout(layout.dim - (lost and dim < layout.dim), layout.outer)
     if batcher.layout(part) not in (None, within):
         raise batcher.refuse(node, "its operands hold the batch in different dimensions")
-    node.args = (batcher.fuse(whole, layout), batcher.fuse(part, within), *operands[2:])
+    set_arguments(node, self=batcher.fuse(whole, layout), src=batcher.fuse(part, within))
     return layout
 
 
@@ -238,8 +236,8 @@ def offset_rows(batcher: Batcher, rows: fx.Node, layout: Layout, count: int) -> 
 
 @rule(torch.ops.mobizo.gather_rows.default)
 def gather_rows(batcher: Batcher, node: fx.Node) -> Layout:
-    x, index = node.args[:2]
+    x, index = arguments(node).x, arguments(node).index
     if any(batcher.layout(a) not in (None, Layout(0)) for a in (x, index)):
         raise batcher.unsupported(node, "it expects the batch in dimension 0")
-    node.args = (batcher.fuse(x, Layout(0)), batcher.fuse(index, Layout(0)))  # type: ignore[arg-type]
+    node.args = (batcher.fuse(x, Layout(0)), batcher.fuse(index, Layout(0)))
     return Layout(0)

@@ -24,6 +24,7 @@ from mobizo_passes.batching.batcher import (
 )
 from mobizo_passes.batching.indexing import offset_rows
 from mobizo_passes.graph.inline import inline_all
+from mobizo_passes.graph.nodes import arguments, named
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo
@@ -174,8 +175,8 @@ def _product(
 
 
 def _linear(batcher: Batcher, node: fx.Node) -> Layouts:
-    operands: list[Any] = list(node.args)
-    return _product(batcher, node, operands[0], operands[1], False, operands[2] if len(operands) > 2 else None)
+    given = arguments(node)
+    return _product(batcher, node, given.input, given.weight, False, given.bias)
 
 
 def _matmul(batcher: Batcher, node: fx.Node) -> Layouts:
@@ -184,16 +185,13 @@ def _matmul(batcher: Batcher, node: fx.Node) -> Layouts:
 
 
 def _addmm(batcher: Batcher, node: fx.Node) -> Layouts:
-    operands: list[Any] = list(node.args)
-    return None if node.kwargs else _product(batcher, node, operands[1], operands[2], True, operands[0])
+    given = arguments(node)
+    return None if node.kwargs else _product(batcher, node, given.mat1, given.mat2, True, given.self)
 
 
 def _convolution(batcher: Batcher, node: fx.Node) -> Layouts:
     """The groups become channel groups of one convolution."""
-    given: list[Any] = list(node.args)
-    spatial = len(batcher.shape(given[0])) - 2
-    defaults: list[Any] = [None, [1] * spatial, [0] * spatial, [1] * spatial, 1]
-    x, weight, bias, *options = (*given, *defaults[len(given) - 2 :])
+    x, weight, bias, *options = named(node.target, node.args, node.kwargs).values()
     if not batcher.batched(x) or not batcher.per_group(weight) or bias is not None or batcher.place(x).dim != 0:
         return None
     layout = batcher.place(x)
@@ -204,13 +202,13 @@ def _convolution(batcher: Batcher, node: fx.Node) -> Layouts:
 
 def _embedding(batcher: Batcher, node: fx.Node) -> Layouts:
     """A look-up in the stack of all tables: group g reads at ``g * rows + id``."""
-    table, ids = node.args[:2]
-    if not batcher.per_group(table) or not batcher.batched(ids) or batcher.place(ids).outer != 1:  # type: ignore[arg-type]
+    table, ids = arguments(node).weight, arguments(node).indices
+    if not batcher.per_group(table) or not batcher.batched(ids) or batcher.place(ids).outer != 1:
         return None
-    rows, width = batcher.shape(table)  # type: ignore[arg-type]
-    layout = batcher.place(ids)  # type: ignore[arg-type]
+    rows, width = batcher.shape(table)
+    layout = batcher.place(ids)
     flat = batcher.ir.call(aten.reshape.default, table, [batcher.groups * rows, width], like=node)
-    node.args = (flat, offset_rows(batcher, ids, layout, rows))  # type: ignore[arg-type]
+    node.args = (flat, offset_rows(batcher, ids, layout, rows))
     return layout
 
 

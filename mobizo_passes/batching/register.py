@@ -17,6 +17,7 @@ from mobizo_passes.batching.walk import Walk
 from mobizo_passes.errors import BatchingRuleError, InputError, UnsupportedOp
 from mobizo_passes.graph import ops
 from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.graph.nodes import named, set_arguments
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,6 @@ def _overload(op: Any) -> Any:
     return target
 
 
-def _arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments by name, defaults included."""
-    schema = target._schema.arguments
-    given = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return {**given, **{a.name: value for a, value in zip(schema, args, strict=False)}, **kwargs}
-
-
 def _tensors(target: Any) -> list[str]:
     return [a.name for a in target._schema.arguments if "Tensor" in str(a.type)]
 
@@ -117,7 +111,7 @@ def _rule(target: Any, claim: Claim) -> Rule:
     names, results = _tensors(target), len(target._schema.returns)
 
     def rule(batcher: Batcher, node: fx.Node) -> Layouts:
-        values = _arguments(target, node.args, node.kwargs)
+        values = named(target, node.args, node.kwargs)
         layouts = {name: batcher.layout(values[name]) for name in names}
         if isinstance(claim, BatchDims):
             found: Any = claim
@@ -172,9 +166,7 @@ def _apply(
             )
         if dim is not None:
             values[name] = batcher.fuse(values[name], Layout(dim, outer))
-    given = [a.name for a in node.target._schema.arguments][: len(node.args)]  # type: ignore[union-attr]
-    node.args = tuple(values[name] for name in given)
-    node.kwargs = {name: values[name] for name in node.kwargs}
+    set_arguments(node, **values)
     plain = batcher.plain[node]
     shapes = [v.shape for v in plain] if isinstance(plain, tuple | list) else [plain.shape]
     outputs = (found.outputs,) if isinstance(found.outputs, int) else found.outputs
@@ -199,7 +191,7 @@ def _places(layouts: Mapping[str, Layout | None]) -> str:
 
 def _try(target: Any, claim: Claim, examples: Sequence[tuple[Any, ...]]) -> None:
     """Run the examples side by side by the rule wherever it takes the batch; raise unless all is as it is alone."""
-    given = [_arguments(target, each, {}) for each in examples]
+    given = [named(target, each, {}) for each in examples]
     names = [name for name in _tensors(target) if isinstance(given[0].get(name), Tensor)] if given else []
     _check_examples(target, given, names)
     tried, refused = 0, ""

@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layout, pointwise, rule
+from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
 
@@ -32,20 +33,13 @@ for _target in (
     rule(_target)(pointwise)
 
 
-def normalized(dim: int, ndim: int) -> int:
-    """Return a non-negative dimension."""
-    return dim % ndim if ndim else 0
-
-
-def _source(batcher: Batcher, node: fx.Node) -> tuple[fx.Node, Layout, tuple[int, ...]]:
+def source(batcher: Batcher, node: fx.Node) -> tuple[fx.Node, Layout, tuple[int, ...]]:
+    """Return the first argument, its layout and its plain shape; raises the refusal if it is shared."""
     x = node.args[0]
     layout = batcher.layout(x)
     if not isinstance(x, fx.Node) or layout is None:
         raise batcher.unsupported(node, "its first argument is shared while another is perturbed")
     return x, layout, batcher.shape(x)
-
-
-source = _source
 
 
 @rule(
@@ -54,7 +48,7 @@ source = _source
 )  # fmt: skip
 def reshape(batcher: Batcher, node: fx.Node) -> Layout:
     """[B, T, D] -> [B*T, D] and the like, with the groups' size in the result."""
-    x, layout, shape = _source(batcher, node)
+    x, layout, shape = source(batcher, node)
     new = list(batcher.plain[node].shape)
     result = batcher.reshaped(node, shape, layout, new)
     new[result.dim] *= batcher.groups
@@ -64,17 +58,17 @@ def reshape(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.unsqueeze.default)
 def unsqueeze(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    dim = normalized(node.args[1], len(shape) + 1)  # type: ignore[arg-type]
+    _, layout, shape = source(batcher, node)
+    dim = positive_dim(arguments(node).dim, len(shape) + 1)
     return Layout(layout.dim + (dim <= layout.dim), layout.outer)
 
 
 @rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 def squeeze(batcher: Batcher, node: fx.Node) -> Layout:
-    x, layout, shape = _source(batcher, node)
-    wanted = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
+    x, layout, shape = source(batcher, node)
+    wanted = arguments(node).get("dim", range(len(shape)))
     wanted = [wanted] if isinstance(wanted, int) else wanted
-    gone = sorted(d for d in {normalized(w, len(shape)) for w in wanted} if shape[d] == 1)  # type: ignore[union-attr]
+    gone = sorted(d for d in {positive_dim(w, len(shape)) for w in wanted} if shape[d] == 1)
     if layout.dim in gone:
         raise batcher.unsupported(node, "it removes the batch dimension of a batch of one")
     node.target, node.args = aten.squeeze.dims, (x, gone)
@@ -83,22 +77,22 @@ def squeeze(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.permute.default)
 def permute(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    order = [normalized(d, len(shape)) for d in node.args[1]]  # type: ignore[union-attr]
+    _, layout, shape = source(batcher, node)
+    order = [positive_dim(d, len(shape)) for d in arguments(node).dims]
     return Layout(order.index(layout.dim), layout.outer)
 
 
 @rule(aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.numpy_T.default)
 def transpose(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    a, b = (normalized(d, len(shape)) for d in node.args[1:]) if len(node.args) > 1 else (0, len(shape) - 1)  # type: ignore[arg-type]
+    _, layout, shape = source(batcher, node)
+    a, b = (positive_dim(d, len(shape)) for d in node.args[1:] or (0, -1))
     return Layout({a: b, b: a}.get(layout.dim, layout.dim), layout.outer)
 
 
 @rule(aten.tril.default, aten.triu.default)
 def triangle(batcher: Batcher, node: fx.Node) -> Layout:
     """Keeps one side of the diagonal of the last two dimensions."""
-    _, layout, shape = _source(batcher, node)
+    _, layout, shape = source(batcher, node)
     if layout.dim >= len(shape) - 2:
         raise batcher.refuse(node, "it cuts a triangle across the batch dimension")
     return layout
@@ -106,7 +100,7 @@ def triangle(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.expand.default)
 def expand(batcher: Batcher, node: fx.Node) -> Layout:
-    x, layout, shape = _source(batcher, node)
+    x, layout, shape = source(batcher, node)
     new = list(batcher.plain[node].shape)
     dim = layout.dim + len(new) - len(shape)
     if new[dim] != shape[layout.dim]:
@@ -118,8 +112,8 @@ def expand(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.repeat.default)
 def repeat(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    times: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    _, layout, shape = source(batcher, node)
+    times = arguments(node).repeats
     dim = layout.dim + len(times) - len(shape)
     if times[dim] != 1:
         raise batcher.unsupported(node, "it repeats the batch dimension")
@@ -128,21 +122,20 @@ def repeat(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.cat.default)
 def cat(batcher: Batcher, node: fx.Node) -> Layout:
-    tensors: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-    ndim = batcher.plain[node].dim()
-    layout = common(batcher, node, tensors)
-    if normalized(node.args[1] if len(node.args) > 1 else 0, ndim) == layout.dim:  # type: ignore[arg-type]
+    given = arguments(node)
+    layout = common(batcher, node, given.tensors)
+    if positive_dim(given.dim, batcher.plain[node].dim()) == layout.dim:
         raise batcher.refuse(node, "it concatenates along the batch dimension")
-    node.args = ([batcher.fuse(t, layout) for t in tensors], *node.args[1:])
+    set_arguments(node, tensors=[batcher.fuse(t, layout) for t in given.tensors])
     return layout
 
 
 @rule(aten.stack.default)
 def stack(batcher: Batcher, node: fx.Node) -> Layout:
-    tensors: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-    layout = common(batcher, node, tensors)
-    dim = normalized(node.args[1] if len(node.args) > 1 else 0, batcher.plain[node].dim())  # type: ignore[arg-type]
-    node.args = ([batcher.fuse(t, layout) for t in tensors], *node.args[1:])
+    given = arguments(node)
+    layout = common(batcher, node, given.tensors)
+    dim = positive_dim(given.dim, batcher.plain[node].dim())
+    set_arguments(node, tensors=[batcher.fuse(t, layout) for t in given.tensors])
     return Layout(layout.dim + (dim <= layout.dim), layout.outer)
 
 
@@ -156,18 +149,16 @@ def common(batcher: Batcher, node: fx.Node, tensors: list[fx.Node]) -> Layout:
 
 @rule(aten.flip.default)
 def flip(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    if layout.dim in {normalized(d, len(shape)) for d in node.args[1]}:  # type: ignore[union-attr]
+    _, layout, shape = source(batcher, node)
+    if layout.dim in {positive_dim(d, len(shape)) for d in arguments(node).dims}:
         raise batcher.refuse(node, "it reorders the batch dimension")
     return layout
 
 
 @rule(aten.diagonal.default)
 def diagonal(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    operands: list[int] = [0, 0, 1]
-    operands[: len(node.args) - 1] = node.args[1:]  # type: ignore[assignment]
-    gone = {normalized(d, len(shape)) for d in operands[1:]}
+    _, layout, shape = source(batcher, node)
+    gone = {positive_dim(d, len(shape)) for d in (arguments(node).dim1, arguments(node).dim2)}
     if layout.dim in gone:
         raise batcher.refuse(node, "it pairs examples of the batch with positions")
     return Layout(layout.dim - sum(d < layout.dim for d in gone), layout.outer)
@@ -175,17 +166,17 @@ def diagonal(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.roll.default)
 def roll(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    dims: list[int] = list(node.args[2]) if len(node.args) > 2 else []  # type: ignore[arg-type]
-    if not dims or layout.dim in {normalized(d, len(shape)) for d in dims}:
+    _, layout, shape = source(batcher, node)
+    dims = arguments(node).dims
+    if not dims or layout.dim in {positive_dim(d, len(shape)) for d in dims}:
         raise batcher.refuse(node, "it shifts the batch dimension")
     return layout
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)
 def pad(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = _source(batcher, node)
-    amounts: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    _, layout, shape = source(batcher, node)
+    amounts = arguments(node).pad
     back = len(shape) - 1 - layout.dim
     if any(amounts[2 * back : 2 * back + 2]):
         raise batcher.refuse(node, "it pads the batch dimension")

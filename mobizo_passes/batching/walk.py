@@ -10,6 +10,7 @@ from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layouts
 from mobizo_passes.batching.per_group import per_group
+from mobizo_passes.graph.nodes import arguments
 
 
 class Walk(Batcher):
@@ -47,8 +48,8 @@ class Walk(Batcher):
 
     def _apply(self, node: fx.Node) -> Layouts:
         if node.target is operator.getitem:
-            layouts = self.layouts[node.args[0]]  # type: ignore[index]
-            return layouts[node.args[1]] if isinstance(layouts, tuple) else layouts  # type: ignore[index]
+            layouts = self.layouts[arguments(node).source]
+            return layouts[arguments(node).index] if isinstance(layouts, tuple) else layouts
         own_weight = node.target is torch.ops.mobizo.mp_lora.default
         if not own_weight and any(self.per_group(arg) for arg in node.all_input_nodes):
             return per_group(self, node)

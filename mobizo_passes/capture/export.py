@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
 from mobizo_passes.batching import RECURRENT, RULES
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import functional
+from mobizo_passes.capture.functional import decompose_composites, functional, replace_by_parts
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
-from mobizo_passes.graph.inline import WritesInPlace, inline
 from mobizo_passes.graph.ir import Input, Ir, Output, identifier
+from mobizo_passes.graph.nodes import arguments
 
 aten = torch.ops.aten
 
@@ -174,8 +173,6 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
             value = held.detach()
             # One object per FQN for all methods: that is how lowering stores each weight once.
             state[name] = nn.Parameter(value, requires_grad=False) if kind == "parameter" else value
-        elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            _check_random(copied, _trains(model))
     for spec in signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             name = _strip(spec.target or spec.arg.name)
@@ -188,12 +185,16 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
                 f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), {advice}"
             )
     _check_sizes(graph)
-    outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(exported.graph.output_node().args[0])]  # type: ignore[arg-type]
+    outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(signature.user_outputs)]
     values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
     fake = detect_fake_mode(values_of)
     if fake is None:
         raise CaptureError("the exported graph carries no shapes")
-    return Ir(graph, state, outputs, fake)
+    ir = Ir(graph, state, outputs, fake)
+    _check_random(ir, model)
+    decompose_composites(ir)
+    _check_random(ir, model)
+    return ir
 
 
 def _trace_to_loss(ir: Ir, loss: LossFn | None) -> None:
@@ -217,32 +218,24 @@ def _take_apart(ir: Ir) -> None:
         pointwise = torch.Tag.pointwise in target.tags
         if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor):
             continue
-        operands, spec = pytree.tree_flatten((node.args, node.kwargs))
-
-        def run(*values: Any, target: Any = target, spec: pytree.TreeSpec = spec) -> Any:
-            args, kwargs = pytree.tree_unflatten(list(values), spec)
-            return target(*args, **kwargs)
-
-        with ir.graph.inserting_before(node):
-            try:
-                new = inline(ir, run, operands, node)
-            except WritesInPlace:
-                # Left whole: if a perturbed value reaches it, it is refused by its own name.
-                continue
-        node.replace_all_uses_with(new)
-        ir.graph.erase_node(node)
+        # What can't be taken apart is left whole: if a perturbed value reaches it, it is refused by its own name.
+        replace_by_parts(ir, node)
 
 
-def _check_random(node: fx.Node, trains: bool) -> None:
+def _check_random(ir: Ir, model: nn.Module) -> None:
+    for node in ir.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            _check_draws_nothing(node, _trains(model))
+
+
+def _check_draws_nothing(node: fx.Node, trains: bool) -> None:
     """Dropout with training off is the identity; everything else that draws random numbers is refused."""
-    if node.target is aten.dropout.default and not node.args[2]:
+    given, target = arguments(node), node.target
+    if target is aten.dropout.default and not given.train:
         return
-    if node.target is aten.scaled_dot_product_attention.default and not (
-        node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-    ):
+    if target is aten.scaled_dot_product_attention.default and not given.dropout_p:
         return
-    target: Any = node.target
-    if target in RECURRENT and not all(node.args[5:7]):  # dropout, and whether it is on
+    if target in (*RECURRENT,) and not (given.dropout and given.train):
         return
     advice = "call model.eval() before transform"
     if not trains:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, named
+from mobizo_passes.graph.operators import operation_name
 
 aten = torch.ops.aten
 
@@ -57,13 +59,13 @@ def _is_source(ir: Ir, node: fx.Node, batch: set[fx.Node]) -> bool:
         return spec.kind in ("buffer", "constant") and held is not None and not bool(held.isfinite().all())
     if any(isinstance(arg, float) and not math.isfinite(arg) for arg in (*node.args, *node.kwargs.values())):
         return True
-    place = _PARTIAL.get(_name(node))
-    if place is None and _name(node) == "pow":
-        exponent = node.args[1] if len(node.args) > 1 else None
+    place = _PARTIAL.get(operation_name(node))
+    if place is None and operation_name(node) == "pow":
+        exponent = arguments(node).exponent
         place = None if isinstance(exponent, int | float) and exponent >= 0 and float(exponent).is_integer() else 0
     if place is None or not (isinstance(value, Tensor) and value.is_floating_point()):
         return False
-    operand = node.args[place] if len(node.args) > place else None
+    operand = list(named(node.target, node.args, node.kwargs).values())[place]
     return isinstance(operand, fx.Node) and operand in batch and not _positive(ir, operand)
 
 
@@ -73,10 +75,10 @@ def _positive(ir: Ir, node: Any) -> bool:
         return node > 0
     if not isinstance(node, fx.Node):
         return False
-    name, args = _name(node), node.args
     if node.op == "placeholder":
         held = ir.state.get(node.meta["input"].name)
         return held is not None and node.meta["input"].kind == "constant" and bool((held > 0).all())
+    name, args = operation_name(node), node.args
     if name in ("exp", "sigmoid", "softplus"):
         return True
     if name in ("sqrt", "rsqrt", *_KEEPS, *_SUMS):
@@ -84,7 +86,7 @@ def _positive(ir: Ir, node: Any) -> bool:
     if name == "add":
         return any(_positive(ir, a) and _at_least_0(ir, b) for a, b in (args[:2], args[1::-1]))
     if name in ("clamp", "clamp_min"):
-        return len(args) > 1 and _positive(ir, args[1])
+        return _positive(ir, arguments(node).min)
     if name == "maximum":
         return any(_positive(ir, each) for each in args[:2])
     if name in ("mul", "div"):
@@ -97,7 +99,7 @@ def _at_least_0(ir: Ir, node: Any) -> bool:
         return node >= 0
     if not isinstance(node, fx.Node):
         return False
-    name, args = _name(node), node.args
+    name, args = operation_name(node), node.args
     if name in _SQUARES or _positive(ir, node):
         return True
     if name in ("sqrt", *_KEEPS, *_SUMS):
@@ -107,8 +109,3 @@ def _at_least_0(ir: Ir, node: Any) -> bool:
     if name == "mul":
         return args[0] is args[1] or all(_at_least_0(ir, each) for each in args[:2])
     return False
-
-
-def _name(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else schema.name.rpartition("::")[2]

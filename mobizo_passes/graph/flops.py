@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mobizo_passes.graph.ir import Ir
-
-aten = torch.ops.aten
+from mobizo_passes.graph.nodes import Arguments, arguments, shape_of
+from mobizo_passes.graph.operators import operation_name
 
 
 @dataclass(frozen=True)
@@ -32,30 +33,54 @@ class Flops:
         return self.shared / one_forward if one_forward else 0.0
 
 
+def _last(name: str) -> Callable[[Arguments, int], int]:
+    """Each result is a product of as many pairs as the named operand has in its last dimension."""
+    return lambda args, results: results * shape_of(getattr(args, name))[-1]
+
+
+def _kernel(lead: int) -> Callable[[Arguments, int], int]:
+    """Each result is a product with one kernel: the weight without its first `lead` dimensions."""
+    return lambda args, results: results * math.prod(shape_of(args.weight)[lead:])
+
+
+def _convolution(args: Arguments, results: int) -> int:
+    # Transposed, each input is spread by one kernel.
+    inputs = math.prod(shape_of(args.input))
+    return (inputs if args.transposed else results) * math.prod(shape_of(args.weight)[1:])
+
+
+def _attention(args: Arguments, results: int) -> int:
+    keys = shape_of(args.key)[-2]
+    return (math.prod(shape_of(args.query)) + results) * keys
+
+
+# Multiply-adds of one call, from its arguments and the number of its results; what is not here costs none.
+_MULTIPLY_ADDS: Mapping[str, Callable[[Arguments, int], int]] = {
+    "linear": _last("input"),
+    "mm": _last("self"),
+    "bmm": _last("self"),
+    "matmul": _last("self"),
+    "addmm": _last("mat1"),
+    "baddbmm": _last("batch1"),
+    "conv1d": _kernel(1),
+    "conv2d": _kernel(1),
+    "conv3d": _kernel(1),
+    "convolution": _convolution,
+    "scaled_dot_product_attention": _attention,
+    "mp_lora": _last("x"),
+    "mp_conv": _kernel(2),
+    # It becomes a product with a one-hot matrix.
+    "gather_rows": lambda args, results: results * shape_of(args.x)[1],
+}
+
+
 def node_flops(node: fx.Node) -> int:
-    """Return the FLOPs of a matrix-like node from its shapes; 0 for element-wise and data-moving nodes."""
+    """Return the FLOPs of a product, convolution or attention, in any dialect, from its shapes; 0 for other nodes."""
     if node.op != "call_function":
         return 0
-    val = node.meta["val"]
-    # Not `all_input_nodes`, which names an operand once even where it is used twice.
-    operands = [a for a in node.args if isinstance(a, fx.Node)]
-    shapes = [tuple(a.meta["val"].shape) for a in operands if isinstance(a.meta.get("val"), torch.Tensor)]
-    if node.target in (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
-        return 2 * val.numel() * shapes[0][-1]
-    if node.target in (aten.addmm.default, aten.baddbmm.default):
-        return 2 * val.numel() * shapes[1][-1]
-    if node.target is torch.ops.mobizo.mp_lora.default:
-        return 2 * val.numel() * shapes[0][-1]
-    if node.target is torch.ops.mobizo.mp_conv.default:
-        return 2 * val.numel() * math.prod(shapes[1][2:])
-    if node.target is torch.ops.mobizo.gather_rows.default:
-        return 2 * val.numel() * shapes[0][1]
-    if node.target is aten.scaled_dot_product_attention.default:
-        query, key = shapes[0], shapes[1]
-        return 2 * math.prod(query) * key[-2] + 2 * val.numel() * key[-2]
-    if node.target in (aten.convolution.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
-        return 2 * val.numel() * math.prod(shapes[1][1:])
-    return 0
+    count = _MULTIPLY_ADDS.get(operation_name(node))
+    value: Any = node.meta.get("val")
+    return 0 if count is None or not isinstance(value, Tensor) else 2 * count(arguments(node), value.numel())
 
 
 def count_flops(ir: Ir, groups: int) -> Flops:

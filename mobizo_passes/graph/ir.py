@@ -48,7 +48,8 @@ class Input:
 @dataclass(frozen=True)
 class Output:
     """An output's role: `kind` is loss | losses | projected_gradients | gradient | adapter | optimizer | logits |
-    loss_sum, loss_weight and loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of that name)."""
+    loss_sum, loss_weight and loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of
+    that name)."""
 
     kind: str
     name: str

@@ -1,16 +1,21 @@
-"""Graphs as stable, readable text: one line per node, with shapes, origin module and creating pass."""
+"""Graphs as stable, readable text: one line per node, with shapes, origin module and creating pass.
+
+`mobizo_passes.graph.parse` reads it back.
+"""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.overloads import resolve
 
-_DTYPES = {
+DTYPES = {
     torch.float32: "f32",
     torch.float16: "f16",
     torch.bfloat16: "bf16",
@@ -22,6 +27,8 @@ _DTYPES = {
     torch.uint8: "u8",
     torch.bool: "b8",
 }
+# torch writes an open-ended slice as the largest int64.
+END = 2**63 - 1
 
 # Comments start here or, behind a longer line, just after it: aligning them to the longest line would let one
 # changed line move all others in a diff.
@@ -31,7 +38,7 @@ _COMMENT = 88
 def type_text(value: Any) -> str:
     """Return ``f32[4, 32]`` for a tensor, a tuple of such for several."""
     if isinstance(value, Tensor):
-        return f"{_DTYPES.get(value.dtype, str(value.dtype))}{list(value.shape)}"
+        return f"{DTYPES.get(value.dtype, str(value.dtype))}{list(value.shape)}"
     if isinstance(value, tuple | list):
         return f"({', '.join(type_text(v) for v in value)})"
     return type(value).__name__
@@ -51,43 +58,73 @@ def op_name(node: fx.Node) -> str:
     return name.name.replace("::", ".") if name is not None else str(node.target)
 
 
+def _operator(node: fx.Node, kwargs: Mapping[str, Any]) -> str:
+    """The operator's name, with its overload if the arguments alone would mean another."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or resolve(target.overloadpacket, node.args, kwargs) is target:
+        return op_name(node)
+    return f"{op_name(node)}.{target._overloadname}"
+
+
 def _argument(value: Any) -> str:
     if isinstance(value, fx.Node):
         return f"%{value.name}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(_argument(v) for v in value)}]"
     if isinstance(value, torch.dtype):
-        return _DTYPES.get(value, str(value))
-    # torch writes an open-ended slice as the largest int64.
-    return "end" if value == 2**63 - 1 else repr(value)
+        return DTYPES.get(value, str(value))
+    return "end" if value == END else repr(value)
 
 
-def _call_text(node: fx.Node) -> str:
+def _facts(node: fx.Node) -> str:
+    """What passes have noted about a node: computed per group, where it holds the batch, whose noise it is."""
+    found = ["expanded"] if node.meta.get("expanded") else []
+    if "batch" in node.meta:
+        place = node.meta["batch"]
+        outer = f" outer {place.outer}" if place is not None and place.outer != 1 else ""
+        found.append("batch lost" if place is None else f"batch {place.dim}{outer}")
+    if "noise_of" in node.meta:
+        found.append(f"noise of {node.meta['noise_of']}")
+    return ", ".join(found)
+
+
+def _commented(text: str, node: fx.Node, facts: bool) -> str:
+    made_by = node.meta.get("pass", "")
+    places = [module_of(node), "" if made_by == "capture" else made_by, _facts(node) if facts else ""]
+    while places and not places[-1]:
+        places.pop()
+    shown = " | ".join(places).strip().replace("|  |", "| |")
+    return f"{text:<{_COMMENT}}  # {shown}" if places else text
+
+
+def _role(spec: Any) -> str:
+    # What is named after its role needs no second name.
+    return spec.kind if spec.name == spec.kind else f"{spec.kind} {spec.name!r}"
+
+
+def node_text(node: fx.Node, facts: bool = False) -> str:
+    """Return the line of an input or a call: name, type, operator and arguments, origin module and creating pass."""
+    if node.op == "placeholder":
+        text = f"%{node.name}: {type_text(node.meta['val'])} = {_role(node.meta['input'])}"
+        return _commented(text, node, facts) if facts else text
     # The device is the machine of the export, not a property of the program.
     kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "pin_memory", "layout")}
     args = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in kwargs.items()]
-    text = f"%{node.name}: {type_text(node.meta.get('val'))} = {op_name(node)}({', '.join(args)})"
-    places = [p for p in (module_of(node), node.meta.get("pass", "")) if p and p != "capture"]
-    return f"{text:<{_COMMENT}}  # {' | '.join(places)}" if places else text
+    text = f"%{node.name}: {type_text(node.meta.get('val'))} = {_operator(node, kwargs)}({', '.join(args)})"
+    return _commented(text, node, facts)
 
 
-def node_text(node: fx.Node) -> str:
-    """Return the line of an input or a call: name, type, operator and arguments, origin module and creating pass."""
-    if node.op != "placeholder":
-        return _call_text(node)
-    spec = node.meta["input"]
-    # Inputs that are named after their role need no second name.
-    name = "" if spec.name == spec.kind else f" '{spec.name}'"
-    return f"%{node.name}: {type_text(node.meta['val'])} = {spec.kind}{name}"
+def to_text(ir: Ir, facts: bool = False) -> str:
+    """Return the graph as text: inputs, calls, outputs, one a line. The same program gives the same text everywhere.
 
-
-def to_text(ir: Ir) -> str:
-    """Return the graph as text: inputs, calls, outputs, one a line. The same program gives the same text everywhere."""
-    calls = [node_text(n) for n in ir.graph.nodes if n.op not in ("placeholder", "output")]
+    A comment says where a node comes from: ``# module | pass``. With `facts`, it also says what passes have noted about
+    the node, ``| expanded, batch 0``, and which pass made an input.
+    """
+    calls = [node_text(n, facts) for n in ir.graph.nodes if n.op not in ("placeholder", "output")]
     nodes: Any = ir.graph.output_node().args[0]
-    outputs = []
-    for spec, node in zip(ir.outputs, nodes, strict=True):
-        name = "" if spec.name == spec.kind else f" '{spec.name}'"
-        outputs.append(f"return %{node.name}: {type_text(node.meta.get('val'))} = {spec.kind}{name}")
-    parts = ([node_text(n) for n in ir.placeholders()], calls, outputs)
+    outputs = [
+        f"return %{node.name}: {type_text(node.meta.get('val'))} = {_role(spec)}"
+        for spec, node in zip(ir.outputs, nodes, strict=True)
+    ]
+    parts = ([node_text(n, facts) for n in ir.placeholders()], calls, outputs)
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"

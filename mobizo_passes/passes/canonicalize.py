@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
@@ -103,7 +104,7 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target in _COPIES:
         return True
     if node.target is aten.dropout.default:
-        return not node.args[2]
+        return not arguments(node).train
     before, after = node.args[0].meta["val"], node.meta["val"]
     if node.target in (aten._to_copy.default, aten.type_as.default):
         return before.dtype == after.dtype

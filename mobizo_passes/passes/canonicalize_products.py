@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.passes.base import Pass
 from mobizo_passes.sites.factors import TRANSPOSES, stored
 
@@ -99,21 +100,21 @@ def _scaled_sum(ir: Ir, node: fx.Node) -> fx.Node | None:
     """addmm(c, a, w, alpha, beta) -> beta * c + alpha * (a x w)."""
     if node.target is not aten.addmm.default or not node.kwargs:
         return None
-    c, a, w = node.args[:3]
+    given = arguments(node)
+    c, a, w = given.self, given.mat1, given.mat2
     y = ir.call(aten.matmul.default, a, w, like=node)
-    if (alpha := node.kwargs.get("alpha", 1)) != 1:
-        y = ir.call(aten.mul.Tensor, y, alpha, like=node)
-    if (beta := node.kwargs.get("beta", 1)) != 1:
-        c = ir.call(aten.mul.Tensor, c, beta, like=node)
+    if given.alpha != 1:
+        y = ir.call(aten.mul.Tensor, y, given.alpha, like=node)
+    if given.beta != 1:
+        c = ir.call(aten.mul.Tensor, c, given.beta, like=node)
     return ir.call(aten.add.Tensor, c, y, like=node)
 
 
 def _summed(ir: Ir, node: fx.Node) -> fx.Node | None:
     """sum(x[..., None, :] * w, -1) -> linear(x, w)."""
-    if node.target is not aten.sum.dim_IntList or len(node.args) > 2:
+    if node.target is not aten.sum.dim_IntList or arguments(node).keepdim:
         return None
-    operands: list[Any] = list(node.args)
-    product, dims = operands
+    product, dims = arguments(node).self, arguments(node).dim
     if product.target is not aten.mul.Tensor or len(product.users) != 1:
         return None
     ndim = product.meta["val"].dim()

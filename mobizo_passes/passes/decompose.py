@@ -14,6 +14,7 @@ from mobizo_passes import noise
 from mobizo_passes.capture.finiteness import may_hold_nan
 from mobizo_passes.graph.inline import inline
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.graph.ops import DECOMPOSITIONS, one_hot_gather
 from mobizo_passes.passes.base import Pass
 
@@ -95,8 +96,9 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
     if target in DECOMPOSITIONS:
         return DECOMPOSITIONS[target], args
     if node.target is aten.cross_entropy_loss.default and not node.kwargs:
-        plain = args[1].meta["val"].dtype is torch.int64 and args[0].meta["val"].dim() == 2
-        if plain and not (len(args) > 5 and args[5]):
+        given = arguments(node)
+        plain = given.target.meta["val"].dtype is torch.int64 and given.self.meta["val"].dim() == 2
+        if plain and not given.label_smoothing:
             return token_loss, args[:5]
         return aten.cross_entropy_loss.default.decompose, args
     return None, []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, set_arguments
 from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
@@ -63,7 +64,7 @@ class GatherLabels(Pass):
             rows = ir.call(aten.reshape.default, selected, [batch * self.max_labels, vocabulary], like=loss)
             target = ir.call(aten.gather.default, labels, 1, index, like=loss)
             flat = ir.call(aten.reshape.default, target, [batch * self.max_labels], like=loss)
-        loss.args = (rows, flat, *loss.args[2:])
+        set_arguments(loss, self=rows, target=flat)
         return 1
 
 
@@ -82,26 +83,19 @@ def find_token_loss(ir: Ir) -> TokenLoss | None:
     nodes = [n for n in ir.graph.nodes if n.target is aten.cross_entropy_loss.default]
     if len(nodes) != 1:
         return None
-    loss = nodes[0]
-    reduction = loss.args[3] if len(loss.args) > 3 else loss.kwargs.get("reduction", 1)
-    scores: Any = loss.args[0]
-    if reduction == 0 or scores.meta["val"].dim() != 2:
+    given = arguments(nodes[0])
+    if given.reduction == 0 or given.self.meta["val"].dim() != 2:
         return None
-    logits, labels = _before_reshape(loss.args[0], 3), _before_reshape(loss.args[1], 2)
+    logits, labels = _before_reshape(given.self, 3), _before_reshape(given.target, 2)
     if logits is None or labels is None or logits.meta["val"].shape[:2] != labels.meta["val"].shape:
         return None
-    return TokenLoss(loss, logits, labels, _ignore_index(loss))
-
-
-def _ignore_index(loss: fx.Node) -> int:
-    found: Any = loss.args[4] if len(loss.args) > 4 else loss.kwargs.get("ignore_index", -100)
-    return int(found)
+    return TokenLoss(nodes[0], logits, labels, given.ignore_index)
 
 
 def ignored_label(ir: Ir) -> int | None:
     """Return the label value that the loss leaves out, or None for a loss that knows none."""
-    losses = [n for n in ir.graph.nodes if n.target in _CLASS_LOSSES]
-    ignored = {_ignore_index(n) for n in losses if not n.args[1].meta["val"].is_floating_point()}
+    losses = [arguments(n) for n in ir.graph.nodes if n.target in _CLASS_LOSSES]
+    ignored = {loss.ignore_index for loss in losses if not loss.target.meta["val"].is_floating_point()}
     return ignored.pop() if len(ignored) == 1 else None
 
 
@@ -109,8 +103,8 @@ def class_inputs(ir: Ir) -> list[str]:
     """Return the batch inputs that name classes: those that a class loss reads its targets from, as integers."""
     stack: list[fx.Node] = []
     for node in ir.graph.nodes:
-        if node.target in _CLASS_LOSSES and not node.args[1].meta["val"].is_floating_point():
-            stack.append(node.args[1])
+        if node.target in _CLASS_LOSSES and not arguments(node).target.meta["val"].is_floating_point():
+            stack.append(arguments(node).target)
     seen: set[fx.Node] = set()
     while stack:
         node = stack.pop()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, positive_dim
 from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
@@ -47,27 +48,26 @@ class HoistSelections(Pass):
         return count
 
     def _push(self, ir: Ir, sel: fx.Node, source: fx.Node, dim: int) -> bool:
-        ndim = source.meta["val"].dim()
-        back = dim - ndim
+        back = dim - source.meta["val"].dim()
+        operands: list[Any] = list(source.args)
         if source.target is aten.linear.default:
             if back == -1:
                 return self._gather_weight_rows(ir, sel, source)
-            new_args: list[Any] = [self._select(ir, sel, source.args[0], back), *source.args[1:]]  # type: ignore[arg-type]
-        elif source.target in _LAST_DIM and len(source.args[1]) < -back:  # type: ignore[arg-type]
-            new_args = [self._select(ir, sel, source.args[0], back), *source.args[1:]]  # type: ignore[arg-type]
+            operands[0] = self._select(ir, sel, operands[0], back)
+        elif source.target in _LAST_DIM and len(arguments(source).normalized_shape) < -back:
+            operands[0] = self._select(ir, sel, operands[0], back)
         elif source.target is aten.mean.dim and back != -1 and _over_last(source):
-            new_args = [self._select(ir, sel, source.args[0], back), [-1], *source.args[2:]]  # type: ignore[arg-type]
+            operands[:2] = [self._select(ir, sel, operands[0], back), [-1]]
         elif torch.Tag.pointwise in getattr(source.target, "tags", ()) or source.target is aten._to_copy.default:
-            operands = [a for a in source.args if isinstance(a, fx.Node)]
-            if source.kwargs and any(isinstance(v, fx.Node) for v in source.kwargs.values()):
+            if any(isinstance(v, fx.Node) for v in source.kwargs.values()):
                 return False
-            if not all(_selectable(sel, a, source, back) for a in operands):
+            if not all(_selectable(sel, a, source, back) for a in operands if isinstance(a, fx.Node)):
                 return False
-            new_args = [self._operand(ir, sel, a, back) if isinstance(a, fx.Node) else a for a in source.args]
+            operands = [self._operand(ir, sel, a, back) if isinstance(a, fx.Node) else a for a in operands]
         else:
             return False
         with ir.graph.inserting_before(sel):
-            new = ir.call(source.target, *new_args, like=source, **source.kwargs)  # type: ignore[arg-type]
+            new = ir.call(source.target, *operands, like=source, **source.kwargs)
         sel.replace_all_uses_with(new)
         ir.graph.erase_node(sel)
         ir.graph.erase_node(source)
@@ -96,18 +96,16 @@ class HoistSelections(Pass):
         latest = max([arg, *operands])
         after = latest if latest.op != "placeholder" else ir.placeholders()[-1]
         with ir.graph.inserting_after(after):
-            return ir.call(sel.target, *args, like=sel)  # type: ignore[arg-type]
+            return ir.call(sel.target, *args, like=sel)
 
     def _gather_weight_rows(self, ir: Ir, sel: fx.Node, linear: fx.Node) -> bool:
         """A selection of outputs is a smaller weight, if weight and selection are known now."""
-        weight, bias = linear.args[1], linear.args[2] if len(linear.args) > 2 else None
-        stored = [w for w in (weight, bias) if isinstance(w, fx.Node)]
+        stored = [w for w in (arguments(linear).weight, arguments(linear).bias) if w is not None]
         if sel.target is not aten.index.Tensor or any(
             w.op != "placeholder" or w.meta["input"].kind not in ("parameter", "constant") for w in stored
         ):
             return False
-        indices: Any = sel.args[1]
-        rows: fx.Node = indices[-1]
+        rows: fx.Node = arguments(sel).indices[-1]
         if rows.op != "placeholder" or rows.meta["input"].kind != "constant":
             return False
         index = ir.state[rows.meta["input"].name]
@@ -125,17 +123,14 @@ class HoistSelections(Pass):
 
 def selected_dim(node: fx.Node) -> int | None:
     """Return the one dimension along which a node selects; None if it is no such selection."""
-    if node.op != "call_function" or not isinstance(node.args[0] if node.args else None, fx.Node):
-        return None
-    ndim = node.args[0].meta["val"].dim() if isinstance(node.args[0].meta.get("val"), Tensor) else 0  # type: ignore[union-attr]
     if node.target is mobizo.gather_rows.default:
         return 1
-    if node.target in (aten.select.int, aten.slice.Tensor) and ndim:
-        dim: Any = node.args[1] if len(node.args) > 1 else 0
-        whole = node.target is aten.slice.Tensor and node.meta["val"].shape == node.args[0].meta["val"].shape  # type: ignore[union-attr]
-        return None if whole else dim % ndim
+    if node.target in (aten.select.int, aten.slice.Tensor):
+        before = arguments(node).self.meta["val"].shape
+        whole = node.target is aten.slice.Tensor and node.meta["val"].shape == before
+        return None if whole else positive_dim(arguments(node).dim, len(before))
     if node.target is aten.index.Tensor:
-        indices: Any = node.args[1]
+        indices = arguments(node).indices
         used = [d for d, i in enumerate(indices) if i is not None]
         # An index that is itself computed might be computed after the node that the selection would move above.
         if len(used) == 1 and used[0] == len(indices) - 1 and indices[-1].op == "placeholder":
@@ -145,9 +140,9 @@ def selected_dim(node: fx.Node) -> int | None:
 
 def _retarget(sel: fx.Node, arg: fx.Node, dim: int) -> list[Any]:
     if sel.target is mobizo.gather_rows.default:
-        return [arg, sel.args[1]]
+        return [arg, arguments(sel).index]
     if sel.target is aten.index.Tensor:
-        return [arg, [*[None] * dim, sel.args[1][-1]]]  # type: ignore[index]
+        return [arg, [*[None] * dim, arguments(sel).indices[-1]]]
     return [arg, dim, *sel.args[2:]]
 
 
@@ -165,6 +160,6 @@ def _selectable(sel: fx.Node, arg: fx.Node, source: fx.Node, back: int) -> bool:
 
 
 def _over_last(node: fx.Node) -> bool:
-    dims: Any = node.args[1]
-    ndim = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    return len(dims) == 1 and dims[0] % ndim == ndim - 1 and len(node.args) > 2 and bool(node.args[2])
+    given = arguments(node)
+    ndim = given.self.meta["val"].dim()
+    return len(given.dim) == 1 and given.dim[0] % ndim == ndim - 1 and given.keepdim

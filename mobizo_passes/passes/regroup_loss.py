@@ -10,21 +10,22 @@ from torch import fx
 
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
 from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.graph.nodes import named
 from mobizo_passes.passes.base import Pass
 
 aten = torch.ops.aten
+# As torch numbers the reductions of losses; 0 is none.
 _REDUCTIONS = {1: "mean", 2: "sum"}
-# Losses whose argument number `at` is their reduction (0 none, 1 mean, 2 sum).
-_ELEMENTWISE = {
-    aten.mse_loss.default: 2,
-    aten.l1_loss.default: 2,
-    aten.smooth_l1_loss.default: 2,
-    aten.huber_loss.default: 2,
-    aten.binary_cross_entropy_with_logits.default: 4,
-    aten.binary_cross_entropy.default: 3,
-    aten.soft_margin_loss.default: 2,
-    aten.kl_div.default: 2,
-}
+_ELEMENTWISE = (
+    aten.mse_loss.default,
+    aten.l1_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.huber_loss.default,
+    aten.binary_cross_entropy_with_logits.default,
+    aten.binary_cross_entropy.default,
+    aten.soft_margin_loss.default,
+    aten.kl_div.default,
+)
 _TOKEN = (aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default)
 _WHOLE = {aten.mean.default: "mean", aten.sum.default: "sum", aten.mean.dim: "mean", aten.sum.dim_IntList: "sum"}
 
@@ -99,13 +100,11 @@ def unreduced(ir: Ir, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
 
     Raises `UnsupportedOp` for an operator that is no reduction of a known kind.
     """
-    args: list[Any] = list(node.args)
     target_op: Any = node.target
+    given = named(node.target, node.args, node.kwargs)
     weights: fx.Node | None = None
     if node.target in _TOKEN:
-        smoothing = (0.0,) if node.target is aten.cross_entropy_loss.default else ()
-        defaults: tuple[Any, ...] = (None, 1, -100, *smoothing)
-        scores, target, class_weight, kind, ignore, *rest = (*args, *defaults[len(args) - 2 :])
+        scores, target, class_weight, kind, ignore, *rest = given.values()
         if kind not in _REDUCTIONS:
             raise UnsupportedOp(f"this loss has no reduction: {describe(node)}")
         scores, target = _rows_first(ir, node, scores, target)
@@ -114,15 +113,13 @@ def unreduced(ir: Ir, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
             weights = _valid(ir, node, target, class_weight, ignore)
         return values, weights, _REDUCTIONS[kind]
     if target_op in _ELEMENTWISE:
-        at = _ELEMENTWISE[target_op]
-        kind: Any = args[at] if len(args) > at else node.kwargs.get("reduction", 1)
-        unset: list[Any] = [None] * at
-        args = [*args, *unset[len(args) :]]
-        args[at : at + 1] = [0]
-        kwargs = {k: v for k, v in node.kwargs.items() if k != "reduction"}
+        kind = given["reduction"]
+        placed = max(len(node.args), list(given).index("reduction") + 1)
+        args = list({**given, "reduction": 0}.values())[:placed]
+        kwargs = {name: given[name] for name in list(given)[placed:] if name in node.kwargs}
         return ir.call(target_op, *args, like=node, **kwargs), None, _REDUCTIONS[kind]
     if target_op in _WHOLE:
-        return args[0], None, _WHOLE[target_op]
+        return given["self"], None, _WHOLE[target_op]
     raise UnsupportedOp(
         f"the loss is reduced over the batch by an operator without a rule: {describe(node)}\n"
         "  use a mean, a sum, a cross-entropy, or return one loss per example"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.passes.base import Pass
 
 mobizo = torch.ops.mobizo
@@ -29,17 +30,17 @@ class StackNoise(Pass):
     ensures: ClassVar[str] = "at most one noise node per shape"
 
     def rewrite(self, ir: Ir) -> int:
-        groups: dict[tuple[object, ...], list[fx.Node]] = defaultdict(list)
+        groups: dict[tuple[Any, ...], list[fx.Node]] = defaultdict(list)
         for node in ir.graph.find_nodes(op="call_function", target=mobizo.noise.default):
-            seed, _, queries, shape, kind = node.args
-            groups[seed, queries, tuple(shape), kind].append(node)
+            given = arguments(node)
+            groups[given.seed, given.queries, tuple(given.shape), given.kind].append(node)
         count = 0
         for (seed, queries, shape, kind), nodes in groups.items():
             if len(nodes) < 2:
                 continue
             with ir.graph.inserting_before(nodes[0]):
-                sites = [n.args[1] for n in nodes]
-                stack = ir.call(mobizo.noise_stack.default, seed, sites, queries, list(shape), kind)  # type: ignore[call-overload]
+                sites = [arguments(n).site for n in nodes]
+                stack = ir.call(mobizo.noise_stack.default, seed, sites, queries, list(shape), kind)
             for i, node in enumerate(nodes):
                 with ir.graph.inserting_before(node):
                     part = ir.call(torch.ops.aten.select.int, stack, 0, i)

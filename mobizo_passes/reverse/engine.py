@@ -14,7 +14,7 @@ from torch import Tensor, fx
 import mobizo_passes.reverse.rules as _rules  # noqa: F401  (fills the table)
 from mobizo_passes.errors import UnsupportedOp, describe
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.reverse.table import ELEMENTWISE, RULES, WHOLE, Call, NoRule, Piece, arguments
+from mobizo_passes.reverse.table import ELEMENTWISE, RULES, WHOLE, Call, NoRule, Piece
 from mobizo_passes.reverse.values import Tape, Value
 
 aten = torch.ops.aten
@@ -83,7 +83,7 @@ class _Reverse:
         shape = tuple(node.meta["val"].shape)
         if row.kind == WHOLE:
             g = self._whole(g, shape, node.meta["val"].dtype)
-        for name, arg in arguments(call.node).items():
+        for name, arg in call.arguments.items():
             several = arg if isinstance(arg, list | tuple) else [arg]
             if not any(isinstance(each, fx.Node) and each in self.active for each in several):
                 continue

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import fx
 
+from mobizo_passes.graph.nodes import named
 from mobizo_passes.reverse.values import Tape, Value
 
 Rule = Callable[["Call", Any], Any]
@@ -63,7 +64,7 @@ class Call:
         self.node = node
         self.out = Value(tape, out)
         self.place = place
-        self.arguments = arguments(node)
+        self.arguments = named(node.target, node.args, node.kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -82,14 +83,6 @@ class Call:
         if isinstance(arg, fx.Node):
             return Value(self.tape, arg)
         return [self._value(each) for each in arg] if isinstance(arg, list | tuple) else arg
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Return all arguments of a call by name, defaults included."""
-    target: Any = node.target
-    schema = target._schema.arguments
-    given = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return {**given, **{a.name: value for a, value in zip(schema, node.args, strict=False)}, **node.kwargs}
 
 
 def rows(kind: Kind, targets: Any, /, **rules: Rule) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import named
 from mobizo_passes.sites.factors import Factor, as_factor
 from mobizo_passes.sites.lora_site import (
     Candidate,
@@ -55,13 +55,13 @@ class Candidates(Tracer):
         is_product = node.target in (aten.linear.default, aten.matmul.default, aten.mm.default)
         if not is_product or node.kwargs or node not in self.batched:
             return None
-        args: list[Any] = list(node.args)
-        found = self.weight(args[1])
-        if found is None or args[0] not in self.batched:
+        x, weight, *rest = named(node.target, node.args, {}).values()
+        found = self.weight(weight)
+        if found is None or x not in self.batched:
             return None
         placeholder, transposed, self._weight_scalings[node] = found
-        bias = args[2] if len(args) > 2 else None
-        return Factor(node, args[0], placeholder, transposed ^ (node.target is not aten.linear.default), bias)
+        bias = rest[0] if rest else None
+        return Factor(node, x, placeholder, transposed ^ (node.target is not aten.linear.default), bias)
 
     def all(self) -> list[Candidate]:
         """Return one candidate per pair of weights, in graph order; where uses differ, the one that is taken.

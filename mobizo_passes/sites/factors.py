@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.graph.nodes import arguments
+
 aten = torch.ops.aten
 
 TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default)
@@ -63,7 +65,7 @@ def stored(node: Any, rank: int | None = 2) -> tuple[fx.Node, bool] | None:
     """Look through transposes at a stored tensor: (placeholder, whether it is transposed). `rank` None: any rank."""
     transposed = False
     while isinstance(node, fx.Node) and node.target in TRANSPOSES and rank == 2:
-        order: Any = node.args[1] if node.target is aten.permute.default else None
+        order = arguments(node).get("dims")
         swaps = order is None or [d % 2 for d in order] == [1, 0]
         node, transposed = node.args[0], transposed ^ swaps
     while isinstance(node, fx.Node) and rank is None and node.target in (aten.unsqueeze.default, aten.reshape.default):
@@ -90,7 +92,7 @@ def as_product(node: fx.Node) -> Factor | None:
     bias: Any = None
     if node.target is aten.linear.default:
         at, weight, transposed = 0, args[1], False
-        bias = args[2] if len(args) > 2 else None
+        bias = arguments(node).bias
     elif node.target in (aten.matmul.default, aten.mm.default):
         at, weight, transposed = 0, args[1], True
     elif node.target is aten.addmm.default:
@@ -115,7 +117,7 @@ def as_factor(node: fx.Node) -> Factor | None:
         found = stored(args[1], None)
         if found is None or not isinstance(args[0], fx.Node):
             return None
-        return Factor(node, args[0], found[0], False, args[2] if len(args) > 2 else None, kind=CONVOLUTIONS[target])
+        return Factor(node, args[0], found[0], False, arguments(node).bias, kind=CONVOLUTIONS[target])
     return as_product(node)
 
 

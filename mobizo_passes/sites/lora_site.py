@@ -1,20 +1,13 @@
-"""What a LoRA site is, and what a candidate for one is; conventional names of their parameters."""
+"""What a LoRA site is, and what a candidate for one is."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
-# (down, up) parameter names of PEFT, torchtune, diffusers and the original loralib.
-_CONVENTIONS = (
-    (re.compile(r"(^|\.)lora_A(\.[^.]+)?(\.weight)?$"), re.compile(r"(^|\.)lora_B(\.[^.]+)?(\.weight)?$")),
-    (re.compile(r"(^|\.)lora_embedding_A(\.[^.]+)?$"), re.compile(r"(^|\.)lora_embedding_B(\.[^.]+)?$")),
-    (re.compile(r"(^|\.)lora_a(\.weight)?$"), re.compile(r"(^|\.)lora_b(\.weight)?$")),
-    (re.compile(r"(^|\.)lora\.down(\.weight)?$"), re.compile(r"(^|\.)lora\.up(\.weight)?$")),
-)
+from mobizo_passes.sites.adapter_kinds import adapter_kinds
 
 
 @dataclass(frozen=True)
@@ -35,6 +28,11 @@ class LoRASite:
     out_features: int
     kind: str = "linear"
 
+    @property
+    def factors(self) -> dict[str, str]:
+        """The FQN of each factor by its role, in the order in which they are applied."""
+        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -49,21 +47,22 @@ class Candidate:
 
 
 def is_up(fqn: str) -> bool:
-    """Return whether a parameter carries a conventional name of lora_B."""
-    return any(up.search(fqn) for _, up in _CONVENTIONS)
+    """Return whether a parameter is named as lora_B is, in any kind of adapter."""
+    return any(kind.is_up(fqn) for kind in adapter_kinds())
 
 
 def is_factor(fqn: str) -> bool:
-    """Return whether a parameter carries a conventional name of lora_A or lora_B."""
-    return any(low.search(fqn) or up.search(fqn) for low, up in _CONVENTIONS)
+    """Return whether a parameter is named as lora_A or lora_B is, in any kind of adapter."""
+    return any(kind.is_down(fqn) or kind.is_up(fqn) for kind in adapter_kinds())
 
 
 def is_named(down: str, up: str) -> bool:
-    """Return whether two parameters carry conventional names of lora_A and lora_B."""
-    return any(low.search(down) and high.search(up) for low, high in _CONVENTIONS)
+    """Return whether two parameters are named as lora_A and lora_B of one kind of adapter."""
+    return any(kind.pairs(down, up) for kind in adapter_kinds())
 
 
 def product(factors: Sequence[float | None]) -> float | None:
+    """Return the product of scalings; None if one of them is not known."""
     result = 1.0
     for factor in factors:
         if factor is None:
@@ -73,9 +72,10 @@ def product(factors: Sequence[float | None]) -> float | None:
 
 
 def module_name(a: str, b: str) -> str:
-    for low, high in _CONVENTIONS:
-        if low.search(a) and high.search(b):
-            return high.sub("", b) or b
+    """Return the FQN of the module that two factors belong to: what their kind says, or what their names share."""
+    for kind in adapter_kinds():
+        if kind.pairs(a, b):
+            return kind.module(b) or b
     shared = []
     for x, y in zip(a.split("."), b.split("."), strict=False):
         if x != y:

@@ -26,6 +26,11 @@ from mobizo_passes.errors import InputError
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 #: The prefix of PEFT's own wrapper, without which its loader does not know a key.
 _PREFIX = "base_model.model."
+#: How PEFT names the factors of a layer, and of an embedding, as (lora_A, lora_B); an adapter's name may follow.
+FACTOR_NAMES = (
+    (r"lora_A(\.[^.]+)?(\.weight)?", r"lora_B(\.[^.]+)?(\.weight)?"),
+    (r"lora_embedding_A(\.[^.]+)?", r"lora_embedding_B(\.[^.]+)?"),
+)
 #: Where tensors go that are trained beside a PEFT adapter, but are no part of it.
 BESIDE = "beside_peft"
 

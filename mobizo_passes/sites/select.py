@@ -95,7 +95,7 @@ def _choose(found: list[LoRASite], missed: list[LoRASite], choice: SiteChoice) -
         return [s for s in found if choice(s)]
     known: dict[str, list[LoRASite]] = {}
     for site in (*found, *missed):
-        for key in dict.fromkeys((site.name, site.lora_A, site.lora_B)):
+        for key in dict.fromkeys((site.name, *site.factors.values())):
             # A near miss answers to a name that no site answers to.
             if site in found or not any(s in found for s in known.get(key, [])):
                 known.setdefault(key, []).append(site)
@@ -107,17 +107,9 @@ def _choose(found: list[LoRASite], missed: list[LoRASite], choice: SiteChoice) -
     return [s for s in (*found, *missed) if s in wanted]
 
 
-def trainable_fqns(sites: Sites, trainable: str) -> list[str]:
-    """Return the FQNs to train, in site order; raises `InputError` for an unknown choice."""
-    if trainable not in ("lora_B", "lora_A+lora_B"):
-        raise InputError(f"trainable must be 'lora_B' or 'lora_A+lora_B', found {trainable!r}")
-    names = [f for s in sites for f in ((s.lora_B,) if trainable == "lora_B" else (s.lora_A, s.lora_B))]
-    return list(dict.fromkeys(names))
-
-
 def factors_of(sites: Sites, model: nn.Module) -> list[str]:
     """Return the FQNs of all factors: those of the sites, of sites left out, and all that are named as factors are."""
-    found = [f for s in (*sites, *sites.left_out) for f in (s.lora_A, s.lora_B)]
+    found = [f for s in (*sites, *sites.left_out) for f in s.factors.values()]
     return list(dict.fromkeys([*found, *(name for name, _ in model.named_parameters() if is_factor(name))]))
 
 

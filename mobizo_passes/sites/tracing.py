@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.sites.factors import MAPS, TRANSPOSES, literal, stored
 
 aten = torch.ops.aten
@@ -51,7 +52,7 @@ class Tracer:
             return node.all_input_nodes[0], [-1.0] if node.target is aten.neg.default else []
         if node.target not in (*PRODUCTS, *QUOTIENTS) or not node.all_input_nodes:
             return None
-        left, right = node.args[:2]
+        left, right = arguments(node).self, arguments(node).other
         if (
             node.target in PRODUCTS
             and isinstance(right, fx.Node)
@@ -60,7 +61,7 @@ class Tracer:
             left, right = right, left
         if not isinstance(left, fx.Node) or right in self.batched:
             return None
-        value = literal(right, self.ir.state) if isinstance(right, fx.Node) else float(right)  # type: ignore[arg-type]
+        value = literal(right, self.ir.state) if isinstance(right, fx.Node) else float(right)
         if value is not None and node.target in QUOTIENTS:
             value = 1 / value if value else None
         return left, [value]
@@ -184,9 +185,9 @@ def _is_square(node: fx.Node) -> bool:
 
 def weight_in_sum(node: fx.Node, first: bool) -> float:
     """The factor that a sum, or difference, gives one of its operands."""
-    alpha: Any = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
     if first:
         return 1.0
+    alpha = arguments(node).alpha
     return -float(alpha) if node.target is aten.sub.Tensor else float(alpha)
 
 

@@ -12,6 +12,7 @@ from _pytest.mark.structures import ParameterSet
 from tests.coverage.catalogue import ROWS, TABLE, document, line, start, table, written
 from tests.coverage.row import Row, outcome
 from tests.self_check import DEEP, check_itself
+from tests.text_form import check_text, values_of
 
 UPDATE = bool(os.environ.get("MOBIZO_UPDATE_COVERAGE"))
 ADVICE = "run MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage"
@@ -34,9 +35,17 @@ def test_row(row: Row) -> None:
         # Losses that do not differ would agree with anything: the row must test something.
         assert got.spread > 10 * got.tolerance
         assert got.sites
-        # What each row lowers to, in ExecuTorch's runtime, is its eager form again.
-        assert got.program is not None
-        check_itself(got.program, "portable", *(got.program.methods if DEEP else ("step",)))
+        program = got.program
+        assert program is not None
+        methods = program.methods if DEEP else ("step",)
+        cores = {method: program.core_ir(method) for method in methods}
+        # Its text reads back into the same program.
+        for method in program.methods:
+            check_text(program._methods[method], values_of(program) if method == "step" else None)
+        for method, core in cores.items():
+            check_text(core, values_of(program) if method == "step" else None)
+        # What it lowers to, in ExecuTorch's runtime, is its eager form again.
+        check_itself(program, "portable", *methods, cores=cores)
     else:
         assert got.error is not None, "agrees now: drop refused= from the row"
         assert type(got.error) is expected.error, repr(got.error)

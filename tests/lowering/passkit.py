@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.export import ExportedProgram
 
-from lowering.flops import overload_name
 from lowering.passes.base import run_passes
+from mobizo_passes.graph.operators import overload_name
 
 
 @dataclass(frozen=True)

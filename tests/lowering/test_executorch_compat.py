@@ -20,7 +20,6 @@ from lowering.checks import check_initial_values
 from lowering.errors import StateLost
 from lowering.executorch_compat import runtime
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
-from lowering.executorch_compat.operators import is_functional, schema_of, writes
 from lowering.executorch_compat.output import CapturedOutput, captured_output
 from lowering.executorch_compat.retracing import KEPT_WHOLE, as_incremental, without_provenance
 from lowering.executorch_compat.tags import TAG, tag
@@ -28,6 +27,7 @@ from lowering.executorch_compat.vulkan import only_fusions, root_log_level_kept
 from lowering.executorch_compat.weights import DelegatedWeights, Weight, entries, promised_bytes, serialized
 from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
 from lowering.targets.xnnpack.partitioner import ProductPartitioner
+from mobizo_passes.graph.operators import is_functional, schema_of
 
 QUALCOMM = Path(executorch.__path__[0]) / "backends" / "qualcomm"
 X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
@@ -256,12 +256,12 @@ def test_schemas_of_operators():
     names = [None if each is None else each.name for each in schemas]
     assert names == ["aten::linear"], (
         f"the schema of an edge operator is elsewhere than in `_op._schema`: found {names}; change "
-        "`executorch_compat.operators.schema_of`, on which FLOPs and every report rest"
+        "`mobizo_passes.graph.operators.schema_of`, on which FLOPs and every report rest"
     )
     aten = torch.ops.aten
-    assert is_functional(aten.add.Tensor) and writes(aten.add_.Tensor) and not writes(aten.add.Tensor), (  # noqa: PT018
+    assert is_functional(aten.add.Tensor) and not is_functional(aten.add_.Tensor), (  # noqa: PT018
         "torch tells elsewhere than in `OpOverload._schema.is_mutable` whether an operator writes: change "
-        "`executorch_compat.operators`"
+        "`mobizo_passes.graph.operators`"
     )
 
 

@@ -18,7 +18,8 @@ from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.text import to_text
 from mobizo_passes.passes import Pass
 from mobizo_passes.passes.split_loss import batch_of
-from mobizo_passes.sites.select import discover, trainable_fqns
+from mobizo_passes.sites.select import discover
+from mobizo_passes.sites.trainable import trainable_fqns
 from tests.models import Lora, integers, random, seeded
 
 

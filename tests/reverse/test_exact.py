@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mobizo_passes as mz
+from mobizo_passes.graph.text import to_text
 from tests.models import CASES, Case, Lora, Mlp, integers, random, seeded
 
 
@@ -135,3 +136,9 @@ def test_other_estimators_keep_their_programs() -> None:
     _, _, stated = mlp(estimator=mz.TwoSided(queries=2), optimizer=mz.SGD())
     assert str(default) == str(stated)
     assert "mobizo.update" in str(default)
+
+
+def test_the_printed_program_reads_back() -> None:
+    _, _, program = mlp(optimizer=mz.AdamW(clip_norm=1.0), estimator=mz.Exact(gradients=True))
+    for method in program.methods:
+        assert program.text(method) == to_text(mz.parse(program.text(method)))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, positive_dim, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
 
 aten = torch.ops.aten
 
@@ -77,8 +78,8 @@ def _rewrite_select(editor: ProgramEditor, node: Node) -> None:
     source = node.args[0]
     assert isinstance(source, Node)
     shape = shape_of(source)
-    dim = positive_dim(argument(node, 1, "dim"), len(shape))
-    index = argument(node, 2, "index")
+    dim = positive_dim(arguments(node).dim, len(shape))
+    index = arguments(node).index
     start = index + shape[dim] if index < 0 else index
     with editor.before(node):
         piece = editor.call(aten.slice.Tensor, source, dim, start, start + 1)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float, positive_dim, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float, positive_dim, shape_of, val
 
 aten = torch.ops.aten
 
@@ -78,7 +79,7 @@ class ConvertExpandsToCopies:
             if len(pieces) < 2 or any(piece is not pieces[0] for piece in pieces) or not is_float(pieces[0]):
                 continue
             shape = shape_of(node)
-            axis = positive_dim(argument(node, 1, "dim", 0), len(shape))
+            axis = positive_dim(arguments(node).dim, len(shape))
             with editor.before(node):
                 editor.replace(node, _copied(editor, pieces[0], len(pieces), shape, axis))
             rewrites += 1

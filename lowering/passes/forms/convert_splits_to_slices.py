@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, positive_dim, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
 
 aten = torch.ops.aten
 
@@ -40,7 +41,7 @@ class ConvertSplitsToSlices:
         for node in editor.find(*_SPLITS):
             source: Any = node.args[0]
             is_unbind = node.target is aten.unbind.int
-            given = argument(node, 1, "dim", 0) if is_unbind else argument(node, 2, "dim", 0)
+            given = arguments(node).dim
             dim = positive_dim(given, len(shape_of(source)))
             sizes = [1 if is_unbind else int(piece.shape[dim]) for piece in node.meta["val"]]
             starts = [0, *itertools.accumulate(sizes)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, is_float, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import is_float, shape_of
 
 aten = torch.ops.aten
 

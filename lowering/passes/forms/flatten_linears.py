@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lowering.editor import ProgramEditor, is_float, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import is_float, shape_of
 
 aten = torch.ops.aten
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, shape_of, val
 
 aten = torch.ops.aten
 
@@ -59,22 +60,22 @@ class LowerToCoreAten:
 
 def _rewrite_softmax(editor: ProgramEditor, node: Node) -> bool:
     source: Any = node.args[0]
-    dtype = argument(node, 2, "dtype")
+    dtype = arguments(node).dtype
     with editor.before(node):
         if dtype is not None and dtype != val(source).dtype:
             source = editor.call(aten._to_copy.default, source, dtype=dtype)
-        editor.replace(node, editor.call(_SOFTMAXES[node.target], source, argument(node, 1, "dim"), False))
+        editor.replace(node, editor.call(_SOFTMAXES[node.target], source, arguments(node).dim, False))
     return True
 
 
 def _rewrite_pad(node: Node) -> bool:
-    if argument(node, 2, "mode", "constant") != "constant":
+    if arguments(node).mode != "constant":
         return False
-    fill = argument(node, 3, "value")
+    fill = arguments(node).value
     node.target = aten.constant_pad_nd.default
     fill = 0 if fill is None else fill
     is_float_tensor = val(node).is_floating_point()
-    node.args = (node.args[0], argument(node, 1, "pad"), float(fill) if is_float_tensor else int(fill))
+    node.args = (node.args[0], arguments(node).pad, float(fill) if is_float_tensor else int(fill))
     node.kwargs = {}
     return True
 

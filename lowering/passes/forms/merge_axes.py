@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, positive_dim, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
 
 aten = torch.ops.aten
 
@@ -64,7 +65,7 @@ class MergeAxes:
         if target is aten.permute.default:
             return self._permute(editor, node)
         if target in (aten.slice.Tensor, aten.cat.default):
-            dim = positive_dim(argument(node, 1, "dim", 0), len(shape))
+            dim = positive_dim(arguments(node).dim, len(shape))
             if target is aten.slice.Tensor:
                 return editor.call(target, _three(editor, node.args[0], dim), 1, *node.args[2:])
             pieces: Any = node.args[0]
@@ -78,7 +79,7 @@ class MergeAxes:
     def _permute(self, editor: ProgramEditor, node: Node) -> Node:
         x: Any = node.args[0]
         shape = shape_of(x)
-        order = [positive_dim(dim, len(shape)) for dim in argument(node, 1, "dims")]
+        order = [positive_dim(dim, len(shape)) for dim in arguments(node).dims]
         blocks: list[list[int]] = []
         for dim in (each for each in order if shape[each] != 1):
             between = range(blocks[-1][-1] + 1, dim) if blocks else range(0)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, positive_dim, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
 
 aten = torch.ops.aten
 
@@ -42,7 +43,7 @@ class NormalizeDims:
             if node.op != "call_function":
                 continue
             if node.target is aten.cat.default:
-                dim = argument(node, 1, "dim", 0)
+                dim = arguments(node).dim
                 rewrites += _set_args(node, (node.args[0], positive_dim(dim, len(shape_of(node)))))
             elif node.target is aten.slice.Tensor:
                 rewrites += _set_args(node, _slice_arguments(node))
@@ -69,11 +70,11 @@ def _set_args(node: Node, args: tuple[Any, ...]) -> bool:
 
 def _slice_arguments(node: Node) -> tuple[Any, ...]:
     shape = shape_of(node.args[0])
-    dim = positive_dim(argument(node, 1, "dim", 0), len(shape))
+    dim = positive_dim(arguments(node).dim, len(shape))
     size = shape[dim]
-    start = argument(node, 2, "start")
-    end = argument(node, 3, "end")
-    step = argument(node, 4, "step", 1)
+    start = arguments(node).start
+    end = arguments(node).end
+    step = arguments(node).step
     start = 0 if start is None else min(start + size if start < 0 else start, size)
     end = size if end is None else min(end + size if end < 0 else end, size)
     start, end = max(start, 0), max(end, 0)
@@ -86,7 +87,7 @@ def _to_permute(editor: ProgramEditor, node: Node) -> None:
     if node.target is aten.t.default:
         a, b = (0, 1) if rank == 2 else (0, 0)
     else:
-        a, b = (positive_dim(argument(node, i, name), rank) for i, name in ((1, "dim0"), (2, "dim1")))
+        a, b = (positive_dim(dim, rank) for dim in (arguments(node).dim0, arguments(node).dim1))
     if rank:
         order[a], order[b] = order[b], order[a]
     with editor.before(node):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float, positive_dim, shape_of, val
-from lowering.flops import flops_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.nodes import arguments, is_float, positive_dim, shape_of, val
 
 aten = torch.ops.aten
 
@@ -46,13 +47,13 @@ class ReduceLastAxis:
 def _ahead_of_products(editor: ProgramEditor) -> set[Node]:
     ahead: set[Node] = set()
     for node in reversed(editor.graph.nodes):
-        if any(user in ahead or flops_of(user) for user in node.users):
+        if any(user in ahead or node_flops(user) for user in node.users):
             ahead.add(node)
     return ahead
 
 
 def _dims(node: Node) -> list[int]:
-    given = argument(node, 1, "dim") or []
+    given = arguments(node).dim or []
     return sorted(positive_dim(dim, len(shape_of(node.args[0]))) for dim in given)
 
 

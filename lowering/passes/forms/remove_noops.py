@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, shape_of, val
 
 aten = torch.ops.aten
 
@@ -70,7 +71,7 @@ def _is_identity(node: Node) -> bool:
     if node.target in _SHAPED:
         return True
     if node.target is aten.dropout.default:
-        return not argument(node, 2, "train", True) or argument(node, 1, "p") == 0.0
+        return not arguments(node).train or arguments(node).p == 0.0
     neutral = 0 if node.target in (aten.add.Tensor, aten.sub.Tensor) else 1
     other = node.args[1]
     return isinstance(other, (int, float)) and not isinstance(other, bool) and other == neutral

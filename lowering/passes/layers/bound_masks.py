@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, is_float, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import is_float, val
 
 aten = torch.ops.aten
 

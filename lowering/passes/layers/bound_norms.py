@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, shape_of
+from lowering.editor import ProgramEditor
 from lowering.passes.layers.fuse_norms import written_out
+from mobizo_passes.graph.nodes import shape_of
 
 aten = torch.ops.aten
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float
 
 aten = torch.ops.aten
 
@@ -34,7 +35,7 @@ class ConvertGeluToExp:
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0
         for node in editor.find(aten.gelu.default):
-            if argument(node, 1, "approximate", "none") != "none" or not is_float(node):
+            if arguments(node).approximate != "none" or not is_float(node):
                 continue
             with editor.before(node):
                 editor.replace(node, _rewrite(editor, node.args[0]))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of, val
 
 aten = torch.ops.aten
 
@@ -46,7 +47,7 @@ class ConvertMeansToLinears:
 
     def _matches(self, node: Node) -> bool:
         x: Any = node.args[0]
-        dims = argument(node, 1, "dim")
+        dims = arguments(node).dim
         if not is_float(x) or dims is None or len(dims) != 1 or val(node).dtype != val(x).dtype:
             return False
         rank = len(shape_of(x))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, shape_of
 
 aten = torch.ops.aten
 
@@ -43,12 +44,12 @@ def _matches(editor: ProgramEditor, node: Node) -> bool:
     x, weight = shape_of(node.args[0]), shape_of(node.args[1])
     if len(x) != 4 or len(weight) != 4:
         return False
-    stride = argument(node, 3, "stride", [1, 1])
-    padding = argument(node, 4, "padding", [0, 0])
-    dilation = argument(node, 5, "dilation", [1, 1])
+    stride = arguments(node).stride
+    padding = arguments(node).padding
+    dilation = arguments(node).dilation
     is_core = node.target is aten.convolution.default
-    groups = argument(node, 8, "groups", 1) if is_core else argument(node, 6, "groups", 1)
-    if is_core and argument(node, 6, "transposed", False):
+    groups = arguments(node).groups
+    if is_core and arguments(node).transposed:
         return False
     plain = groups == 1 and all(each == 0 for each in padding) and all(each == 1 for each in dilation)
     tiles = x[2] % weight[2] == 0 and x[3] % weight[3] == 0
@@ -67,6 +68,6 @@ def _rewrite(editor: ProgramEditor, node: Node) -> Node:
     pieces = editor.call(aten.permute.default, pieces, [0, 2, 1, 3])
     flat = editor.reshape(pieces, [batch, rows * columns, channels * p * q])
     matrix = editor.reshape(weight, [out, channels * p * q])
-    product = editor.call(aten.linear.default, flat, matrix, argument(node, 2, "bias"))
+    product = editor.call(aten.linear.default, flat, matrix, arguments(node).bias)
     turned = editor.call(aten.permute.default, product, [0, 2, 1])
     return editor.reshape(turned, [batch, out, rows, columns])

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of
 
 aten = torch.ops.aten
 
@@ -51,7 +52,7 @@ def _rewrite(editor: ProgramEditor, node: Node) -> Node | None:
     else:
         left, right = node.args[:2]
         if node.target is aten.linear.default:
-            bias = argument(node, 2, "bias")
+            bias = arguments(node).bias
     if not is_float(left) or not is_float(right):
         return None
     if node.target is aten.matmul.default and len(shape_of(right)) != 2:

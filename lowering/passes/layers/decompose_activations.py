@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float
 
 aten = torch.ops.aten
 
@@ -46,7 +47,7 @@ def _rewrite(editor: ProgramEditor, node: Node) -> Node | None:
     if node.target is aten.silu.default:
         return editor.call(aten.mul.Tensor, x, editor.call(aten.sigmoid.default, x))
     if node.target is aten.gelu.default:
-        return _tanh_gelu(editor, x) if argument(node, 1, "approximate", "none") == "tanh" else None
+        return _tanh_gelu(editor, x) if arguments(node).approximate == "tanh" else None
     exponent = node.args[1]
     if exponent not in (2, 3):
         return None

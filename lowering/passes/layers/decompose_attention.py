@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, shape_of, val
 
 aten = torch.ops.aten
 
@@ -37,7 +38,7 @@ class DecomposeAttention:
         masks: dict[Node, tuple[Node, Node | None]] = {}
         rewrites = 0
         for node in editor.find(aten.scaled_dot_product_attention.default):
-            if argument(node, 4, "dropout_p", 0.0) != 0.0 or len(shape_of(node)) != 4:
+            if arguments(node).dropout_p != 0.0 or len(shape_of(node)) != 4:
                 continue
             with editor.before(node):
                 bias, valid = self._mask(editor, node, masks)
@@ -51,8 +52,8 @@ class DecomposeAttention:
     def _mask(
         self, editor: ProgramEditor, node: Node, masks: dict[Node, tuple[Node, Node | None]]
     ) -> tuple[Node | None, Node | None]:
-        mask = argument(node, 3, "attn_mask")
-        if argument(node, 5, "is_causal", False):
+        mask = arguments(node).attn_mask
+        if arguments(node).is_causal:
             t, s = shape_of(node.args[0])[-2], shape_of(node.args[1])[-2]
             future = torch.ones(1, 1, t, s, dtype=torch.bool).triu(1)
             table = torch.zeros(1, 1, t, s, dtype=val(node).dtype).masked_fill(future, -self.bias)
@@ -93,7 +94,7 @@ def _attend(editor: ProgramEditor, node: Node, bias: Node | None) -> Node:
     groups, s = shape_of(key)[1:3]
     e = shape_of(value)[3]
     rows = heads // groups * t
-    scale = argument(node, 6, "scale")
+    scale = arguments(node).scale
     scale = 1.0 / math.sqrt(d) if scale is None else float(scale)
     if groups * s < heads * t:  # with grouped heads, the keys are fewer numbers to scale
         key = editor.call(aten.mul.Tensor, key, scale)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float
 
 aten = torch.ops.aten
 
@@ -31,7 +32,7 @@ class DecomposeNorms:
     def __call__(self, editor: ProgramEditor) -> int:
         rewrites = 0
         for node in editor.find(aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default):
-            shape = argument(node, 1, "normalized_shape")
+            shape = arguments(node).normalized_shape
             if len(shape) != 1 or not is_float(node.args[0]) or node.target is aten.native_layer_norm.default:
                 continue
             with editor.before(node):
@@ -42,14 +43,14 @@ class DecomposeNorms:
 
 def _rewrite(editor: ProgramEditor, node: Node) -> Node:
     x: Any = node.args[0]
-    weight = argument(node, 2, "weight")
+    weight = arguments(node).weight
     bias = None
     if node.target is aten.layer_norm.default:
-        bias = argument(node, 3, "bias")
-        eps = argument(node, 4, "eps", 1e-5)
+        bias = arguments(node).bias
+        eps = arguments(node).eps
         x = editor.call(aten.sub.Tensor, x, editor.call(aten.mean.dim, x, [-1], True))
     else:
-        eps = argument(node, 3, "eps")
+        eps = arguments(node).eps
         eps = torch.finfo(x.meta["val"].dtype).eps if eps is None else eps
     square = editor.call(aten.mul.Tensor, x, x)
     spread = editor.call(aten.add.Tensor, editor.call(aten.mean.dim, square, [-1], True), eps)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, is_float, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of, val
 
 aten = torch.ops.aten
 
@@ -43,19 +44,19 @@ class FuseNorms:
                 _replace_rms(editor, node, x, None, eps)
             rewrites += 1
         for node in editor.find(aten.layer_norm.default, aten.rms_norm.default):
-            if _ready(node) or len(argument(node, 1, "normalized_shape")) != 1 or not is_float(node):
+            if _ready(node) or len(arguments(node).normalized_shape) != 1 or not is_float(node):
                 continue
-            weight, bias = argument(node, 2, "weight"), None
+            weight, bias = arguments(node).weight, None
             is_layer = node.target is aten.layer_norm.default
             if is_layer:
-                bias = argument(node, 3, "bias")
+                bias = arguments(node).bias
             if not all(each is None or editor.is_constant(each) for each in (weight, bias)):
                 continue
             with editor.before(node):
                 if is_layer:
                     _replace_layer(editor, node, weight, bias)
                 else:
-                    _replace_rms(editor, node, node.args[0], weight, argument(node, 3, "eps"))
+                    _replace_rms(editor, node, node.args[0], weight, arguments(node).eps)
             rewrites += 1
         return rewrites
 
@@ -78,7 +79,7 @@ def _replace_layer(editor: ProgramEditor, node: Node, weight: Node | None, bias:
     size, dtype = shape_of(x)[-1], val(x).dtype
     weight = _constant(editor, size, 1.0, dtype) if weight is None else weight
     bias = _constant(editor, size, 0.0, dtype) if bias is None else bias
-    eps = argument(node, 4, "eps", 1e-5)
+    eps = arguments(node).eps
     whole = editor.call(aten.native_layer_norm.default, _rows(editor, x), [size], weight, bias, eps)
     editor.replace(node, editor.reshape(editor.call(operator.getitem, whole, 0), list(shape_of(node))))
 
@@ -101,7 +102,7 @@ def written_out(node: Node) -> tuple[Node, float] | None:
         if not _is(total, aten.add.Tensor) or not isinstance(total.args[1], (int, float)) or total.kwargs:
             continue
         mean: Any = total.args[0]
-        if not _is(mean, aten.mean.dim) or not argument(mean, 2, "keepdim", False) or mean.kwargs.get("dtype"):
+        if not _is(mean, aten.mean.dim) or not arguments(mean).keepdim or mean.kwargs.get("dtype"):
             continue
         if list(mean.args[1]) not in ([-1], [len(shape_of(x)) - 1]):
             continue

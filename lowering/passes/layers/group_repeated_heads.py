@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor, argument, shape_of
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import arguments, shape_of
 
 aten = torch.ops.aten
 
@@ -32,7 +33,7 @@ class GroupRepeatedHeads:
         for node in editor.find(aten.scaled_dot_product_attention.default):
             query, key, value = node.args[:3]
             short_key, short_value = _before_repeat(key), _before_repeat(value)
-            if short_key is None or short_value is None or argument(node, 7, "enable_gqa", False):
+            if short_key is None or short_value is None or arguments(node).enable_gqa:
                 continue
             if shape_of(short_key)[1] != shape_of(short_value)[1]:
                 continue
@@ -48,7 +49,7 @@ def _before_repeat(node: Any) -> Node | None:
         return None
     if node.target in (aten.repeat_interleave.self_int,):
         source = node.args[0]
-        return source if isinstance(source, Node) and argument(node, 2, "dim") in (1, -3) else None
+        return source if isinstance(source, Node) and arguments(node).dim in (1, -3) else None
     if node.target not in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
         return None
     n, heads, t, d = shape_of(node)

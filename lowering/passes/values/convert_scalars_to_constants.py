@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lowering.editor import ProgramEditor, is_float, shape_of, val
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import is_float, shape_of, val
 
 aten = torch.ops.aten
 

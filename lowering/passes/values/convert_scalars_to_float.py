@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lowering.editor import ProgramEditor, is_float
+from lowering.editor import ProgramEditor
+from mobizo_passes.graph.nodes import is_float
 
 aten = torch.ops.aten
 

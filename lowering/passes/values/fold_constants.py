@@ -10,9 +10,10 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lowering.editor import ProgramEditor, val
-from lowering.executorch_compat.operators import is_functional
+from lowering.editor import ProgramEditor
 from lowering.executorch_compat.tags import tag_like
+from mobizo_passes.graph.nodes import val
+from mobizo_passes.graph.operators import is_functional
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 

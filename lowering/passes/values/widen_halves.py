@@ -12,8 +12,9 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lowering.editor import ProgramEditor, val
+from lowering.editor import ProgramEditor
 from lowering.passes.base import run_passes
+from mobizo_passes.graph.nodes import val
 
 aten = torch.ops.aten
 HALVES = (torch.float16, torch.bfloat16)

@@ -16,9 +16,10 @@ from torch.fx import Node
 
 from lowering.errors import OperatorNotTaken
 from lowering.executorch_compat.retracing import KEPT_WHOLE
-from lowering.flops import flops_of, operation_name, overload_name
 from lowering.report import Refusal, origin_of, source_line
 from lowering.targets.partitions import downstream, tensors_of, upstream, wrong_dtype
+from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.operators import operation_name, overload_name
 
 _TAG = "qnn_0"
 _BEFORE = Refusal(
@@ -95,7 +96,7 @@ class HtpPartitioner(Partitioner):
 
 def body_of(calls: Sequence[Node], wide: int = WIDE) -> tuple[dict[Node, None], dict[str, Refusal]]:
     """What of a method's calls the binary computes, in order; and of each other call, by name, why not."""
-    products = {node for node in calls if flops_of(node) or operation_name(node) in _NORMS}
+    products = {node for node in calls if node_flops(node) or operation_name(node) in _NORMS}
     after = downstream(calls, products)
     ends = products | {node for node in after if _is_wide_softmax(node, wide)}
     before = upstream(calls, ends)

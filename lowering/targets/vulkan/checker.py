@@ -14,10 +14,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.errors import RuleBroken
-from lowering.flops import operation_name
 from lowering.targets.vulkan import BACKEND, NAME
 from lowering.targets.vulkan.graph import Graph
 from lowering.targets.vulkan.rules import RULES
+from mobizo_passes.graph.operators import operation_name
 
 
 def check_delegates(method: str, partitioned: ExportedProgram) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lowering.flops import overload_name
 from lowering.report import Refusal
+from mobizo_passes.graph.operators import overload_name
 
 MAX_RANK = 4
 # Rows of a table that is looked up: the extent of a 3-D image that every Vulkan driver has.

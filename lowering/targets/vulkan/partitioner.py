@@ -20,7 +20,6 @@ from torch.fx import Graph, Node
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 
 from lowering.executorch_compat.vulkan import only_fusions
-from lowering.flops import flops_of, operation_name, overload_name
 from lowering.report import Refusal
 from lowering.targets.partitions import (
     MIN_FLOPS,
@@ -34,6 +33,8 @@ from lowering.targets.partitions import (
 )
 from lowering.targets.tied import parameter_of
 from lowering.targets.vulkan.operators import why_not
+from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.operators import operation_name, overload_name
 
 _IN_EPILOGUE = Refusal(
     "float32-loss",
@@ -146,11 +147,11 @@ class _Support(VulkanSupportedOperators):
 
 def _before_products(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes that no product leads to: rounded, the noise would differ between `step` and `apply`."""
-    products = {node for node in graph.nodes if flops_of(node)}
+    products = {node for node in graph.nodes if node_flops(node)}
     return supported - products - downstream(graph.nodes, products)
 
 
 def _after_products(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes that lead to no product."""
-    products = {node for node in graph.nodes if flops_of(node)}
+    products = {node for node in graph.nodes if node_flops(node)}
     return supported - products - upstream(list(graph.nodes), products)

@@ -14,10 +14,10 @@ from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
-from lowering.flops import operation_name, overload_name
 from lowering.report import Refusal
 from lowering.targets.partitions import MIN_FLOPS, TIED, alone, splitting_nodes, worthwhile, would_split, wrong_dtype
 from lowering.targets.tied import parameter_of
+from mobizo_passes.graph.operators import operation_name, overload_name
 
 _FLOAT = (torch.float32, torch.float16)
 

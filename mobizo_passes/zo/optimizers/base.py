@@ -51,7 +51,7 @@ class Optimizer:
             if self.clip_norm == 0:
                 raise InputError("clip_norm must be positive, or None for no bound; found 0")
 
-    # What an optimizer defines: its numbers are tensors, or values of a graph, which have the same arithmetic -----------
+    # What an optimizer defines: its numbers are tensors, or values of a graph, which have the same arithmetic ---------
 
     def shared(self, lr: Any, count: Any) -> Mapping[str, Any]:
         """Return what is the same for all tensors, from lr [1] and the number of this step, float32 [1] (or None)."""
