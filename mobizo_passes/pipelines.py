@@ -26,6 +26,8 @@ from mobizo_passes.passes import (
 from mobizo_passes.zo.estimators import Estimator, Exact
 from mobizo_passes.zo.optimizers import SGD, Optimizer
 
+_PLAIN = SGD()
+
 
 def clean(keep_detached: bool = False) -> tuple[Pass, ...]:
     """Captured graph -> the graph in which sites are sought."""
@@ -49,7 +51,7 @@ def parts(batch: Batch) -> tuple[Pass, ...]:
 
 
 def step(
-    estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0, optimizer: Optimizer = SGD()
+    estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0, optimizer: Optimizer = _PLAIN
 ) -> tuple[Pass, ...]:
     """-> the readable training step."""
     grouped = (InsertMpLora(batch, batch_dim), RegroupLoss()) if estimator.projected else ()
@@ -61,7 +63,7 @@ def gradients(estimator: Exact) -> tuple[Pass, ...]:
     return estimator.gradient_passes()
 
 
-def apply(estimator: Estimator, noise: str, optimizer: Optimizer = SGD()) -> tuple[Pass, ...]:
+def apply(estimator: Estimator, noise: str, optimizer: Optimizer = _PLAIN) -> tuple[Pass, ...]:
     """Adapter and projected gradients -> the new adapter, without the model."""
     return estimator.apply_passes(noise, optimizer)
 

@@ -213,7 +213,7 @@ class TrainingProgram:
         return _manifest.describe(
             model=self.model,
             estimator=self.estimator.manifest(),
-            optimizer=self.optimizer.manifest(),
+            optimizer=None if self.optimizer.plain else self.optimizer.manifest(),
             noise=self.noise,
             trainable=self.trainable,
             adapter=self._adapter,
@@ -227,6 +227,11 @@ class TrainingProgram:
     def _adapter_in(self, step: Ir, form: str) -> Ir:
         if form not in ("external", "internal"):
             raise InputError(f"adapter must be 'external' or 'internal', found {form!r}")
+        if form == "internal" and not (self.estimator.projected and self.optimizer.plain):
+            raise InputError(
+                f"adapter='internal' needs an adapter that its projected gradients alone tell: {self.estimator} with "
+                f"{self.optimizer} has none; lower with adapter='external'"
+            )
         return run_passes(step.clone(), internal(self._adapter)) if form == "internal" else step
 
     # State -------------------------------------------------------------------------------------------------------

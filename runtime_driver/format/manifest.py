@@ -34,6 +34,7 @@ from runtime_driver.format.schema import (
     ModelSpec,
     Name,
     NoiseSpec,
+    OptimizerSpec,
     ProgramFileSpec,
     Trainable,
     WeightsFileSpec,
@@ -57,6 +58,8 @@ class Manifest(BaseModel):
 
     ``backend``: the name under which the target's delegate registers itself with ExecuTorch's runtime; None: there is
     no delegate, or the manifest is of before the field.
+
+    ``optimizer``: None for a step that is ``value − lr · gradient`` and nothing else.
 
     ``quantize``: in older manifests, and always null there; read, and no longer written.
 
@@ -85,6 +88,7 @@ class Manifest(BaseModel):
     weights_file: WeightsFileSpec | None = None
     program_file: ProgramFileSpec | None = None
     estimator: EstimatorSpec
+    optimizer: OptimizerSpec | None = None
     noise: NoiseSpec
     trainable: Trainable
     adapter_state: AdapterState = "external"
