@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from lowering.editor import ProgramEditor
 from mobizo_passes.graph.nodes import is_float, shape_of
@@ -20,10 +22,15 @@ class ConvertWeightsToLinears:
     BEFORE  y = addmm(b: f32[o], x: f32[n,i], w: f32[i,o])                       w a weight, stored [in, out] as GPT-2's
     AFTER   y = linear(x, permute(w, [1,0]): f32[o,i], b)                         the permutation is folded later
 
+    BEFORE  y = linear(x: f32[n,i], w: f32[o,i]);  z = matmul(g: f32[B,T,o], w)         a product and its gradient
+    AFTER   y = linear(x, w);  z = reshape(mm(reshape(g, [B*T,o]), w), [B,T,i])         with `keep_shared` alone
+
     `linear` with a weight is the form that XNNPACK packs, that QNN takes and that the Vulkan runtime is known to do
-    right. `addmm` with factors is left alone.
+    right. `addmm` with factors is left alone. `keep_shared`: a matrix that a `linear` reads too is not turned, which
+    would store it twice; for delegates that take `mm` as well.
     """
 
+    keep_shared: bool = False
     name: str = "convert-weights-to-linears"
 
     def __call__(self, editor: ProgramEditor) -> int:
@@ -38,6 +45,13 @@ class ConvertWeightsToLinears:
                 continue
             if bias is not None and shape_of(bias) != shape_of(weight)[1:]:
                 continue
+            if self.keep_shared and bias is None and _is_linears(weight):
+                with editor.before(node):
+                    rows = editor.reshape(x, [math.prod(shape_of(x)[:-1]), shape_of(x)[-1]])
+                    product = editor.call(aten.mm.default, rows, weight)
+                    editor.replace(node, editor.reshape(product, list(shape_of(node))))
+                rewrites += node.target is not aten.mm.default
+                continue
             with editor.before(node):
                 turned = editor.call(aten.permute.default, weight, [1, 0])
                 # ExecuTorch's XNNPACK stage takes a third argument for a node, even a None.
@@ -45,3 +59,7 @@ class ConvertWeightsToLinears:
                 editor.replace(node, editor.call(aten.linear.default, *operands))
             rewrites += 1
         return rewrites
+
+
+def _is_linears(weight: Node) -> bool:
+    return any(user.target is aten.linear.default and user.args[1] is weight for user in weight.users)

@@ -12,7 +12,7 @@ from lowering.executorch_compat.tags import tag_like
 
 aten = torch.ops.aten
 
-_WEIGHTED = (aten.linear.default, aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
+_WEIGHTED = (aten.linear.default, aten.mm.default, aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
 
 
 @dataclass(frozen=True)
