@@ -73,6 +73,19 @@ def splitting_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
     return {node for node in supported & upstream(nodes, blocks) if node.op == "call_function" and node not in after}
 
 
+def trailing_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
+    """Supported nodes that follow, through an unsupported node, a product, and that no product follows.
+
+    Delegated in the partition of a later product, such a node (the division at the end of a mean loss, beside a
+    gradient) would be downstream of a node outside that is downstream of the body: it would cut the body in two.
+    """
+    nodes = list(graph.nodes)
+    products = {node for node in supported if node_flops(node)}
+    after = downstream(nodes, products)
+    outside = {node for node in after if node not in supported}
+    return (supported & downstream(nodes, outside)) - products - upstream(nodes, products)
+
+
 def tensors_of(node: Node) -> list[torch.Tensor]:
     """What a node gives: one tensor, several, or none."""
     value: Any = node.meta.get("val")
