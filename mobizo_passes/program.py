@@ -97,6 +97,11 @@ class TrainingProgram:
         )
 
     @property
+    def captured(self) -> Ir:
+        """The model and its loss as they were captured, with the adapter as inputs; not to be changed."""
+        return self._captured
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods; `logits` is absent if the model returns only a loss."""
         return tuple(self._methods)

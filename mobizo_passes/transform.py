@@ -122,7 +122,7 @@ def transform(
     limit = _label_limit(captured, inputs.tensors, max_labels) if batch_dim == 0 else None
     run_passes(captured, pipelines.lift(fqns), history)
     methods: dict[str, Ir] = {}
-    evaluated = _only(captured, "loss")
+    evaluated = only(captured, "loss")
     run_passes(evaluated, pipelines.evaluate(limit), history)
     batch = batch_of(evaluated, batch_dim)
     ready, gradients = evaluated.clone(), None
@@ -185,7 +185,7 @@ def _untrained(found: Sites, model: nn.Module) -> tuple[str, ...]:
     return (note,)
 
 
-def _only(ir: Ir, kind: str) -> Ir:
+def only(ir: Ir, kind: str) -> Ir:
     """Return a copy that computes a single output."""
     copy = ir.clone()
     node = copy.output_node(kind)
@@ -197,7 +197,7 @@ def _only(ir: Ir, kind: str) -> Ir:
 
 def _logits(captured: Ir) -> Ir:
     """The logits method takes only the batch inputs that logits depend on."""
-    ir = _only(captured, "logits")
+    ir = only(captured, "logits")
     for node in ir.placeholders("batch"):
         if not node.users:
             ir.graph.erase_node(node)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mobizo_passes import reference
+from mobizo_passes.capture.inputs import LossFn
 from mobizo_passes.errors import VerificationFailed
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.program import TrainingProgram
@@ -105,23 +106,35 @@ def _verify_exact(
 ) -> StepResult:
     got = program.step(adapter, example_inputs, lr=lr, optimizer=program.initial_optimizer())
     gradients = program.gradients(adapter, example_inputs)
-    loss, exact = reference.gradients_of(model, example_inputs, adapter, program.loss_fn, torch.float64)
-    _, rounded = reference.gradients_of(model, example_inputs, adapter, program.loss_fn)
-    scale = LOSS_TOLERANCE * max(1.0, abs(float(loss)))
-    if not abs(float(got.loss) - float(loss)) <= scale:
-        raise VerificationFailed(
-            f"the loss: the program gives {float(got.loss)}, the reference {float(loss)} (tolerance {scale:.2g})"
-        )
-    for fqn, value in exact.items():
-        limit = GRADIENT_TOLERANCE * float(value.abs().max()) + GRADIENT_FLOOR
-        limit = max(limit, AUTOGRADS_ERROR * float((rounded[fqn] - value).abs().max()))
-        difference = float((gradients[fqn] - value).abs().max())
-        if not difference <= limit:
-            raise VerificationFailed(
-                f"site '{fqn}': its gradient is off by {difference:.3g} from autograd's in float64, of at most "
-                f"{float(value.abs().max()):.3g} (tolerance {limit:.2g})"
-            )
+    check_gradients(got.loss, gradients, model, example_inputs, adapter, program.loss_fn)
     # From the program's own gradients: Adam's first step is little more than their sign.
     updated, _ = reference.stepped(adapter, gradients, lr=lr, optimizer=program.optimizer)
     _check_updated(got.adapter, updated, lr * max(1.0, *(float(each.abs().max()) for each in gradients.values())))
     return got
+
+
+def check_gradients(
+    value: Tensor,
+    gradients: Mapping[str, Tensor],
+    model: nn.Module,
+    example_inputs: Any,
+    adapter: Mapping[str, Tensor],
+    loss_fn: LossFn | None = None,
+) -> None:
+    """Raise `VerificationFailed` unless a loss and its gradient, FQN -> tensor, are autograd's in float64."""
+    loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
+    _, rounded = reference.gradients_of(model, example_inputs, adapter, loss_fn)
+    scale = LOSS_TOLERANCE * max(1.0, abs(float(loss)))
+    if not abs(float(value) - float(loss)) <= scale:
+        raise VerificationFailed(
+            f"the loss: the program gives {float(value)}, the reference {float(loss)} (tolerance {scale:.2g})"
+        )
+    for fqn, want in exact.items():
+        limit = GRADIENT_TOLERANCE * float(want.abs().max()) + GRADIENT_FLOOR
+        limit = max(limit, AUTOGRADS_ERROR * float((rounded[fqn] - want).abs().max()))
+        difference = float((gradients[fqn] - want).abs().max())
+        if not difference <= limit:
+            raise VerificationFailed(
+                f"site '{fqn}': its gradient is off by {difference:.3g} from autograd's in float64, of at most "
+                f"{float(want.abs().max()):.3g} (tolerance {limit:.2g})"
+            )

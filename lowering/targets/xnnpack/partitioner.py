@@ -19,6 +19,7 @@ from lowering.targets.partitions import (
     MIN_FLOPS,
     TIED,
     alone,
+    one_body,
     splitting_nodes,
     trailing_nodes,
     worthwhile,
@@ -105,8 +106,14 @@ class ProductPartitioner(XnnpackPartitioner):
         return operation_name(node) in ("linear", "mm") and parameter_of(ep, node.args[1]) in self.outside
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
-        kept, others = worthwhile(super().generate_partitions(ep), self.min_flops)
-        small = {node.name for partition in others for node in partition.nodes}
+        supported = {node for group in self.get_matched_nodes_from_configs(ep) for node in group}
+        body = one_body(ep.graph, supported)
+        if body is None:
+            kept, others = worthwhile(super().generate_partitions(ep), self.min_flops)
+            small = {node.name for partition in others for node in partition.nodes}
+        else:
+            kept = [Partition(id=0, nodes=dict.fromkeys(body))]
+            small = {node.name for node in supported.difference(body)}
         if all(self._plain(node) for partition in kept for node in partition.nodes):
             self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [PLAIN_GRAPH])
         taken = {node.name for partition in kept for node in partition.nodes}
