@@ -9,6 +9,7 @@ from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layout, rule
 from mobizo_passes.batching.shapes import common, source
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
@@ -196,8 +197,8 @@ def write_part(batcher: Batcher, node: fx.Node) -> Layout:
 
 def _from_the_front(batcher: Batcher, rows: fx.Node, count: int) -> fx.Node:
     """Row -1 is the last of its group, not of the fused batch: count from the front before adding offsets."""
-    if rows.op == "placeholder" and rows.meta["input"].kind == "constant":
-        value = batcher.ir.state[rows.meta["input"].name]
+    if rows.op == "placeholder" and role(rows).kind == "constant":
+        value = batcher.ir.state[role(rows).name]
         if not bool((value < 0).any()):
             return rows
     return batcher.ir.call(aten.remainder.Scalar, rows, count, like=rows)

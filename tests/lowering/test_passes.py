@@ -88,7 +88,7 @@ def test_axes_count_from_the_front_and_slices_end():
     assert "9223372036854775807" not in text
     assert "], 2)" in text
     assert "aten.permute.default" in text
-    assert "aten.softmax.int](args = (%permute_default, 2)" in text
+    assert "aten.softmax.int](args = (%permute, 2)" in text
     assert result.error == 0
 
 

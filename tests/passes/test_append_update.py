@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mobizo_passes as mz
+from mobizo_passes.errors import ContractError
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.passes import AppendUpdate
 from tests.passes.contract import PassContract, Tiny, parsed, rows, to_text
@@ -81,11 +82,11 @@ class TestAppendUpdate(PassContract):
         assert "= mobizo.update(%b, %noise, %g, %lr)" in to_text(ir)
 
     def test_missing_noise_is_an_error(self) -> None:
-        with pytest.raises(KeyError, match="'b'"):
+        with pytest.raises(ContractError, match="before append-update: expected noise for every adapter tensor"):
             self.one(parsed(self.before.replace("  # | insert-noise | noise of b", "")))
 
     def test_a_missing_radius_is_an_error(self) -> None:
-        text = "%b: f32[4, 3] = adapter 'b'\nreturn %b: f32[4, 3] = losses"
+        text = "%b: f32[4, 3] = batch 'b'\nreturn %b: f32[4, 3] = losses"
         with pytest.raises(KeyError, match="eps"):
             self.one(parsed(text))
 

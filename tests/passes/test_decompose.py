@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.passes import Decompose
 from tests.passes.contract import PassContract, left_alone, parsed, rewritten, targets
 
@@ -96,11 +97,11 @@ class TestDecompose(PassContract):
         """
         ir = parsed(text)
         self.one(ir)
-        (noise,) = [n for n in ir.graph.nodes if "noise_of" in n.meta]
+        (noise,) = [n for n in ir.graph.nodes if facts(n).noise_of]
         assert noise is ir.output_node("loss")
         product = [n for n in ir.graph.nodes if n.meta.get("nn_module_stack")]
         assert len(product) > 1
-        assert all(n.meta["expanded"] for n in product)
+        assert all(facts(n).expanded for n in product)
 
     def test_one_table_for_all_sites(self) -> None:
         text = """

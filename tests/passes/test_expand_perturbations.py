@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import mobizo_passes as mz
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.passes import ExpandPerturbations
 from tests.passes.contract import PassContract, parsed, to_text
@@ -65,7 +66,7 @@ class TestExpandPerturbations(PassContract):
 
     def test_what_is_computed_per_group(self) -> None:
         _, new = self.run_pass()
-        expanded = {n.name for n in new.graph.nodes if n.meta.get("expanded")}
+        expanded = {n.name for n in new.graph.nodes if facts(n).expanded}
         assert expanded == {"perturb", "mp_lora", "add", "mul", "reduce_loss"}
         for node in new.graph.find_nodes(op="call_function", target=torch.ops.mobizo.expand.default):
             assert {user.name for user in node.users} <= expanded

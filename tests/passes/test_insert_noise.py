@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.noise import site_ids
 from mobizo_passes.passes import InsertNoise
 from tests.passes.contract import PassContract, left_alone, parsed
@@ -32,11 +33,11 @@ class TestInsertNoise(PassContract):
 
     def test_an_id_belongs_to_the_name(self) -> None:
         _, new = self.run_pass()
-        ids = {n.meta["noise_of"]: n.args[1] for n in new.graph.nodes if "noise_of" in n.meta}
+        ids = {facts(n).noise_of: n.args[1] for n in new.graph.nodes if facts(n).noise_of}
         assert ids == site_ids("ab")
         alone = parsed(self.before.replace("%a: f32[4, 1] = adapter 'a'", "%a: f32[4, 1] = parameter 'a'"))
         assert self.one(alone) == 1
-        assert {n.args[1] for n in alone.graph.nodes if "noise_of" in n.meta} == {ids["b"]}
+        assert {n.args[1] for n in alone.graph.nodes if facts(n).noise_of} == {ids["b"]}
 
     def test_a_seed_that_is_there_is_used(self) -> None:
         text = """
