@@ -21,7 +21,7 @@ COPIES = (
 )
 # Identities where dtype and shape stay.
 _CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default)
-_VIEWS = (aten.view.default, aten.reshape.default, aten.expand.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default)
 
 
 def is_identity(node: Node) -> bool:

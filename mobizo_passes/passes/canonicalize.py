@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,9 +10,9 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.facts import role
-from mobizo_passes.graph.identities import ASSERTIONS, COPIES, is_identity
+from mobizo_passes.graph.identities import ASSERTIONS, is_identity
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.passes import FUNCTIONAL, Pass, absent
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Violation, absent
 
 aten = torch.ops.aten
 
@@ -29,7 +30,16 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     requires = (FUNCTIONAL,)
-    ensures = (absent(*ASSERTIONS, *_VIEWS, *COPIES),)
+    ensures = (absent(*ASSERTIONS, *_VIEWS),)
+
+    # `detach` changes no value, and ends a gradient.
+    keep_detached: bool = False
+
+    def _goes(self, node: fx.Node) -> bool:
+        return is_identity(node) and not (self.keep_detached and node.target is aten.detach.default)
+
+    def unmet(self, ir: Ir) -> Iterator[Violation]:
+        return ((node, "a node that returns its first argument") for node in ir.graph.nodes if self._goes(node))
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
@@ -48,7 +58,7 @@ class Canonicalize(Pass):
                 count += spelled
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
-            elif is_identity(node):
+            elif self._goes(node):
                 ir.replace(node, node.args[0])
                 count += 1
         return count

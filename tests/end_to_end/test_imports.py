@@ -118,7 +118,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_the_ground_floor_stands_on_nothing_above_it():
-    """`mobizo_passes.graph` is the substrate of both compilers: below it lie errors, and the arithmetic of operators."""
+    """`mobizo_passes.graph` is what both compilers stand on: below it lie errors, and the arithmetic of operators."""
     below = {"mobizo_passes.errors", "mobizo_passes.noise", "mobizo_passes.zo.scheme"}
     floor = [*(ROOT / "mobizo_passes/graph").rglob("*.py"), *(ROOT / f"{name.replace('.', '/')}.py" for name in below)]
     wrong = [
