@@ -92,6 +92,7 @@ def test_contract(one: Shown) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=10 * tolerance, atol=tolerance)
     text = to_text(after)
+    assert to_text(parse(text)) == text
     assert run(after) == 0
     assert to_text(after) == text
 
