@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ SECTION = re.compile(r"^(BEFORE|AFTER|LEFT ALONE: .+)$", re.MULTILINE)
 
 def passes() -> dict[str, Callable[[], Pass]]:
     """The classes of all passes, by their name."""
-    found: dict[str, Callable[[], Pass]] = {}
+    found: dict[str, Any] = {}
     for module in pkgutil.walk_packages(lowering.passes.__path__, "lowering.passes."):
         for value in vars(importlib.import_module(module.name)).values():
             name = getattr(value, "name", None)
