@@ -25,6 +25,8 @@ SEED, LR, EPS = 0x5DEECE66D, 1e-2, 1e-2
 SPREAD = 0.02
 # An update is a few float32 operations on values below |value| + lr * |g| * the largest |z|.
 ROUNDING, LARGEST_NOISE = 1e-5, 4.5
+# An exact gradient is a longer chain than a loss, and cancels more; and what an optimizer's state is checked with.
+GRADIENT_TOLERANCE, STATE = 1e-3, 0.01
 # Where one step of rounding at the inputs moves an output by more than its tolerance, this many of them are allowed.
 SLACK = 4.0
 # What rounding to 11 and to 8 bits at every value of a model does to a loss, relative to the larger of it and 1.
@@ -109,6 +111,9 @@ class _Check:
         self.stepped: tuple[Values, Values] | None = None
 
     def step(self) -> None:
+        if not self.manifest.estimator.queries:
+            self.outputs("step")
+            return
         internal = self.manifest.adapter_state == "internal"
         given = self._inputs("step")
         adapter = self.initial if internal else self.adapter
@@ -159,6 +164,25 @@ class _Check:
         expected, found, given = self._both("logits", finite=False)
         limit = self.target.logits_tolerance * largest(expected["logits"])
         self._compare("logits", "logits", expected, found, limit, rounding=lambda: self._sensitivity("logits", given))
+
+    def gradients(self) -> None:
+        self.outputs("gradients")
+
+    def outputs(self, method: str) -> None:
+        """Compare every output of a method that computes an exact gradient, or a step from one."""
+        expected, found, given = self._both(method)
+        share = max(GRADIENT_TOLERANCE, 10 * self.target.loss_tolerance)
+        for spec in self.manifest.methods[method].outputs:
+            value = expected[spec.name]
+            if spec.role == "loss":
+                limit = self.target.loss_tolerance * max(1.0, largest(value))
+            elif value.is_floating_point():
+                # What the step adds has a gradient's error; what it is added to, rounding's.
+                moved_by = largest(value - given[spec.name]) if spec.name in given else largest(value)
+                limit = share * moved_by + ROUNDING * largest(value)
+            else:
+                limit = 0.0
+            self._compare(method, spec.name, expected, found, limit, rounding=lambda: self._sensitivity(method, given))
 
     def _both(self, method: str, finite: bool = True) -> tuple[Values, Values, Values]:
         given = self._inputs(method)
@@ -238,6 +262,9 @@ class _Check:
             return self.batch[spec.name]
         if spec.role == "seed":
             return torch.full(tuple(spec.shape), SEED, dtype=torch.int64)
+        if spec.role == "optimizer":
+            # As after some steps: where Adam's second moment is 0, a step is the gradient's sign, rounding and all.
+            return torch.full(tuple(spec.shape), STATE if spec.dtype == "float32" else 3).to(getattr(torch, spec.dtype))
         if spec.role == "projected_gradients":
             return torch.linspace(-0.5, 0.75, spec.shape[0])
         return torch.full(tuple(spec.shape), {"lr": LR, "eps": EPS}[spec.role])

@@ -54,6 +54,7 @@ class Prepared:
                 self.loaded.model,
                 inputs,
                 estimator=_estimator(options),
+                optimizer=_optimizer(options),
                 noise=options.noise,
                 trainable=options.trainable,
                 loss=loss,
@@ -98,6 +99,7 @@ def prepare(options: BuildOptions, tokenizer_name: str, staged: Path | None = No
     # Cheap checks first: loading and compiling take minutes.
     task = draft(options)
     _estimator(options)
+    _optimizer(options)
     _check_trainable(options)
     loaded = models.load(options)
     ids = label_ids(loaded.tokenizer.backend_tokenizer, list(task.label_words))
@@ -116,7 +118,25 @@ def _estimator(options: BuildOptions) -> mz.Estimator:
     offered = {kind.replace("_", "-"): cls for kind, cls in estimator_kinds().items()}
     if options.estimator not in offered:
         raise OptionError(f"--estimator {options.estimator}: expected one of {', '.join(offered)}.")
-    return offered[options.estimator](queries=options.queries, normalize=options.normalize)
+    chosen = offered[options.estimator]
+    if chosen.projected:
+        return chosen(queries=options.queries, normalize=options.normalize)
+    if options.normalize is not None:
+        raise OptionError(f"--normalize {options.normalize}: {options.estimator} has no losses to normalize by.")
+    return chosen()
+
+
+def _optimizer(options: BuildOptions) -> mz.Optimizer:
+    import mobizo_passes as mz
+    from mobizo_passes.zo.optimizers import OPTIMIZERS
+
+    if options.optimizer not in OPTIMIZERS:
+        raise OptionError(f"--optimizer {options.optimizer}: expected one of {', '.join(OPTIMIZERS)}.")
+    given = {"weight_decay": options.weight_decay, "clip_norm": options.clip_norm}
+    try:
+        return OPTIMIZERS[options.optimizer](**{name: value for name, value in given.items() if value is not None})
+    except mz.InputError as error:
+        raise OptionError(f"--optimizer {options.optimizer}: {error}") from error
 
 
 def _check_trainable(options: BuildOptions) -> None:

@@ -79,7 +79,7 @@ EstimatorOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="How projected gradients are estimated; a name that is not registered lists those that are.",
+        help="How the gradient is estimated, or exact; a name that is not registered lists those that are.",
         rich_help_panel=_STEP,
     ),
 ]
@@ -92,6 +92,20 @@ NormalizeOption = Annotated[
         help="Divide the projected gradients by the standard deviation of the perturbed losses. [default: do not]",
         rich_help_panel=_STEP,
     ),
+]
+OptimizerOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="What makes a step of a gradient: sgd, momentum or adamw.", rich_help_panel=_STEP
+    ),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(min=0, help="Weight decay. [default: the optimizer's own]", show_default=False, rich_help_panel=_STEP),
+]
+ClipNorm = Annotated[
+    float | None,
+    typer.Option(help="Bound on the norm of the gradient. [default: none]", show_default=False, rich_help_panel=_STEP),
 ]
 WeightsFile = Annotated[
     Path | None,
@@ -137,6 +151,9 @@ class BuildOptions:
     normalize: Literal["std"] | None
     new_weights: str | None = None
     unused_weights: str | None = None
+    optimizer: str = "sgd"
+    weight_decay: float | None = None
+    clip_norm: float | None = None
 
     def check(self) -> None:
         """Find, before a model is loaded, values that no model can have.

@@ -24,20 +24,33 @@ from mobizo_passes.sites.adapter_kinds import AdapterKind, register_adapter_kind
 from mobizo_passes.sites.select import LoRASite
 from mobizo_passes.transform import transform
 from mobizo_passes.verify import verify
-from mobizo_passes.zo.estimators import Estimator, OneSided, TwoSided, register_estimator, unregister_estimator
+from mobizo_passes.zo.estimators import (
+    Estimator,
+    Exact,
+    OneSided,
+    TwoSided,
+    register_estimator,
+    unregister_estimator,
+)
+from mobizo_passes.zo.optimizers import SGD, AdamW, Momentum, Optimizer
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "AdapterKind",
     "BatchCoupled",
     "BatchDims",
     "BatchingRuleError",
     "CaptureError",
     "Estimator",
+    "Exact",
     "InputError",
     "LoRASite",
     "MobizoError",
+    "Momentum",
     "NoLoRASites",
     "OneSided",
+    "Optimizer",
     "ParseError",
     "PassRecord",
     "StepResult",

@@ -23,12 +23,15 @@ from mobizo_passes.passes import (
     SplitLoss,
     StackNoise,
 )
-from mobizo_passes.zo.estimators import Estimator
+from mobizo_passes.zo.estimators import Estimator, Exact
+from mobizo_passes.zo.optimizers import SGD, Optimizer
+
+_PLAIN = SGD()
 
 
-def clean() -> tuple[Pass, ...]:
+def clean(keep_detached: bool = False) -> tuple[Pass, ...]:
     """Captured graph -> the graph in which sites are sought."""
-    return (Canonicalize(), FoldConstants(), SimplifyLayouts(), CanonicalizeProducts())
+    return (Canonicalize(keep_detached), FoldConstants(), SimplifyLayouts(), CanonicalizeProducts())
 
 
 def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:
@@ -47,14 +50,22 @@ def parts(batch: Batch) -> tuple[Pass, ...]:
     return (SplitLoss(batch),)
 
 
-def step(estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0) -> tuple[Pass, ...]:
+def step(
+    estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0, optimizer: Optimizer = _PLAIN
+) -> tuple[Pass, ...]:
     """-> the readable training step."""
-    return (InsertMpLora(batch, batch_dim), RegroupLoss(), *estimator.step_passes(noise))
+    grouped = (InsertMpLora(batch, batch_dim), RegroupLoss()) if estimator.projected else ()
+    return (*grouped, *estimator.step_passes(noise, optimizer))
 
 
-def apply(estimator: Estimator, noise: str) -> tuple[Pass, ...]:
+def gradients(estimator: Exact) -> tuple[Pass, ...]:
+    """-> the loss and its gradient: what the step of an exact estimator starts from."""
+    return estimator.gradient_passes()
+
+
+def apply(estimator: Estimator, noise: str, optimizer: Optimizer = _PLAIN) -> tuple[Pass, ...]:
     """Adapter and projected gradients -> the new adapter, without the model."""
-    return estimator.apply_passes(noise)
+    return estimator.apply_passes(noise, optimizer)
 
 
 def core() -> tuple[Pass, ...]:

@@ -28,11 +28,12 @@ from mobizo_passes.sites.peft import AdapterFile
 from mobizo_passes.sites.select import Sites
 from mobizo_passes.views.diff import graph_diff
 from mobizo_passes.zo.estimators import Estimator
+from mobizo_passes.zo.optimizers import Optimizer
 
 if TYPE_CHECKING:
     import networkx
 
-METHODS = ("step", "apply", "loss", "logits")
+METHODS = ("step", "apply", "loss", "logits", "gradients")
 
 
 class TrainingProgram:
@@ -49,7 +50,9 @@ class TrainingProgram:
         captured: Ir,
         history: Sequence[PassRecord],
         sites: Sites,
+        gradients: Ir | None,
         estimator: Estimator,
+        optimizer: Optimizer,
         noise: str,
         trainable: str,
         adapter: Mapping[str, Tensor],
@@ -64,12 +67,14 @@ class TrainingProgram:
     ) -> None:
         self._methods = dict(methods)
         self._captured = captured
+        self._gradients = gradients
         self._adapter = dict(adapter)
         self._frozen = dict(frozen)
         self._verifier = verifier
         self.history = tuple(history)
         self.sites = sites
         self.estimator = estimator
+        self.optimizer = optimizer
         self.noise = noise
         self.trainable = trainable
         self.inputs = inputs
@@ -85,10 +90,16 @@ class TrainingProgram:
         return to_text(self._methods["step"])
 
     def __repr__(self) -> str:
+        optimizer = "" if self.optimizer.plain else f"{self.optimizer}, "
         return (
             f"TrainingProgram({self.model['name']}, {len(self.sites)} sites, {self.estimator}, "
-            f"methods={', '.join(self._methods)})"
+            f"{optimizer}methods={', '.join(self._methods)})"
         )
+
+    @property
+    def captured(self) -> Ir:
+        """The model and its loss as they were captured, with the adapter as inputs; not to be changed."""
+        return self._captured
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -147,6 +158,7 @@ class TrainingProgram:
             Path(path),
             name=self.model["name"],
             estimator=self.estimator,
+            update="" if self.estimator.projected and self.optimizer.plain else self.optimizer.formula,
             sites=len(self.sites),
             share=self.flops.share_computed_once,
         )
@@ -185,6 +197,7 @@ class TrainingProgram:
         return _manifest.describe(
             model=self.model,
             estimator=self.estimator.manifest(),
+            optimizer=None if self.optimizer.plain else self.optimizer.manifest(),
             noise=self.noise,
             trainable=self.trainable,
             adapter=self._adapter,
@@ -198,6 +211,11 @@ class TrainingProgram:
     def _adapter_in(self, step: Ir, form: str) -> Ir:
         if form not in ("external", "internal"):
             raise InputError(f"adapter must be 'external' or 'internal', found {form!r}")
+        if form == "internal" and not (self.estimator.projected and self.optimizer.plain):
+            raise InputError(
+                f"adapter='internal' needs an adapter that its projected gradients alone tell: {self.estimator} with "
+                f"{self.optimizer} has none; lower with adapter='external'"
+            )
         return run_passes(step.clone(), internal(self._adapter)) if form == "internal" else step
 
     # State -------------------------------------------------------------------------------------------------------
@@ -205,6 +223,10 @@ class TrainingProgram:
     def initial_adapter(self) -> dict[str, Tensor]:
         """Return copies of the trainable tensors as they were at transform, FQN -> float32 tensor."""
         return {fqn: value.clone() for fqn, value in self._adapter.items()}
+
+    def initial_optimizer(self) -> dict[str, Tensor]:
+        """Return the optimizer's state before the first step, name -> tensor; empty for an optimizer without one."""
+        return self.optimizer.state(self._adapter)
 
     def frozen_adapter(self) -> dict[str, Tensor]:
         """Return the tensors that are saved with the adapter and not trained, as every lora_A, FQN -> tensor."""
@@ -219,29 +241,78 @@ class TrainingProgram:
 
     @neutral()
     def step(
-        self, adapter: Mapping[str, Tensor], example_inputs: Any, *, seed: int, lr: float, eps: float
+        self,
+        adapter: Mapping[str, Tensor],
+        example_inputs: Any,
+        *,
+        lr: float,
+        seed: int | None = None,
+        eps: float | None = None,
+        optimizer: Mapping[str, Tensor] | None = None,
     ) -> StepResult:
-        """Run one step eagerly; the adapter passed in is not changed.
+        """Run one step eagerly; what is passed in is not changed.
 
-        `example_inputs` has the structure and shapes of those given to `transform`. Raises `InputError` if an input,
-        an adapter tensor, or the number of labels does not fit.
+        `example_inputs` has the structure and shapes of those given to `transform`; `optimizer` is the optimizer's
+        state, at first `initial_optimizer`. A step of exact gradients takes neither seed nor epsilon. Raises
+        `InputError` if an input, an adapter or state tensor, or the number of labels does not fit.
         """
-        if not eps > 0:
-            raise InputError(f"eps must be positive, found {eps}")
+        scalars = {"lr": torch.tensor([lr])}
+        if self.estimator.projected:
+            if seed is None or eps is None:
+                raise InputError(f"a step of {self.estimator} takes seed= and eps=")
+            if not eps > 0:
+                raise InputError(f"eps must be positive, found {eps}")
+            scalars |= {"seed": _seed(seed), "eps": torch.tensor([eps])}
+        elif seed is not None or eps is not None:
+            given = "seed" if seed is not None else "eps"
+            raise InputError(
+                f"a step of {self.estimator} takes no {given}: the gradient is computed, not estimated from perturbed "
+                "losses, so nothing is drawn and nothing is perturbed; leave it out"
+            )
         batch = self._batch(example_inputs)
         self._check_labels(batch)
-        scalars = {"seed": _seed(seed), "lr": torch.tensor([lr]), "eps": torch.tensor([eps])}
-        out = self._methods["step"].run({**self._named(adapter), **batch, **scalars})
-        new = {fqn: out[fqn] for fqn in self._adapter}
-        return StepResult(out["loss"], out["losses"], out["projected_gradients"], new)
+        state = self._state(optimizer)
+        out = self._methods["step"].run({**self._named(adapter), **state, **batch, **scalars})
+        new, after = ({name: out[name] for name in names} for names in (self._adapter, state))
+        if not self.estimator.projected:
+            return StepResult(out["loss"], out["loss"][None], torch.zeros(0), new, after)
+        return StepResult(out["loss"], out["losses"], out["projected_gradients"], new, after)
 
     @neutral()
     def apply(
-        self, adapter: Mapping[str, Tensor], *, seed: int, lr: float, projected_gradients: Tensor
+        self,
+        adapter: Mapping[str, Tensor],
+        *,
+        seed: int,
+        lr: float,
+        projected_gradients: Tensor,
+        optimizer: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the adapter after a step whose projected gradients, float32 [q], are known, without the model."""
+        """Return the adapter after a step whose projected gradients, float32 [q], are known, without the model.
+
+        The optimizer's new state, if it has one, is in the result too, by its names. Raises `InputError` for a program
+        of exact gradients, which no few numbers tell.
+        """
+        if not self.estimator.projected:
+            raise InputError(
+                f"a program of {self.estimator} has no apply: its steps are not known from projected gradients; run "
+                "step on the batch again, or keep the adapter"
+            )
         inputs = {"seed": _seed(seed), "lr": torch.tensor([lr]), "projected_gradients": projected_gradients}
-        return self._methods["apply"].run({**self._named(adapter), **inputs})
+        return self._methods["apply"].run({**self._named(adapter), **self._state(optimizer), **inputs})
+
+    @neutral()
+    def gradients(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> dict[str, Tensor]:
+        """Return the exact gradient of the loss in each adapter tensor, FQN -> tensor.
+
+        Raises `InputError` for a program of another estimator than `Exact`.
+        """
+        if self._gradients is None:
+            raise InputError(f"a program of {self.estimator} has no gradients; transform with estimator=mz.Exact()")
+        batch = self._batch(example_inputs)
+        self._check_labels(batch)
+        out = self._gradients.run({**self._named(adapter), **batch})
+        return {fqn: out[fqn] for fqn in self._adapter}
 
     @neutral()
     def loss(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> Tensor:
@@ -278,6 +349,19 @@ class TrainingProgram:
             found += [f"unknown {', '.join(sorted(extra))}"] if extra else []
             raise InputError(f"the adapter does not fit the program: {'; '.join(found)}")
         return dict(adapter)
+
+    def _state(self, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        expected = self.initial_optimizer()
+        if given is None and expected:
+            raise InputError(
+                f"{self.optimizer} has a state: pass optimizer=, at first program.initial_optimizer(), then the "
+                "`optimizer` of the step before"
+            )
+        given = given or {}
+        if set(given) != set(expected):
+            names = sorted(set(given) ^ set(expected))
+            raise InputError(f"the optimizer's state does not fit the program: missing or unknown {', '.join(names)}")
+        return dict(given)
 
     def _batch(self, example_inputs: Any) -> dict[str, Tensor]:
         return bind_inputs(self.inputs, example_inputs)

@@ -1,4 +1,4 @@
-"""The sequential reference: zeroth-order optimisation one forward at a time, on the untransformed model.
+"""The sequential reference: one forward at a time, or autograd, on the untransformed model.
 
 This is the oracle that every program is tested against. It is written to be read, not to be fast.
 """
@@ -6,7 +6,7 @@ This is the oracle that every program is tested against. It is written to be rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,16 +19,19 @@ from mobizo_passes.capture.wrapped import unwrap
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.noise import noise, site_ids
 from mobizo_passes.zo.estimators import Estimator, TwoSided
+from mobizo_passes.zo.optimizers import SGD, Optimizer
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's loss [], losses [P], projected_gradients [q] (float32) and the new adapter (FQN -> tensor)."""
+    """One step's loss [], losses [P], projected_gradients [q] (float32), the new adapter (FQN -> tensor) and the
+    optimizer's new state (name -> tensor); an exact step has one loss, and no projected gradients."""
 
     loss: Tensor
     losses: Tensor
     projected_gradients: Tensor
     adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
 
 
 @neutral()
@@ -37,15 +40,24 @@ def step(
     example_inputs: Any,
     adapter: Mapping[str, Tensor],
     *,
-    seed: int,
+    seed: int = 0,
     lr: float,
-    eps: float,
+    eps: float = 1e-2,
     estimator: Estimator | None = None,
+    optimizer: Optimizer | None = None,
+    state: Mapping[str, Tensor] | None = None,
     noise_kind: str = "gaussian",
     loss: LossFn | None = None,
 ) -> StepResult:
-    """Run one zeroth-order step with P sequential forwards; `adapter` maps trainable FQNs to float32 tensors."""
+    """Run one step; `adapter` maps trainable FQNs to float32 tensors, `state` is the optimizer's (None: the first).
+
+    Zeroth-order with P sequential forwards; with `Exact` by autograd, where seed and epsilon count for nothing.
+    """
     estimator = estimator or TwoSided()
+    if not estimator.projected:
+        value, exact = gradients_of(model, example_inputs, adapter, loss)
+        new, after = stepped(adapter, exact, lr=lr, optimizer=optimizer, state=state)
+        return StepResult(value, value[None], torch.zeros(0), new, after)
     z = draw(adapter, seed, estimator.queries, noise_kind)
     losses = []
     for query, factor in estimator.offsets:
@@ -53,8 +65,79 @@ def step(
         losses.append(loss_of(model, example_inputs, moved, loss))
     values = torch.stack(losses)
     gradients = projected_gradients(values, eps, estimator)
-    new = apply(adapter, seed=seed, lr=lr, projected_gradients=gradients, noise_kind=noise_kind)
-    return StepResult(estimator.loss(values), values, gradients, new)
+    if optimizer is None or optimizer.plain:
+        new = apply(adapter, seed=seed, lr=lr, projected_gradients=gradients, noise_kind=noise_kind)
+        return StepResult(estimator.loss(values), values, gradients, new)
+    estimates = estimated(adapter, seed=seed, projected_gradients=gradients, noise_kind=noise_kind)
+    new, after = stepped(adapter, estimates, lr=lr, optimizer=optimizer, state=state)
+    return StepResult(estimator.loss(values), values, gradients, new, after)
+
+
+@neutral()
+def gradients_of(
+    model: nn.Module,
+    example_inputs: Any,
+    adapter: Mapping[str, Tensor],
+    loss: LossFn | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss [] and its gradient in each adapter tensor (zeros where it has none), by autograd.
+
+    With `dtype` float64 the model's weights, the adapter and the floating-point inputs are widened, and so are the
+    results: what the exact gradient is when nothing rounds.
+    """
+
+    model, _ = unwrap(model)
+
+    def cast(value: Any) -> Any:
+        wide = isinstance(value, Tensor) and value.is_floating_point() and dtype is torch.float64
+        return value.to(dtype) if wide else value
+
+    if isinstance(example_inputs, Mapping):
+        inputs: Any = {name: cast(value) for name, value in example_inputs.items()}
+    else:
+        inputs = tuple(cast(value) for value in example_inputs)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    trained = {id(every[fqn]) for fqn in adapter}
+    named = (*model.named_parameters(), *model.named_buffers())
+    held = {name: cast(value.detach()) for name, value in named if id(value) not in trained}
+    leaves = {fqn: cast(value.detach()).clone().requires_grad_(True) for fqn, value in adapter.items()}
+    # What the model or the loss makes itself is wide too; `neutral` puts the default back.
+    torch.set_default_dtype(dtype)
+    with torch.enable_grad():
+        weights = {**held, **leaves} if dtype is torch.float64 else leaves
+        value = _run(model, inputs, weights, loss)[0].mean()
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    given = {
+        fqn: torch.zeros_like(leaf).detach() if gradient is None else gradient
+        for (fqn, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+    return value.detach(), given
+
+
+def estimated(
+    adapter: Mapping[str, Tensor], *, seed: int, projected_gradients: Tensor, noise_kind: str = "gaussian"
+) -> dict[str, Tensor]:
+    """Return the estimate ``1/q · Σ_i g_i z_i`` of the gradient in each adapter tensor."""
+    queries = len(projected_gradients)
+    z = draw(adapter, seed, queries, noise_kind)
+    shares = projected_gradients / queries
+    return {fqn: (z[fqn] * shares.reshape(queries, *[1] * value.dim())).sum(0) for fqn, value in adapter.items()}
+
+
+@neutral()
+def stepped(
+    adapter: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    *,
+    lr: float,
+    optimizer: Optimizer | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the adapter and the optimizer's state after a step; without a `state` it is the first one."""
+    optimizer = optimizer or SGD()
+    before = optimizer.state(adapter) if state is None else state
+    return optimizer.stepped(adapter, gradients, before, torch.tensor([lr]))
 
 
 def projected_gradients(losses: Tensor, eps: float, estimator: Estimator) -> Tensor:
@@ -114,5 +197,4 @@ def _run(model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], l
     def positional(*args: Any, **given: Any) -> Any:
         return functional_call(model, dict(adapter), args, given, tie_weights=True)
 
-    with torch.no_grad():
-        return forward_with_loss(positional if inputs.positional else call, inputs, loss, batch)
+    return forward_with_loss(positional if inputs.positional else call, inputs, loss, batch)

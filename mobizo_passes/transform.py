@@ -37,7 +37,8 @@ from mobizo_passes.sites.select import (
     factors_of,
 )
 from mobizo_passes.sites.trainable import trainable_fqns
-from mobizo_passes.zo.estimators import Estimator, TwoSided, check_estimator
+from mobizo_passes.zo.estimators import Estimator, Exact, TwoSided, check_estimator
+from mobizo_passes.zo.optimizers import SGD, Optimizer, check_optimizer
 
 
 @neutral()
@@ -46,6 +47,7 @@ def transform(
     example_inputs: Any,
     *,
     estimator: Estimator | None = None,
+    optimizer: Optimizer | None = None,
     noise: str = "gaussian",
     trainable: str = "lora_B",
     loss: LossFn | None = None,
@@ -53,7 +55,7 @@ def transform(
     batch_dim: int = 0,
     max_labels: int | None = None,
 ) -> TrainingProgram:
-    """Compile a model with LoRA adapters into a zeroth-order training step (paper, section 3).
+    """Compile a model with LoRA adapters into a training step: zeroth-order (paper, section 3), or exact.
 
     The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
     aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
@@ -65,7 +67,10 @@ def transform(
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
         estimator: `TwoSided(queries=q)` (default, q = 4), `OneSided(queries=q)`, or one of a class of your own (see
             `register_estimator`); with ``normalize="std"`` the projected gradients are divided by the standard
-            deviation of the perturbed losses (FZOO).
+            deviation of the perturbed losses (FZOO). `Exact()` differentiates the graph instead: its step takes neither
+            seed nor epsilon, and holds activations.
+        optimizer: what makes a step of the gradient, estimated or exact: `SGD()` (default), `Momentum(beta=…)` or
+            `AdamW(…)`, each with weight decay and a bound on the gradient's norm. Its state is an input and an output.
         noise: "gaussian" or "rademacher".
         trainable: "lora_B" (LoRA-FA: lora_A frozen) or "lora_A+lora_B"; these tensors must be float32.
         loss: None for the model's own loss output, else ``fn(outputs, *labels) -> Tensor``; the inputs that the model's
@@ -83,6 +88,8 @@ def transform(
     """
     estimator = TwoSided() if estimator is None else estimator
     check_estimator(estimator)
+    optimizer = SGD() if optimizer is None else optimizer
+    check_optimizer(optimizer)
     if noise not in KINDS:
         raise InputError(f"noise must be one of {', '.join(KINDS)}; found {noise!r}")
     if not isinstance(model, nn.Module):
@@ -99,7 +106,7 @@ def transform(
     if captured.ropes:
         text = to_text(captured)
         history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
-    run_passes(captured, pipelines.clean(), history)
+    run_passes(captured, pipelines.clean(keep_detached=not estimator.projected), history)
     frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     found = discover(captured, sites, declared, frozen_parameters)
     fqns = trainable_fqns(found, trainable)
@@ -115,14 +122,20 @@ def transform(
     limit = _label_limit(captured, inputs.tensors, max_labels) if batch_dim == 0 else None
     run_passes(captured, pipelines.lift(fqns), history)
     methods: dict[str, Ir] = {}
-    evaluated = _only(captured, "loss")
+    evaluated = only(captured, "loss")
     run_passes(evaluated, pipelines.evaluate(limit), history)
     batch = batch_of(evaluated, batch_dim)
-    methods["step"] = run_passes(evaluated.clone(), pipelines.step(estimator, noise, batch, batch_dim), history)
-    methods["apply"] = _apply(captured, estimator, noise)
+    ready, gradients = evaluated.clone(), None
+    if isinstance(estimator, Exact):
+        gradients = run_passes(ready, pipelines.gradients(estimator), history).clone()
+    methods["step"] = run_passes(ready, pipelines.step(estimator, noise, batch, batch_dim, optimizer), history)
+    if estimator.projected:
+        methods["apply"] = _apply(captured, estimator, optimizer, noise)
     methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
     if any(spec.kind == "logits" for spec in captured.outputs):
         methods["logits"] = _logits(captured)
+    if gradients is not None and isinstance(estimator, Exact) and estimator.gradients:
+        methods["gradients"] = gradients
     confirm(methods["loss"], model, inputs, loss, batch, adapter)
 
     token = find_token_loss(captured)
@@ -131,7 +144,9 @@ def transform(
         captured=captured,
         history=history,
         sites=found,
+        gradients=gradients,
         estimator=estimator,
+        optimizer=optimizer,
         noise=noise,
         trainable=trainable,
         adapter=adapter,
@@ -170,7 +185,7 @@ def _untrained(found: Sites, model: nn.Module) -> tuple[str, ...]:
     return (note,)
 
 
-def _only(ir: Ir, kind: str) -> Ir:
+def only(ir: Ir, kind: str) -> Ir:
     """Return a copy that computes a single output."""
     copy = ir.clone()
     node = copy.output_node(kind)
@@ -182,7 +197,7 @@ def _only(ir: Ir, kind: str) -> Ir:
 
 def _logits(captured: Ir) -> Ir:
     """The logits method takes only the batch inputs that logits depend on."""
-    ir = _only(captured, "logits")
+    ir = only(captured, "logits")
     for node in ir.placeholders("batch"):
         if not node.users:
             ir.graph.erase_node(node)
@@ -190,7 +205,7 @@ def _logits(captured: Ir) -> Ir:
     return ir
 
 
-def _apply(captured: Ir, estimator: Estimator, noise: str) -> Ir:
+def _apply(captured: Ir, estimator: Estimator, optimizer: Optimizer, noise: str) -> Ir:
     """The apply method starts from an empty program with the adapter and the projected gradients as inputs."""
     graph = torch.fx.Graph()
     graph.output(())
@@ -201,7 +216,7 @@ def _apply(captured: Ir, estimator: Estimator, noise: str) -> Ir:
     ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
     ir.add_input("lr", "lr", torch.zeros(1))
     ir.add_input("projected_gradients", "projected_gradients", torch.zeros(estimator.queries))
-    return run_passes(ir, pipelines.apply(estimator, noise))
+    return run_passes(ir, pipelines.apply(estimator, noise, optimizer))
 
 
 def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | None) -> int | None:

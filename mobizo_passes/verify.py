@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mobizo_passes import reference
+from mobizo_passes.capture.inputs import LossFn
 from mobizo_passes.errors import VerificationFailed
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.program import TrainingProgram
@@ -17,6 +19,11 @@ from mobizo_passes.reference import StepResult
 LOSS_TOLERANCE = 2e-5
 # Gradients follow from losses, and updates from gradients, in a few float32 operations on both sides.
 ROUNDING = 1e-5
+# Exact gradients: float32 keeps a chain of products and sums this close to float64, relative to the largest entry and
+# with a floor for gradients that cancel to nothing; or no further from it than a few times autograd's own float32 is.
+GRADIENT_TOLERANCE = 1e-5
+GRADIENT_FLOOR = 1e-7
+AUTOGRADS_ERROR = 8.0
 # |z| stays below this.
 LARGEST_NOISE = 4.5
 
@@ -31,15 +38,19 @@ def verify(
     lr: float = 1e-3,
     eps: float = 1e-2,
 ) -> StepResult:
-    """Run one step both ways and compare losses, projected gradients and every updated tensor.
+    """Run one step both ways and compare losses, gradients (or their projections) and every updated tensor.
 
     Returns the program's step. Raises `VerificationFailed` naming the first group, query or site that differs. Losses
     are compared with the reference's forwards. Projected gradients are compared with what the reference makes of the
     program's own losses, and updated tensors with what it makes of the program's own projected gradients, so that both
     are held to float32 rounding: an error in a loss, divided by ε or by a small standard deviation, would hide much.
+    Exact gradients are compared with autograd's in float64; `seed` and `eps` count for nothing then.
     """
     adapter = program.initial_adapter()
-    got = program.step(adapter, example_inputs, seed=seed, lr=lr, eps=eps)
+    state = program.initial_optimizer()
+    if not program.estimator.projected:
+        return _verify_exact(program, model, example_inputs, adapter, lr)
+    got = program.step(adapter, example_inputs, seed=seed, lr=lr, eps=eps, optimizer=state)
     want = reference.step(
         model,
         example_inputs,
@@ -64,19 +75,66 @@ def verify(
             raise VerificationFailed(
                 f"projected gradient of query {i}: the program gives {a}, the reference {b} (tolerance {bound:.2g})"
             )
-    updated = reference.apply(
-        adapter, seed=seed, lr=lr, projected_gradients=got.projected_gradients, noise_kind=program.noise
-    )
-    longest = LARGEST_NOISE * lr * float(got.projected_gradients.abs().max())
-    for fqn, value in updated.items():
+    given = got.projected_gradients
+    longest = LARGEST_NOISE * lr * float(given.abs().max())
+    if program.optimizer.plain:
+        updated = reference.apply(adapter, seed=seed, lr=lr, projected_gradients=given, noise_kind=program.noise)
+    else:
+        estimates = reference.estimated(adapter, seed=seed, projected_gradients=given, noise_kind=program.noise)
+        updated, _ = reference.stepped(adapter, estimates, lr=lr, optimizer=program.optimizer)
+        longest = max(longest, lr)
+    _check_updated(got.adapter, updated, longest)
+    again = program.apply(adapter, seed=seed, lr=lr, projected_gradients=given, optimizer=state)
+    for name, value in again.items():
+        if not torch.equal(value, {**got.adapter, **got.optimizer}[name]):
+            raise VerificationFailed(f"'{name}': apply and step give different tensors from the same gradients")
+    return got
+
+
+def _check_updated(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], longest: float) -> None:
+    for fqn, value in expected.items():
         limit = ROUNDING * (float(value.abs().max()) + longest)
-        difference = float((got.adapter[fqn] - value).abs().max())
+        difference = float((got[fqn] - value).abs().max())
         if not difference <= limit:
             raise VerificationFailed(
                 f"site '{fqn}': updated tensors differ by {difference:.3g} (tolerance {limit:.2g})"
             )
-    again = program.apply(adapter, seed=seed, lr=lr, projected_gradients=got.projected_gradients)
-    for fqn, value in again.items():
-        if not torch.equal(value, got.adapter[fqn]):
-            raise VerificationFailed(f"site '{fqn}': apply and step give different tensors from the same gradients")
+
+
+def _verify_exact(
+    program: TrainingProgram, model: nn.Module, example_inputs: Any, adapter: dict[str, Tensor], lr: float
+) -> StepResult:
+    got = program.step(adapter, example_inputs, lr=lr, optimizer=program.initial_optimizer())
+    gradients = program.gradients(adapter, example_inputs)
+    check_gradients(got.loss, gradients, model, example_inputs, adapter, program.loss_fn)
+    # From the program's own gradients: Adam's first step is little more than their sign.
+    updated, _ = reference.stepped(adapter, gradients, lr=lr, optimizer=program.optimizer)
+    _check_updated(got.adapter, updated, lr * max(1.0, *(float(each.abs().max()) for each in gradients.values())))
     return got
+
+
+def check_gradients(
+    value: Tensor,
+    gradients: Mapping[str, Tensor],
+    model: nn.Module,
+    example_inputs: Any,
+    adapter: Mapping[str, Tensor],
+    loss_fn: LossFn | None = None,
+) -> None:
+    """Raise `VerificationFailed` unless a loss and its gradient, FQN -> tensor, are autograd's in float64."""
+    loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
+    _, rounded = reference.gradients_of(model, example_inputs, adapter, loss_fn)
+    scale = LOSS_TOLERANCE * max(1.0, abs(float(loss)))
+    if not abs(float(value) - float(loss)) <= scale:
+        raise VerificationFailed(
+            f"the loss: the program gives {float(value)}, the reference {float(loss)} (tolerance {scale:.2g})"
+        )
+    for fqn, want in exact.items():
+        limit = GRADIENT_TOLERANCE * float(want.abs().max()) + GRADIENT_FLOOR
+        limit = max(limit, AUTOGRADS_ERROR * float((rounded[fqn] - want).abs().max()))
+        difference = float((gradients[fqn] - want).abs().max())
+        if not difference <= limit:
+            raise VerificationFailed(
+                f"site '{fqn}': its gradient is off by {difference:.3g} from autograd's in float64, of at most "
+                f"{float(want.abs().max()):.3g} (tolerance {limit:.2g})"
+            )

@@ -161,6 +161,30 @@ class JournalLockedError(JournalError):
         super().__init__(f"{path}: another process is writing this journal. Wait for it, or give another file.")
 
 
+class NotReplayableError(JournalError):
+    """A journal of exact gradients: what a step did is not known from the few numbers of its record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: a journal of exact gradients: its records hold losses and hashes, and not what makes an adapter. "
+            "Run fit (mobizo train) with this journal and the same batches: it recomputes the steps after the last "
+            "snapshot, to the same bits. Or load the adapter that the run saved."
+        )
+
+
+class RecomputedError(JournalError):
+    """A step that a resumed run computed again did not give what its journal has."""
+
+    def __init__(self, path: Path, step: int, what: str, found: object, recorded: object) -> None:
+        self.path = path
+        self.step = step
+        super().__init__(
+            f"{path}: step {step}, computed again, gives the {what} {found}, the journal has {recorded}. Resume on the "
+            "machine, with the runtime and with the batches of the run; or start another journal."
+        )
+
+
 class NonFiniteError(DriverError):
     """A step gave NaN or infinity.
 

@@ -23,7 +23,7 @@ class Executor:
     """What a session and a training run both stand on.
 
     `adapter` is the current adapter, trainable tensors by FQN in the manifest's order; whoever assigns it has checked
-    it. `initial` and `frozen` are the tensors stored in the program.
+    it. `optimizer` is the optimizer's state beside it. `initial` and `frozen` are the tensors stored in the program.
     """
 
     def __init__(self, program: LoadedProgram) -> None:
@@ -35,22 +35,47 @@ class Executor:
         self.initial = {spec.fqn: stored[spec.fqn] for spec in self.manifest.trainable_adapter}
         self.frozen = {spec.fqn: stored[spec.fqn] for spec in self.manifest.frozen_adapter}
         self.adapter = dict(self.initial)
+        self.optimizer = self.fresh_optimizer()
         # The adapter that a loaded `step` holds, if it holds one; None while it is not known.
         self._inside: dict[str, Tensor] | None = self.initial
+
+    @property
+    def exact(self) -> bool:
+        """Whether a step follows the exact gradient: without seed and epsilon, and not known from few numbers."""
+        return self.manifest.estimator.queries == 0
+
+    def fresh_optimizer(self) -> dict[str, Tensor]:
+        """The optimizer's state before the first step."""
+        return self.manifest.initial_optimizer()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Adapter and optimizer's state together: all that the next step goes on from."""
+        return {**self.adapter, **self.optimizer}
+
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """Make this the current state."""
+        self.adapter, self.optimizer = self._apart(state)
+
+    def _apart(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {fqn: state[fqn] for fqn in self.initial}, {name: state[name] for name in self.optimizer}
 
     def step(
         self, inputs: Mapping[str, Tensor], seed: int, lr: float, eps: float, number: int | None = None
     ) -> StepOutput:
-        """Run ``step`` on bound inputs; the current adapter stays. ``number`` is the step's, for messages.
+        """Run ``step`` on bound inputs; the current state stays. ``number`` is the step's, for messages.
+
+        An exact step takes neither ``seed`` nor ``eps``.
 
         Raises:
             NonFiniteLossError, NonFiniteAdapterError, InternalStateError.
         """
         self.check_state()
         self._inside = None
-        out = self._run("step", self.adapter, inputs, {"seed": seed, "lr": lr, "eps": eps})
+        out = self._run("step", self.state, inputs, {"seed": seed, "lr": lr, "eps": eps})
         loss = float(out["loss"][0])
-        gradients = tuple(float(value) for value in out["projected_gradients"][0].tolist())
+        given = out.get("projected_gradients", ())
+        gradients = tuple(float(value) for tensor in given for value in tensor.tolist())
         losses = tuple(float(value) for tensor in out.get("losses", ()) for value in tensor.tolist())
         first = number == 0 or _equal(self.adapter, self.initial)
         finite.check_step(number, loss, losses, gradients, inputs, before_any_update=first)
@@ -60,25 +85,27 @@ class Executor:
         else:
             # The same update on the same bits as inside the step.
             adapter = self._inside = self.apply(self.adapter, seed, lr, gradients, number)
-        return StepOutput(loss, losses, gradients, adapter)
+        optimizer = dict(zip(self.optimizer, out.get("optimizer", ()), strict=True))
+        return StepOutput(loss, losses, gradients, adapter, optimizer)
 
     def apply(
         self,
-        adapter: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
         seed: int,
         lr: float,
         projected_gradients: Sequence[float],
         number: int | None = None,
     ) -> dict[str, Tensor]:
-        """The adapter after a step with these scalars. Raises :class:`NonFiniteAdapterError`."""
+        """The state after a step with these scalars. Raises :class:`NonFiniteAdapterError`."""
         scalars = {"seed": seed, "lr": lr, "projected_gradients": list(projected_gradients)}
-        result = self._named(self._run("apply", adapter, {}, scalars)["adapter"])
+        out = self._run("apply", state, {}, scalars)
+        result = self._named(out["adapter"])
         finite.check_adapter(result, number)
-        return result
+        return {**result, **dict(zip(self.optimizer, out.get("optimizer", ()), strict=True))}
 
-    def apply_record(self, adapter: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
-        """The adapter after a journal record's step. Raises :class:`NonFiniteAdapterError`."""
-        return self.apply(adapter, record.seed, record.lr, record.projected_gradients, record.step)
+    def apply_record(self, state: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
+        """The state after a journal record's step. Raises :class:`NonFiniteAdapterError`."""
+        return self.apply(state, record.seed, record.lr, record.projected_gradients, record.step)
 
     def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Every output of the ``loss`` method for a batch, by name, and how many of its rows are real.
@@ -129,7 +156,7 @@ class Executor:
     def _run(
         self,
         method: str,
-        adapter: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
         inputs: Mapping[str, Tensor],
         scalars: Mapping[str, int | float | list[float]] | None = None,
     ) -> dict[str, list[Tensor]]:
@@ -141,8 +168,8 @@ class Executor:
             raise MissingMethodError(method, sorted(self.manifest.methods))
         tensors: list[Tensor] = []
         for item in spec.inputs:
-            if item.role == "adapter":
-                tensors.append(adapter[item.name])
+            if item.role in ("adapter", "optimizer"):
+                tensors.append(state[item.name])
             elif item.role == "batch":
                 tensors.append(inputs[item.name])
             else:

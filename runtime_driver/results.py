@@ -18,12 +18,14 @@ class StepOutput:
         losses: the loss of each perturbed group, P values; empty when the program does not return them.
         projected_gradients: q float32 values.
         adapter: the new trainable tensors by FQN.
+        optimizer: the optimizer's new state by name; empty for one without.
     """
 
     loss: float
     losses: tuple[float, ...]
     projected_gradients: tuple[float, ...]
     adapter: dict[str, Tensor] = field(repr=False)
+    optimizer: dict[str, Tensor] = field(repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from runtime_driver.schedule import Schedule
 
 Adapter = dict[str, "Tensor"]
-#: (adapter, record) -> the adapter after that record's step.
-Apply = Callable[[Adapter, Record], Adapter]
+#: An adapter with the optimizer's state, by name.
+State = dict[str, "Tensor"]
+#: (state, record) -> the state after that record's step.
+Apply = Callable[[State, Record], State]
 
 #: What may differ between the session and the journal it continues: prose for people, and a longer run.
 _NOT_COMPARED = ("steps", "lr", "eps")
@@ -112,11 +114,11 @@ def replay(
     path: Path,
     contents: JournalContents,
     manifest: Manifest,
-    initial: Adapter,
+    initial: State,
     apply: Apply,
     last: int | None = None,
-) -> Adapter:
-    """The adapter after the journal's steps before ``last`` (after all of them for ``None``).
+) -> State:
+    """The state after the journal's steps before ``last`` (after all of them for ``None``).
 
     Raises:
         JournalError: the journal is shorter than ``last``.
@@ -124,22 +126,22 @@ def replay(
     count = len(contents.records) if last is None else last
     if not 0 <= count <= len(contents.records):
         raise JournalError(f"{path}: has {len(contents.records)} steps, {count} were asked for. Ask for fewer.")
-    adapter, first = initial, 0
-    snapshot = _read_snapshot(path, contents, manifest)
+    state, first = initial, 0
+    snapshot = read_snapshot(path, contents, manifest)
     if snapshot is not None and snapshot[1] <= count:
-        adapter, first = snapshot
+        state, first = snapshot
     for record in contents.records[first:count]:
-        adapter = apply(adapter, record)
-    return adapter
+        state = apply(state, record)
+    return state
 
 
-def write_snapshot(path: Path, header: Header, record: Record, end: int, adapter: Adapter) -> None:
-    """Keep the adapter after ``record``'s step beside the journal; ``end``: the checksum of the record's line.
+def write_snapshot(path: Path, header: Header, record: Record, end: int, state: State) -> None:
+    """Keep the state after ``record``'s step beside the journal; ``end``: the checksum of the record's line.
 
     Raises:
         AdapterError: the file system refuses.
     """
-    write_tensors(snapshot_path(path), adapter, _snapshot_key(header, record, end, adapter_sha256(adapter)))
+    write_tensors(snapshot_path(path), state, _snapshot_key(header, record, end, adapter_sha256(state)))
 
 
 def write_initial(path: Path, adapter: Adapter) -> None:
@@ -158,32 +160,45 @@ def _snapshot_key(header: Header, record: Record, end: int, sha256: str) -> dict
     }
 
 
-def _read_snapshot(path: Path, contents: JournalContents, manifest: Manifest) -> tuple[Adapter, int] | None:
+def read_snapshot(path: Path, contents: JournalContents, manifest: Manifest) -> tuple[State, int] | None:
     """The snapshot and the number of steps in it, if it is undamaged and belongs to this very journal.
 
-    The journal alone is enough, a snapshot only saves time: what cannot be proved is not used.
+    The journal (and, for exact gradients, the batches) are enough, a snapshot only saves time: what cannot be proved is
+    not used.
     """
     stored = snapshot_path(path)
     if not stored.exists():
         return None
     try:
         tensors, metadata = read_tensors(stored)
-        adapter = checked_adapter(manifest.trainable_adapter, tensors)
+        state = _checked_state(manifest, tensors)
     except AdapterError as error:
         _ignore_snapshot(str(error))
         return None
     if "sha256" not in metadata:
         _ignore_snapshot(f"{stored}: written by an earlier release, without a hash of its tensors.")
         return None
-    sha256 = adapter_sha256(adapter)
+    sha256 = adapter_sha256(state)
     if metadata["sha256"] != sha256:
         _ignore_snapshot(f"{stored}: damaged: its tensors are not those that it has the hash of.")
         return None
     for record, end in zip(reversed(contents.records), reversed(contents.checksums), strict=True):
         if metadata == _snapshot_key(contents.header, record, end, sha256):
-            return adapter, record.step + 1
+            return state, record.step + 1
     _ignore_snapshot(f"{stored}: damaged, or of another run: it belongs to no line of this journal.")
     return None
+
+
+def _checked_state(manifest: Manifest, tensors: State) -> State:
+    """Raises :class:`AdapterError` for tensors that are not an adapter and a state of the program's optimizer."""
+    expected = manifest.initial_optimizer()
+    adapter = checked_adapter(manifest.trainable_adapter, {k: v for k, v in tensors.items() if k not in expected})
+    for name, zeros in expected.items():
+        found = tensors.get(name)
+        if found is None or (found.dtype, found.shape) != (zeros.dtype, zeros.shape):
+            have = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise AdapterError(f"`{name}`: expected {zeros.dtype} {list(zeros.shape)}, found {have}.")
+    return {**adapter, **{name: tensors[name] for name in expected}}
 
 
 def _ignore_snapshot(reason: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime_driver import adapter_io, adapter_out, finite, resume
-from runtime_driver.errors import HyperparameterError
+from runtime_driver.errors import HyperparameterError, NotReplayableError
 from runtime_driver.evaluation import Losses, evaluate
 from runtime_driver.executor import Executor, clones
 from runtime_driver.journal import FsyncPolicy, read_journal
@@ -69,7 +69,17 @@ class Session:
 
     @adapter.setter
     def adapter(self, value: Mapping[str, Tensor]) -> None:
-        self._executor.adapter = adapter_io.checked_adapter(self.manifest.trainable_adapter, value)
+        self._take(adapter_io.checked_adapter(self.manifest.trainable_adapter, value))
+
+    def _take(self, adapter: dict[str, Tensor]) -> None:
+        """Make this the adapter; the optimizer's state belonged to another, so it begins anew."""
+        self._executor.adapter = adapter
+        self._executor.optimizer = self._executor.fresh_optimizer()
+
+    @property
+    def optimizer(self) -> dict[str, Tensor]:
+        """Copies of the optimizer's state by name; empty for an optimizer without one."""
+        return clones(self._executor.optimizer)
 
     @property
     def initial_adapter(self) -> dict[str, Tensor]:
@@ -110,7 +120,7 @@ class Session:
             AdapterError: unreadable, unfit, or with other frozen tensors than the program was compiled with.
         """
         executor = self._executor
-        executor.adapter = adapter_io.load_adapter(Path(directory), self.manifest, executor.initial, executor.frozen)
+        self._take(adapter_io.load_adapter(Path(directory), self.manifest, executor.initial, executor.frozen))
 
     def _all_tensors(self) -> dict[str, Tensor]:
         return {**self._executor.adapter, **self._executor.frozen}
@@ -122,7 +132,7 @@ class Session:
         batches: Batches,
         steps: int,
         lr: float | Schedule,
-        eps: float | Schedule,
+        eps: float | Schedule | None = None,
         seed: int = 0,
         journal: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
@@ -140,10 +150,12 @@ class Session:
             batches: a sequence of dicts of tensors (cycled), an object with ``batch(step)``, or any other iterable of
                 dicts (consumed once). Every tensor has the dtype and shape in the manifest.
             steps: length of the run, steps already in the journal included.
-            lr, eps: numbers, or functions of the step number; rounded to float32.
+            lr, eps: numbers, or functions of the step number; rounded to float32. A program of exact gradients has no
+                eps.
             seed: the run's seed; each step's own is :func:`runtime_driver.step_seed` of it.
             journal: a file that gets one line per step. If it exists, its steps are replayed without the model and the
-                run goes on after them, to the same bits as a run that was never interrupted.
+                run goes on after them, to the same bits as a run that was never interrupted. Steps of exact gradients
+                after the last snapshot are computed again, from their batches, and compared with the journal.
             callbacks: observers, called in order.
             fsync: ``"step"``: each record reaches the disk before the next step; N: every N-th; ``"none"``: no sync.
             snapshot_every: with a journal, keep the adapter beside it every so many steps, so that a resume need not
@@ -172,7 +184,7 @@ class Session:
         options = RunOptions(
             steps=steps,
             lr=as_schedule(lr),
-            eps=as_schedule(eps),
+            eps=None if self._checked_eps(eps) is None else as_schedule(eps),  # pyright: ignore[reportArgumentType]
             seed=seed,
             journal=None if journal is None else Path(journal),
             fsync=fsync,
@@ -183,22 +195,36 @@ class Session:
         )
         return TrainingRun(self._executor, batches, options, observers).run()
 
-    def step(self, batch: Batch, seed: int, lr: float, eps: float, *, update: bool = True) -> StepOutput:
-        """One step; the session takes the new adapter unless ``update`` is false.
+    def step(
+        self, batch: Batch, seed: int | None = None, lr: float = 1e-3, eps: float | None = None, *, update: bool = True
+    ) -> StepOutput:
+        """One step; the session takes the new adapter and optimizer's state unless ``update`` is false.
 
         Args:
-            seed: ``0 <= seed < 2**31``.
+            seed: ``0 <= seed < 2**31``; neither it nor ``eps`` for a program of exact gradients.
 
         Raises:
             HyperparameterError, BatchError, LabelError, NonFiniteLossError, NonFiniteAdapterError.
             InternalStateError: the program holds another adapter inside than the session's.
         """
         inputs, _ = self._executor.binder.bind("step", batch)
-        lr, eps = checked("lr", lr, positive=False), checked("eps", eps, positive=True)
-        output = self._executor.step(inputs, _checked_seed(seed), lr, eps)
+        lr, radius = checked("lr", lr, positive=False), self._checked_eps(eps)
+        if self._executor.exact and seed is not None:
+            raise HyperparameterError("seed", "no value for a program of exact gradients, which draws nothing", seed)
+        number = 0 if self._executor.exact else _checked_seed(seed)
+        positive = 0.0 if radius is None else checked("eps", float(radius), positive=True)  # pyright: ignore[reportArgumentType]
+        output = self._executor.step(inputs, number, lr, positive)
         if update:
-            self._executor.adapter = output.adapter
+            self._executor.adopt({**output.adapter, **output.optimizer})
         return output
+
+    def _checked_eps(self, eps: float | Schedule | None) -> float | Schedule | None:
+        """Raises :class:`HyperparameterError` where a program needs a radius and has none, or the other way round."""
+        if self._executor.exact and eps is not None:
+            raise HyperparameterError("eps", "no value for a program of exact gradients, which perturbs nothing", eps)
+        if not self._executor.exact and eps is None:
+            raise HyperparameterError("eps", "a number > 0, the radius of the perturbation", eps)
+        return eps
 
     def apply(self, seed: int, lr: float, projected_gradients: Sequence[float]) -> None:
         """Do the update of a step from its scalars, without the model.
@@ -212,7 +238,7 @@ class Session:
         if len(values) != queries or not all(math.isfinite(value) for value in values):
             raise HyperparameterError("projected_gradients", f"{queries} finite numbers", values)
         executor, lr = self._executor, checked("lr", lr, positive=False)
-        executor.adapter = executor.apply(executor.adapter, _checked_seed(seed), lr, values)
+        executor.adopt(executor.apply(executor.state, _checked_seed(seed), lr, values))
 
     def replay(self, journal: str | Path, steps: int | None = None) -> int:
         """Set the adapter to that of a journal after ``steps`` of its steps (None: all); returns their number.
@@ -223,6 +249,7 @@ class Session:
         Raises:
             JournalError, JournalCorruptError: unreadable, damaged, or shorter than ``steps``.
             JournalMismatchError: of another program.
+            NotReplayableError: of exact gradients.
             AdapterError: the adapter that the run started from is not to be had.
             NonFiniteAdapterError: a step's update overflows (earlier releases recorded such steps).
 
@@ -233,9 +260,12 @@ class Session:
         path, executor = Path(journal), self._executor
         contents = read_journal(path)
         resume.check_program(path, contents.header, self.manifest)
+        if executor.exact:
+            raise NotReplayableError(path)
         own = [executor.initial, executor.adapter]
         initial = resume.initial_adapter(path, contents.header, self.manifest, own)
-        executor.adapter = resume.replay(path, contents, self.manifest, initial, executor.apply_record, steps)
+        begun = {**initial, **executor.fresh_optimizer()}
+        executor.adopt(resume.replay(path, contents, self.manifest, begun, executor.apply_record, steps))
         return len(contents.records) if steps is None else steps
 
     # Use
@@ -288,7 +318,7 @@ class Session:
             self.program.release(method)
 
 
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 1 << 31:
+def _checked_seed(seed: int | None) -> int:
+    if seed is None or not 0 <= seed < 1 << 31:
         raise HyperparameterError("seed", "an integer in [0, 2**31)", seed)
     return seed

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 from runtime_driver import resume
 from runtime_driver.adapter_io import adapter_sha256
 from runtime_driver.batches import BatchReader
-from runtime_driver.errors import HyperparameterError, JournalMismatchError, NonFiniteError, NonFiniteLossError
+from runtime_driver.errors import (
+    HyperparameterError,
+    JournalMismatchError,
+    NonFiniteError,
+    NonFiniteLossError,
+    RecomputedError,
+)
 from runtime_driver.evaluation import evaluate
 from runtime_driver.executor import clones
 from runtime_driver.format.records import Header, Record
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
     from runtime_driver.executor import Executor
+    from runtime_driver.journal import JournalContents
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class RunOptions:
 
     steps: int
     lr: Schedule
-    eps: Schedule
+    #: None for a program of exact gradients, which has none.
+    eps: Schedule | None
     seed: int
     journal: Path | None
     fsync: FsyncPolicy
@@ -63,8 +71,8 @@ class RunOptions:
         return checked("lr", self.lr(step), positive=False)
 
     def eps_at(self, step: int) -> float:
-        """The perturbation's radius at a step, as the float32 that the program gets."""
-        return checked("eps", self.eps(step), positive=True)
+        """The perturbation's radius at a step, as the float32 that the program gets; 0 where nothing is perturbed."""
+        return 0.0 if self.eps is None else checked("eps", self.eps(step), positive=True)
 
 
 class TrainingRun:
@@ -81,12 +89,16 @@ class TrainingRun:
         # The adapter before the last update; a resumed run can ask its journal for it.
         self._before: dict[str, Tensor] | None = None
         self._replayed: Callable[[int], dict[str, Tensor]] | None = None
+        # Where an exact run that is resumed computes from: its snapshot, or its start.
+        self._known = 0
         self._evaluations: list[EvaluationRecord] = []
 
     def run(self) -> FitResult:
         """Train to the last step, or to the first Ctrl-C."""
         started = time.monotonic()
         path = self._options.journal
+        # A run begins with the optimizer's state at zero: what its journal says must be all that made it.
+        self._executor.optimizer = self._executor.fresh_optimizer()
         if path is None:
             return self._run(None, 0, started)
         with JournalWriter(path, self._options.fsync) as journal:
@@ -100,15 +112,21 @@ class TrainingRun:
         if first < options.steps:
             self._executor.program.require_weights()
             self._executor.check_state()
-        reader = BatchReader(self._batches, first, options.steps)
+        step = self._known if self._executor.exact else first
+        if step < first:
+            self._executor.program.require_weights()
+        reader = BatchReader(self._batches, step, options.steps)
         resumed = None if journal is None else journal.contents
         header = self._header() if resumed is None else resumed.header
-        step = first
         with DeferredInterrupt() as interrupt, self._observed() as observed:
             self._tell("on_start", FitStart(first, options.steps, self._executor.manifest.batch.size))
             while step < options.steps and not interrupt.requested:
                 # The batch is fetched and checked before a new journal is begun: a bad call leaves no file behind.
                 inputs, _ = self._executor.binder.bind("step", reader.batch(step))
+                if journal is not None and resumed is not None and step < first:
+                    self._recompute(journal.path, resumed.records[step], inputs)
+                    step += 1
+                    continue
                 if journal is not None and resumed is None and step == 0:
                     self._begin(journal, header)
                 record = self._step(step, inputs, journal, header)
@@ -139,17 +157,33 @@ class TrainingRun:
             self._name_last_good(step, error)
             raise
         seconds = time.monotonic() - begun
-        record = Record(step, seed, lr, eps, output.projected_gradients, output.loss)
+        state = {**output.adapter, **output.optimizer}
+        sha256 = adapter_sha256(state) if executor.exact and journal is not None else ""
+        record = Record(step, seed, lr, eps, output.projected_gradients, output.loss, sha256)
         if journal is not None:
             journal.append(record)
         # Only now: an adapter that is not in the journal must not be the session's.
         self._before = executor.adapter
-        executor.adapter = output.adapter
+        executor.adopt(state)
         self._losses.append(output.loss)
         every = options.snapshot_every
         if journal is not None and every is not None and (step + 1) % every == 0:
-            resume.write_snapshot(journal.path, header, record, journal.end, output.adapter)
+            resume.write_snapshot(journal.path, header, record, journal.end, state)
         return StepRecord(step, seed, lr, eps, output.loss, output.projected_gradients, seconds)
+
+    def _recompute(self, path: Path, record: Record, inputs: dict) -> None:
+        """Do a step of the journal again, and hold it to what the journal has of it."""
+        executor = self._executor
+        output = executor.step(inputs, record.seed, record.lr, record.eps, record.step)
+        state = {**output.adapter, **output.optimizer}
+        for what, found, recorded in (
+            ("loss", output.loss, record.loss),
+            ("state with the SHA-256", adapter_sha256(state), record.state),
+        ):
+            if found != recorded:
+                raise RecomputedError(path, record.step, what, found, recorded)
+        self._before = executor.adapter
+        executor.adopt(state)
 
     def _name_last_good(self, step: int, error: NonFiniteError) -> None:
         """Give the error the last adapter with a finite loss."""
@@ -168,7 +202,7 @@ class TrainingRun:
             seed=options.seed,
             steps=options.steps,
             lr=describe(options.lr),
-            eps=describe(options.eps),
+            eps="none" if options.eps is None else describe(options.eps),
             noise=resume.noise_name(manifest),
             queries=manifest.estimator.queries,
             initial_adapter=adapter_sha256(self._executor.adapter),
@@ -196,16 +230,34 @@ class TrainingRun:
         if len(contents.records) > options.steps:
             raise JournalMismatchError(path, "steps", len(contents.records), options.steps)
 
+        if executor.exact:
+            return self._resume_exact(path, contents, initial)
+        fresh = executor.fresh_optimizer()
+
         def replayed(steps: int) -> dict[str, Tensor]:
-            return resume.replay(path, contents, executor.manifest, initial, executor.apply_record, steps)
+            begun = {**initial, **fresh}
+            return resume.replay(path, contents, executor.manifest, begun, executor.apply_record, steps)
 
         final = replayed(len(contents.records))
-        self._replayed = replayed
+        self._replayed = lambda steps: {fqn: replayed(steps)[fqn] for fqn in own}
         # A session may stand at the run's start or at its end, not at an unrelated adapter that would be lost.
         here = adapter_sha256(current)
-        if here not in (contents.header.initial_adapter, adapter_sha256(final), adapter_sha256(own)):
+        last = adapter_sha256({fqn: final[fqn] for fqn in own})
+        if here not in (contents.header.initial_adapter, last, adapter_sha256(own)):
             raise JournalMismatchError(path, "initial_adapter", contents.header.initial_adapter, here)
-        executor.adapter = final
+        executor.adopt(final)
+        self._losses = [record.loss for record in contents.records]
+        return len(contents.records)
+
+    def _resume_exact(self, path: Path, contents: JournalContents, initial: dict[str, Tensor]) -> int:
+        """Start from the last snapshot; the steps after it are computed again when their batches are at hand.
+
+        Whether the session stands at the end of the journal can't be told before, so its adapter is not asked.
+        """
+        executor = self._executor
+        snapshot = resume.read_snapshot(path, contents, executor.manifest)
+        state, self._known = ({**initial, **executor.fresh_optimizer()}, 0) if snapshot is None else snapshot
+        executor.adopt(state)
         self._losses = [record.loss for record in contents.records]
         return len(contents.records)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from executorch.backends.xnnpack.partition.config import (
@@ -20,6 +22,14 @@ from torch.fx import Node
 PLAIN_GRAPH = CompileSpec("dqlinear_partitioner", b"")
 
 _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnnpack_config.why)
+
+
+def skip_source_search(configs: Mapping[str, Any]) -> None:
+    """Take a partitioner's `mm` for what it is: ExecuTorch searches the whole graph, for each of them, for a module
+    whose source it would be a part of, and legalised programs name no such source.
+    """
+    config = configs["mm.default"]
+    config.get_deps = MethodType(gemm_configs.GEMMConfig.get_deps, config)
 
 
 def refusal_of(config: Any, node: Node, program: ExportedProgram) -> str | None:

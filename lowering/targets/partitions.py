@@ -73,6 +73,48 @@ def splitting_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
     return {node for node in supported & upstream(nodes, blocks) if node.op == "call_function" and node not in after}
 
 
+def trailing_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
+    """Supported nodes that follow, through an unsupported node, a product, and that no product follows.
+
+    Delegated in the partition of a later product, such a node (the division at the end of a mean loss, beside a
+    gradient) would be downstream of a node outside that is downstream of the body: it would cut the body in two.
+    """
+    nodes = list(graph.nodes)
+    products = {node for node in supported if node_flops(node)}
+    after = downstream(nodes, products)
+    outside = {node for node in after if node not in supported}
+    return (supported & downstream(nodes, outside)) - products - upstream(nodes, products)
+
+
+def one_body(graph: Graph, supported: Collection[Node]) -> list[Node] | None:
+    """The supported nodes that products hang together by, with their constants, if they can be one partition.
+
+    None if they fall apart, or if a node outside leads from one of them to another: then which partitions there are has
+    to be found by trying, in a time that grows with the square of the nodes.
+    """
+    nodes = list(graph.nodes)
+    calls = {node for node in supported if node.op == "call_function"}
+    waiting = [node for node in nodes if node in calls and node_flops(node)][:1]
+    body: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in calls and node not in body:
+            body.add(node)
+            waiting += [*node.all_input_nodes, *node.users]
+    if not body or any(node_flops(node) for node in calls - body):
+        return None
+    beyond: set[Node] = set()
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        if any(each in beyond or (each in body and node not in body) for each in node.all_input_nodes):
+            if node in body:
+                return None
+            beyond.add(node)
+    held = {node for node in supported if node.op != "call_function" and body.issuperset(node.users)}
+    return [node for node in nodes if node in body or node in held]
+
+
 def tensors_of(node: Node) -> list[torch.Tensor]:
     """What a node gives: one tensor, several, or none."""
     value: Any = node.meta.get("val")

@@ -43,6 +43,6 @@ def _share(program: ExportedProgram, fqn: str) -> float:
     for node in program.graph.nodes:
         flops = node_flops(node)
         total += flops
-        if node.target is aten.linear.default and parameter_of(program, node.args[1]) == fqn:
+        if node.target in (aten.linear.default, aten.mm.default) and parameter_of(program, node.args[1]) == fqn:
             mine += flops
     return mine / total if total else 0.0

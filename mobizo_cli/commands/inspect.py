@@ -141,6 +141,7 @@ def _show_manifest(path: Path, verify: bool) -> None:
             ("program id", manifest.program_id),
             ("estimator", f"{estimator.kind}, {estimator.queries} queries, {estimator.groups} groups"),
             ("normalised by", estimator.normalize or "nothing"),
+            ("optimizer", _optimizer(manifest)),
             ("noise", f"{manifest.noise.kind}, version {manifest.noise.version}"),
             ("trained", f"{manifest.trainable}: {len(manifest.trainable_adapter)} tensors, {values:,} values"),
             ("adapter in step", manifest.adapter_state),
@@ -154,11 +155,18 @@ def _show_manifest(path: Path, verify: bool) -> None:
     rows = []
     for name, method in manifest.methods.items():
         for side, items in (("in", method.inputs), ("out", method.outputs)):
-            shown = [item for item in items if item.role != "adapter"]
-            if len(shown) < len(items):
-                rows.append((name, side, f"adapter: {len(items) - len(shown)} tensors", ""))
+            shown = [item for item in items if item.role not in ("adapter", "optimizer", "gradient")]
+            for role in ("adapter", "optimizer", "gradient"):
+                count = sum(item.role == role for item in items)
+                if count:
+                    rows.append((name, side, f"{role}: {count} tensors", ""))
             rows.extend((name, side, item.name, f"{item.dtype}{list(item.shape)}") for item in shown)
     table("Methods", ("method", "", "tensor", "type"), rows)
+
+
+def _optimizer(manifest: Manifest) -> str:
+    spec = manifest.optimizer
+    return "sgd" if spec is None else ", ".join([spec.kind, *(f"{k}={v}" for k, v in spec.options.items())])
 
 
 def _versions(tools: dict[str, str]) -> list[str]:

@@ -28,6 +28,9 @@ def lower(
     batch: opt.BatchSize = 4,
     queries: opt.Queries = 4,
     estimator: opt.EstimatorOption = "two-sided",
+    optimizer: opt.OptimizerOption = "sgd",
+    weight_decay: opt.WeightDecay = None,
+    clip_norm: opt.ClipNorm = None,
     noise: opt.NoiseOption = "gaussian",
     normalize: opt.NormalizeOption = None,
     new_weights: opt.NewWeights = None,
@@ -113,6 +116,9 @@ def lower(
         normalize=normalize,
         new_weights=new_weights,
         unused_weights=unused_weights,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
     )
     task = draft(settings)
     examples = None if calibrate is None else load_examples(calibrate, task)

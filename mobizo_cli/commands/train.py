@@ -19,7 +19,10 @@ def train(
     steps: Annotated[int, typer.Option(min=1, max=2**31, help="Length of the run, steps in the journal included.")],
     adapter_out: Annotated[Path, typer.Option(help="PEFT directory to write.")],
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    eps: Annotated[float, typer.Option(help="Radius of the perturbation.")] = 1e-2,
+    eps: Annotated[
+        float | None,
+        typer.Option(help="Radius of the perturbation. [default: 0.01; none for exact gradients]", show_default=False),
+    ] = None,
     schedule: Annotated[Literal["constant", "linear"], typer.Option(help="Learning rate over the run.")] = "constant",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the data's order.")] = 0,
     journal: Annotated[
@@ -55,7 +58,7 @@ def train(
             batches,
             steps,
             lr=Constant(lr) if schedule == "constant" else LinearDecay(lr, steps),
-            eps=eps,
+            eps=1e-2 if eps is None and session.manifest.estimator.queries else eps,
             seed=seed,
             journal=journal,
             eval_batches=held_out,

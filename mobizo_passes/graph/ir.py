@@ -43,9 +43,9 @@ CONSTANT_KINDS = ("parameter", "buffer", "constant")
 
 @dataclass(frozen=True)
 class Output:
-    """An output's role: `kind` is loss | losses | projected_gradients | adapter | logits | loss_sum, loss_weight and
-    loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of that name) | output and
-    input (a result, and the new value of an input, of a program that comes from elsewhere)."""
+    """An output's role: `kind` is loss | losses | projected_gradients | gradient | adapter | optimizer | logits |
+    loss_sum, loss_weight and loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of
+    that name) | output and input (a result, and the new value of an input, of a program that comes from elsewhere)."""
 
     kind: str
     name: str
@@ -264,6 +264,9 @@ class Ir:
     def module(self) -> fx.GraphModule:
         """The graph as something to call, as of the last `lint`."""
         if self._module is None:
+            for node in self.placeholders():
+                # Of two placeholders one may have the other's target as its name: generated code would mix them up.
+                node.target = node.name
             self._module = fx.GraphModule(torch.nn.Module(), self.graph)
         return self._module
 

@@ -171,6 +171,13 @@ def update(value: Tensor, z: Tensor, projected_gradients: Tensor, lr: Tensor) ->
     return value - (z * scale).sum(0)
 
 
+def estimate(z: Tensor, projected_gradients: Tensor) -> Tensor:
+    """Estimate of a tensor's gradient ``1/q · Σ_i g_i z_i``, [*shape], from z [q, *shape] and g [q]."""
+    queries = z.shape[0]
+    scale = (projected_gradients / queries).reshape(queries, *[1] * (z.dim() - 1))
+    return (z * scale).sum(0)
+
+
 def _owned(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A custom operator must not return a view of an input."""
 
@@ -204,6 +211,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "(Tensor losses, Tensor eps, str estimator, str? normalize=None) -> Tensor",
         projected_gradients,
     ),
+    "estimate": ("(Tensor z, Tensor projected_gradients) -> Tensor", estimate),
     "update": ("(Tensor value, Tensor z, Tensor projected_gradients, Tensor lr) -> Tensor", update),
 }
 

@@ -20,7 +20,7 @@ mobizo = torch.ops.mobizo
 
 def _returned(ir: Ir) -> Iterator[Violation]:
     given = [role(node).name for node in ir.placeholders("adapter")]
-    made = [spec.name for spec in ir.outputs if spec.kind == "adapter"]
+    made = [spec.name for spec in ir.outputs if spec.kind in ("adapter", "gradient")]
     if given != made:
         yield None, f"{', '.join(made) or 'none'} for {', '.join(given)}"
 
@@ -36,16 +36,20 @@ class AppendUpdate(Pass):
     AFTER   %g: f32[4] = mobizo.projected_gradients(%losses, %eps, 'two_sided')
             %n: f32[576, 16] = mobizo.update(%b, %z, %g, %lr)
             return (%loss: f32[], %losses: f32[8], %g: f32[4], %n: f32[576, 16], ...)
+
+    Without `update` it ends in the estimates of the gradient, ``mobizo.estimate(%z, %g)``, of which another pass makes
+    a new adapter.
     """
 
     name: ClassVar[str] = "append-update"
     requires = (NOISE,)
-    ensures = (Property("a new value for each adapter input", _returned),)
+    ensures = (Property("a new value, or a gradient, for each adapter input", _returned),)
 
     estimator: Scheme
+    update: bool = True
 
     def rewrite(self, ir: Ir) -> int:
-        if any(spec.kind == "adapter" for spec in ir.outputs):
+        if any(spec.kind in ("adapter", "gradient") for spec in ir.outputs):
             return 0
         outputs = []
         given = ir.placeholders("projected_gradients")
@@ -69,7 +73,10 @@ class AppendUpdate(Pass):
             noise = noise_nodes(ir)
             for adapter in ir.placeholders("adapter"):
                 fqn = role(adapter).name
-                new = ir.call(mobizo.update.default, adapter, noise[fqn], gradients, lr)
-                outputs.append((Output("adapter", fqn), new))
+                if self.update:
+                    new = ir.call(mobizo.update.default, adapter, noise[fqn], gradients, lr)
+                else:
+                    new = ir.call(mobizo.estimate.default, noise[fqn], gradients)
+                outputs.append((Output("adapter" if self.update else "gradient", fqn), new))
         ir.set_outputs(outputs)
         return len(ir.placeholders("adapter"))

@@ -10,17 +10,13 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.facts import role
-from mobizo_passes.graph.identities import ASSERTIONS, COPIES, is_identity
+from mobizo_passes.graph.identities import ASSERTIONS, is_identity
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Property, Violation, absent
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Violation, absent
 
 aten = torch.ops.aten
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
-
-
-def _identities(ir: Ir) -> Iterator[Violation]:
-    return ((node, "one") for node in ir.graph.nodes if is_identity(node))
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,16 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     requires = (FUNCTIONAL,)
-    ensures = (
-        absent(*ASSERTIONS, *_VIEWS, *COPIES),
-        Property("no node that returns its first argument", _identities),
-    )
+    ensures = (absent(*ASSERTIONS, *_VIEWS),)
+
+    # `detach` changes no value, and ends a gradient.
+    keep_detached: bool = False
+
+    def _goes(self, node: fx.Node) -> bool:
+        return is_identity(node) and not (self.keep_detached and node.target is aten.detach.default)
+
+    def unmet(self, ir: Ir) -> Iterator[Violation]:
+        return ((node, "a node that returns its first argument") for node in ir.graph.nodes if self._goes(node))
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
@@ -56,7 +58,7 @@ class Canonicalize(Pass):
                 count += spelled
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
-            elif is_identity(node):
+            elif self._goes(node):
                 ir.replace(node, node.args[0])
                 count += 1
         return count

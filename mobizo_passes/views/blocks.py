@@ -26,7 +26,12 @@ _TARGETS = {
     mobizo.perturb.default: "perturb",
     mobizo.update.default: "update",
 }
-_CREATORS = {"regroup-loss": "loss", "append-update": "estimate"}
+_CREATORS = {
+    "regroup-loss": "loss",
+    "append-update": "estimate",
+    "append-gradients": "estimate",
+    "append-optimizer": "update",
+}
 STATE = ("parameter", "buffer", "constant")
 
 

@@ -34,6 +34,7 @@ from runtime_driver.format.schema import (
     ModelSpec,
     Name,
     NoiseSpec,
+    OptimizerSpec,
     ProgramFileSpec,
     Trainable,
     WeightsFileSpec,
@@ -57,6 +58,8 @@ class Manifest(BaseModel):
 
     ``backend``: the name under which the target's delegate registers itself with ExecuTorch's runtime; None: there is
     no delegate, or the manifest is of before the field.
+
+    ``optimizer``: None for a step that is ``value − lr · gradient`` and nothing else.
 
     ``quantize``: in older manifests, and always null there; read, and no longer written.
 
@@ -85,6 +88,7 @@ class Manifest(BaseModel):
     weights_file: WeightsFileSpec | None = None
     program_file: ProgramFileSpec | None = None
     estimator: EstimatorSpec
+    optimizer: OptimizerSpec | None = None
     noise: NoiseSpec
     trainable: Trainable
     adapter_state: AdapterState = "external"
@@ -115,6 +119,13 @@ class Manifest(BaseModel):
     def frozen_adapter(self) -> tuple[AdapterTensor, ...]:
         """The LoRA tensors that training leaves alone (``lora_A`` by default)."""
         return tuple(tensor for tensor in self.adapter if not tensor.trainable)
+
+    def initial_optimizer(self) -> dict[str, Any]:
+        """The optimizer's state before the first step, zeros by name; empty for an optimizer without one."""
+        import torch
+
+        state = [item for item in self.methods["step"].inputs if item.role == "optimizer"]
+        return {item.name: torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in state}
 
     @property
     def files(self) -> tuple[AdapterFile, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Set
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from runtime_driver.format import strict_json
@@ -43,7 +45,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Record:
-    """One step. Floats are float32 values, written with as many digits as bring back the same bits."""
+    """One step. Floats are float32 values, written with as many digits as bring back the same bits.
+
+    A step of an exact gradient has no projected gradients and an ``eps`` of 0; ``state`` is the SHA-256 of adapter and
+    optimizer after it. Other steps have none: their state follows from their numbers.
+    """
 
     step: int
     seed: int
@@ -51,6 +57,8 @@ class Record:
     eps: float
     projected_gradients: tuple[float, ...]
     loss: float
+    # Not in its text, by which older snapshots know their record.
+    state: str = field(default="", repr=False)
 
 
 def encode(fields_: dict[str, Any], before: int = 0) -> bytes:
@@ -116,13 +124,21 @@ def decode_header(line: bytes) -> tuple[Header, int]:
 
 def encode_record(record: Record, before: int = 0) -> bytes:
     """The record's line."""
-    return encode(asdict(record), before)
+    fields_ = asdict(record)
+    if not record.state:
+        del fields_["state"]
+    return encode(fields_, before)
 
 
 def decode_record(line: bytes, queries: int, before: int = 0) -> Record:
-    """Raises :class:`RecordError` for a line that is not a record with that many projected gradients."""
+    """Raises :class:`RecordError` for a line that is not a record with that many projected gradients.
+
+    Without any, the state after the step must be there.
+    """
     data = decode(line, before)
-    _check_fields(data, Record)
+    _check_fields(data, Record, without={"state"} if queries else set())
+    if not queries and not (isinstance(data["state"], str) and re.fullmatch("[0-9a-f]{64}", data["state"])):
+        raise RecordError(f"expected a SHA-256 in `state`, found {data['state']!r}")
     gradients = data["projected_gradients"]
     if not isinstance(gradients, list) or len(gradients) != queries:
         raise RecordError(f"expected {queries} projected gradients")
@@ -147,7 +163,7 @@ def _check_integer(name: str, value: object) -> None:
         raise RecordError(f"expected a non-negative integer in `{name}`, found {value!r}")
 
 
-def _check_fields(data: dict[str, Any], kind: type[Header] | type[Record]) -> None:
-    expected = {field.name for field in fields(kind)}
+def _check_fields(data: dict[str, Any], kind: type[Header] | type[Record], without: Set[str] = frozenset()) -> None:
+    expected = {each.name for each in fields(kind)} - without
     if set(data) != expected:
         raise RecordError(f"expected the fields {sorted(expected)}, found {sorted(data)}")

@@ -18,7 +18,7 @@ from runtime_driver.format.schema import (
 )
 
 #: The methods of a lowered program whose tensors the manifest describes. Only ``step`` is compulsory.
-KNOWN_METHODS = ("step", "apply", "loss", "logits")
+KNOWN_METHODS = ("step", "apply", "loss", "logits", "gradients")
 
 
 class ManifestRuleError(ValueError):
@@ -123,8 +123,12 @@ def check_methods(
             "methods", "expected a method `apply`: an adapter inside the program is known only through it"
         )
     step = methods["step"]
-    _need(step.inputs, "methods.step.inputs", ("seed", "lr"))
-    _need(step.outputs, "methods.step.outputs", ("loss", "projected_gradients"))
+    exact = estimator.queries == 0
+    _need(step.inputs, "methods.step.inputs", ("lr",) if exact else ("seed", "lr"))
+    _need(step.outputs, "methods.step.outputs", ("loss",) if exact else ("loss", "projected_gradients"))
+    if exact and "apply" in methods:
+        raise ManifestRuleError("methods", "an exact estimator (estimator.queries is 0) has no method `apply`")
+    _check_state(methods)
     _check_queries("methods.step.outputs", step.outputs, estimator)
     if "apply" in methods:
         _need(methods["apply"].inputs, "methods.apply.inputs", ("seed", "lr", "projected_gradients"))
@@ -136,7 +140,9 @@ def check_methods(
 
 
 def check_estimator(estimator: EstimatorSpec) -> None:
-    """The perturbed groups are some of all."""
+    """The perturbed groups are some of all; there are some unless the gradient is exact."""
+    if estimator.queries and estimator.perturbed_groups == ():
+        raise ManifestRuleError("estimator.perturbed_groups", "expected at least one group, found none")
     beyond = [group for group in estimator.perturbed_groups or () if group >= estimator.groups]
     if beyond:
         raise ManifestRuleError(
@@ -166,6 +172,21 @@ def _check_adapter_io(name: str, spec: MethodSpec, adapter: Sequence[AdapterTens
                 f"the adapter tensors must be the trainable ones of `adapter`, in order: expected {len(expected)}, "
                 f"found {len(found)}; first difference: {_first_difference(expected, found)}",
             )
+
+
+def _check_state(methods: Mapping[str, MethodSpec]) -> None:
+    """The optimizer's state is the same on every side that has it: what goes in comes out."""
+    wanted = [(item.name, item.shape, item.dtype) for item in methods["step"].inputs if item.role == "optimizer"]
+    for name in ("step", "apply"):
+        spec = methods.get(name)
+        for side, items in (("inputs", spec.inputs), ("outputs", spec.outputs)) if spec else ():
+            found = [(item.name, item.shape, item.dtype) for item in items if item.role == "optimizer"]
+            if found != wanted:
+                raise ManifestRuleError(
+                    f"methods.{name}.{side}",
+                    f"the optimizer's state must be that of `step`'s inputs, in order: expected {len(wanted)} tensors, "
+                    f"found {len(found)}; first difference: {_first_difference(wanted, found)}",
+                )
 
 
 def _first_difference(expected: Sequence[object], found: Sequence[object]) -> str:

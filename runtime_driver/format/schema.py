@@ -6,9 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-InputRole = Literal["adapter", "batch", "seed", "lr", "eps", "projected_gradients"]
+InputRole = Literal["adapter", "optimizer", "batch", "seed", "lr", "eps", "projected_gradients"]
 OutputRole = Literal[
-    "loss", "losses", "projected_gradients", "adapter", "logits", "loss_sum", "loss_weight", "loss_scalar"
+    "loss",
+    "losses",
+    "projected_gradients",
+    "gradient",
+    "adapter",
+    "optimizer",
+    "logits",
+    "loss_sum",
+    "loss_weight",
+    "loss_scalar",
 ]
 NoiseKind = Literal["gaussian", "rademacher"]
 Trainable = Literal["lora_B", "lora_A+lora_B"]
@@ -64,6 +73,8 @@ class ProgramFileSpec(_Record):
 class EstimatorSpec(_Record):
     """How the projected gradients are formed; ``groups`` is P, the number of copies of the batch in one forward.
 
+    With 0 ``queries`` the gradient is exact: there are no projected gradients, no seed and no epsilon.
+
     ``kind`` is a name for people: the other fields say what has to be known. ``normalize``: what the projected
     gradients that the step returns are already divided by; ``"std"`` is the standard deviation of the losses of
     ``perturbed_groups`` (``None``: of all). No projected gradient, before it is normalized, is off by more than
@@ -71,11 +82,21 @@ class EstimatorSpec(_Record):
     """
 
     kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    queries: Count
+    queries: Dim
     groups: Count
     normalize: Literal["std"] | None = None
-    perturbed_groups: Annotated[tuple[Dim, ...], Field(min_length=1)] | None = None
+    perturbed_groups: tuple[Dim, ...] | None = None
     error_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+
+
+class OptimizerSpec(_Record):
+    """What makes a step of a gradient: a name for people, and its numbers.
+
+    Its state is what the step takes and returns with the role ``optimizer``; all of it is zero before the first step.
+    """
+
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    options: FreeForm = {}
 
 
 class NoiseSpec(_Record):

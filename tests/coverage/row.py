@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 import mobizo_passes as mz
-from mobizo_passes.verify import LOSS_TOLERANCE
+from mobizo_passes import pipelines
+from mobizo_passes.program import run_passes
+from mobizo_passes.transform import only
+from mobizo_passes.verify import LOSS_TOLERANCE, check_gradients
 from tests.models import seeded
 
 QUERIES = 2
@@ -49,9 +52,9 @@ class Row:
     def __str__(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", f"{self.architecture} {self.variant}".lower()).strip("-")
 
-    def transform(self, model: nn.Module, inputs: Any) -> mz.TrainingProgram:
+    def transform(self, model: nn.Module, inputs: Any, **other: Any) -> mz.TrainingProgram:
         """The row's program, by default with two-sided differences of two queries."""
-        return mz.transform(model, inputs, **{"estimator": mz.TwoSided(queries=QUERIES), **self.options})
+        return mz.transform(model, inputs, **{"estimator": mz.TwoSided(queries=QUERIES), **self.options, **other})
 
     @property
     def shown_options(self) -> str:
@@ -71,14 +74,23 @@ class Outcome:
     spread: float = 0.0
     tolerance: float = 0.0
     error: mz.MobizoError | None = None
+    exact: mz.MobizoError | None = None
 
     def text(self) -> str:
-        """The last cell of the row: `agrees`, or why not, on one line and without the advice."""
-        if self.error is None:
-            return "agrees"
-        if isinstance(self.error, mz.VerificationFailed):
-            return f"WRONG: {self.error}"
-        return f"refused: {type(self.error).__name__}: {_reason(str(self.error))}"
+        """The cell of the result: `agrees`, or why not, on one line and without the advice."""
+        return _told(self.error)
+
+    def exact_text(self) -> str:
+        """The cell of the exact gradient, likewise; nothing where the row itself is refused."""
+        return _told(self.exact) if self.error is None else "–"
+
+
+def _told(error: mz.MobizoError | None) -> str:
+    if error is None:
+        return "agrees"
+    if isinstance(error, mz.VerificationFailed):
+        return f"WRONG: {error}"
+    return f"refused: {type(error).__name__}: {_reason(str(error))}"
 
 
 def _reason(message: str) -> str:
@@ -105,7 +117,27 @@ def outcome(row: Row) -> Outcome:
         return Outcome(error=error.with_traceback(None))
     losses = result.losses
     tolerance = LOSS_TOLERANCE * max(1.0, float(losses.abs().max()))
-    return Outcome(program, len(program.sites), float(losses.max() - losses.min()), tolerance)
+    spread = float(losses.max() - losses.min())
+    return Outcome(program, len(program.sites), spread, tolerance, exact=_exact(row, program, inputs))
+
+
+def _exact(row: Row, program: mz.TrainingProgram, inputs: Any) -> mz.MobizoError | None:
+    """What is wrong with the exact gradient of a row, from a capture of its own where the model cuts gradients off."""
+    model, loss = row.build(), row.options.get("loss")
+    adapter = program.initial_adapter()
+    try:
+        if "DoRA" in row.variant:
+            other = row.transform(model, inputs, estimator=mz.Exact())
+            mz.verify(other, model, inputs)
+            return None
+        ir = only(program.captured, "loss")
+        limit = program.labels["max_labels"]
+        run_passes(ir, (*pipelines.evaluate(limit), *pipelines.gradients(mz.Exact())))
+        found = ir.run({**adapter, **program.example_batch()})
+        check_gradients(found["loss"], found, model, inputs, adapter, loss)
+    except mz.MobizoError as error:
+        return error.with_traceback(None)
+    return None
 
 
 def _check_all_taken(row: Row, model: nn.Module, program: mz.TrainingProgram) -> None:

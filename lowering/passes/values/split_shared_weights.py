@@ -14,7 +14,7 @@ from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
-_WEIGHTED = (aten.linear.default, aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
+_WEIGHTED = (aten.linear.default, aten.mm.default, aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,19 @@ from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.executorch_compat.retracing import KEPT_WHOLE
-from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of
+from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of, skip_source_search
 from lowering.report import Refusal
-from lowering.targets.partitions import MIN_FLOPS, TIED, alone, splitting_nodes, worthwhile, would_split, wrong_dtype
+from lowering.targets.partitions import (
+    MIN_FLOPS,
+    TIED,
+    alone,
+    one_body,
+    splitting_nodes,
+    trailing_nodes,
+    worthwhile,
+    would_split,
+    wrong_dtype,
+)
 from lowering.targets.tied import parameter_of
 from mobizo_passes.graph.operators import operation_name, overload_name
 
@@ -28,6 +38,7 @@ _PLAIN_OPERATORS = frozenset(
     f"aten.{name}"
     for name in (
         "linear.default",
+        "mm.default",
         "bmm.default",
         "add.Tensor",
         "sub.Tensor",
@@ -65,6 +76,7 @@ class ProductPartitioner(XnnpackPartitioner):
 
     def __init__(self, min_flops: int = MIN_FLOPS, outside: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        skip_source_search(self.target_partitioner_configs)
         self.min_flops = min_flops
         self.outside = outside
         self.reasons: dict[str, Refusal] = {}
@@ -86,14 +98,22 @@ class ProductPartitioner(XnnpackPartitioner):
         groups = [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
         splitting = splitting_nodes(ep.graph, {node for group in groups for node in group})
         self.reasons.update((node.name, would_split("XNNPACK")) for node in splitting)
-        return [group for group in groups if splitting.isdisjoint(group)]
+        trailing = trailing_nodes(ep.graph, {node for group in groups for node in group})
+        self.reasons.update((node.name, alone("XNNPACK")) for node in trailing)
+        return [group for group in groups if splitting.isdisjoint(group) and trailing.isdisjoint(group)]
 
     def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
-        return operation_name(node) == "linear" and parameter_of(ep, node.args[1]) in self.outside
+        return operation_name(node) in ("linear", "mm") and parameter_of(ep, node.args[1]) in self.outside
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
-        kept, others = worthwhile(super().generate_partitions(ep), self.min_flops)
-        small = {node.name for partition in others for node in partition.nodes}
+        supported = {node for group in self.get_matched_nodes_from_configs(ep) for node in group}
+        body = one_body(ep.graph, supported)
+        if body is None:
+            kept, others = worthwhile(super().generate_partitions(ep), self.min_flops)
+            small = {node.name for partition in others for node in partition.nodes}
+        else:
+            kept = [Partition(id=0, nodes=dict.fromkeys(body))]
+            small = {node.name for node in supported.difference(body)}
         if all(self._plain(node) for partition in kept for node in partition.nodes):
             self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, [PLAIN_GRAPH])
         taken = {node.name for partition in kept for node in partition.nodes}

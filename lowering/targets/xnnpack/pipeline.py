@@ -32,7 +32,7 @@ PASSES: tuple[Pass, ...] = (
     DecomposeNorms(),
     ConvertMeansToLinears(),
     DecomposeActivations(),
-    ConvertWeightsToLinears(),
+    ConvertWeightsToLinears(keep_shared=True),
     ConvertProductsToBmm(),
     ScaleSmallerFactor(),
     ConvertExpandsToCopies(),

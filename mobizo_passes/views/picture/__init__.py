@@ -27,9 +27,9 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"a graph is drawn as {' or '.join(SUFFIXES)}, found '{path.name}'")
 
 
-def draw(ir: Ir, path: Path, *, name: str, estimator: Scheme, sites: int, share: float) -> None:
+def draw(ir: Ir, path: Path, *, name: str, estimator: Scheme, sites: int, share: float, update: str = "") -> None:
     """Write a step program's picture as .svg or .html; raises `InputError` for another suffix."""
     check_suffix(path)
-    picture = Picture(block_tree(ir), name, estimator, sites, share)
+    picture = Picture(block_tree(ir), name, estimator, sites, share, update)
     text = picture.svg if path.suffix.lower() == ".svg" else to_page(picture)
     path.write_text(text, encoding="utf-8")

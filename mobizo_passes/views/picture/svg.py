@@ -49,9 +49,10 @@ _UNITS = ((1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 class Picture:
     """The drawing of one step program; `svg` is its text, `blocks` what each numbered block of it shows."""
 
-    def __init__(self, root: Block, name: str, estimator: Scheme, sites: int, share: float) -> None:
+    def __init__(self, root: Block, name: str, estimator: Scheme, sites: int, share: float, update: str = "") -> None:
         self.blocks: list[tuple[str, Block]] = []
         self._estimator = estimator
+        self._update = update or "θ ← θ − η/q · Σ g·z"
         self._groups = groups = estimator.groups
         self._total = root.flops
         self._parts: list[str] = []
@@ -153,7 +154,8 @@ class Picture:
     def _panel(self, main: Box, aside: dict[str, Block], x: float, bottom: float) -> float:
         """Noise and perturbation beside the model, the update below; returns where the picture ends."""
         half, top, y = x + _PANEL / 2, main.y, bottom + 36
-        last = next(child for child in main.children if child.view.block.kind == "loss")
+        projected = self._estimator.projected
+        last = next((child for child in main.children if child.view.block.kind == "loss"), main.children[-1])
         middle = last.x + last.w / 2
         left = middle - _PANEL / 2
         adapter = aside["adapter"].nodes
@@ -172,9 +174,10 @@ class Picture:
             self._text(x + _PANEL, top + 136, f"adapter θ: {tensors}, {values:,} values", "tiny end")
             self._bus(main, x, top + 97)
         self._line([(middle, last.y + last.h), (middle, y)], "wide")
-        self._text(middle + 8, y - 14, f"losses f32[{self._groups}]", "small")
-        self._note(left, y, "projected gradients", self._estimator.formula, aside["estimate"])
-        self._note(x, y, "update", "θ ← θ − η/q · Σ g·z", aside["update"])
+        self._text(middle + 8, y - 14, f"losses f32[{self._groups}]" if projected else "loss f32[]", "small")
+        title = "projected gradients" if projected else "gradient, by reverse mode"
+        self._note(left, y, title, self._estimator.formula, aside["estimate"])
+        self._note(x, y, "update", self._update, aside["update"])
         self._line([(left + _PANEL, y + 23), (x, y + 23)], "noise")
         self._line([(half, y + 46), (half, y + 66)], "noise")
         self._text(half, y + 80, f"new adapter: {tensors}", "bold middle")

@@ -7,15 +7,17 @@ from mobizo_passes.zo.estimators.base import (
     register_estimator,
     unregister_estimator,
 )
+from mobizo_passes.zo.estimators.exact import Exact
 from mobizo_passes.zo.estimators.one_sided import OneSided
 from mobizo_passes.zo.estimators.two_sided import TwoSided
 
 # The list: names on the command line and kinds in manifests come from here.
-for _estimator in (TwoSided, OneSided):
+for _estimator in (TwoSided, OneSided, Exact):
     register_estimator(_estimator)
 
 __all__ = [
     "Estimator",
+    "Exact",
     "OneSided",
     "TwoSided",
     "check_estimator",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from mobizo_passes.errors import InputError
-from mobizo_passes.passes import AppendUpdate, ExpandPerturbations, InsertNoise, Pass
+from mobizo_passes.passes import AppendOptimizer, AppendUpdate, ExpandPerturbations, InsertNoise, Pass
+from mobizo_passes.zo.optimizers import Optimizer
 from mobizo_passes.zo.scheme import Scheme, register, registered, registered_kinds, unregister
 
 
@@ -26,13 +27,21 @@ class Estimator(Scheme):
     `copies` and `formula` say the same to the readers of a picture.
     """
 
-    def step_passes(self, noise: str) -> tuple[Pass, ...]:
-        """Return the passes that turn one loss per group, of one group yet, into the readable training step."""
-        return (InsertNoise(self.queries, noise), ExpandPerturbations(self), AppendUpdate(self))
+    def step_passes(self, noise: str, optimizer: Optimizer) -> tuple[Pass, ...]:
+        """Return the passes that turn one loss per group, of one group yet, into the readable training step.
 
-    def apply_passes(self, noise: str) -> tuple[Pass, ...]:
+        Of an estimator that is not `projected` they start from the loss and its gradient.
+        """
+        return (InsertNoise(self.queries, noise), ExpandPerturbations(self), *self._closing(optimizer))
+
+    def apply_passes(self, noise: str, optimizer: Optimizer) -> tuple[Pass, ...]:
         """Return the passes that turn adapter and projected gradients into the new adapter."""
-        return (InsertNoise(self.queries, noise), AppendUpdate(self))
+        return (InsertNoise(self.queries, noise), *self._closing(optimizer))
+
+    def _closing(self, optimizer: Optimizer) -> tuple[Pass, ...]:
+        if optimizer.plain:
+            return (AppendUpdate(self),)
+        return (AppendUpdate(self, update=False), AppendOptimizer(optimizer))
 
 
 E = TypeVar("E", bound=type[Estimator])

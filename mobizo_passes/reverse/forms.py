@@ -1,0 +1,178 @@
+"""Attention and norms in elementary operators, whose intermediate results their gradients use again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.reverse.table import Call
+from mobizo_passes.reverse.values import Tape, Value
+
+aten = torch.ops.aten
+
+# Added to the scores of what a mask hides. Its exponential is 0, and a half can hold it.
+HIDDEN = -30_000.0
+
+
+def attention(n: Call, ir: Ir) -> Value | None:
+    """softmax(q kᵀ · scale + mask) v, [N, H, T, e]; heads that share keys and values are further rows of a product.
+
+    A row that may attend to nothing is zero, as in ATen. None for other than four dimensions, or with dropout.
+    """
+    if n.dropout_p or len(n.query.shape) != 4:
+        return None
+    query, key, value = n.query, n.key, n.value
+    short = _before_repeat(key.node), _before_repeat(value.node)
+    if all(short) and Value(n.tape, short[0]).shape[1] == Value(n.tape, short[1]).shape[1]:  # type: ignore[arg-type]
+        key, value = (Value(n.tape, each) for each in short)  # type: ignore[arg-type]
+    batch, heads, length, width = query.shape
+    groups, positions = key.shape[1:3]
+    if (key.shape[0], value.shape[0], value.shape[1]) != (batch, batch, groups) or heads % groups:
+        return None
+    rows = [batch, groups, heads // groups * length]
+    scale = 1 / math.sqrt(width) if n.scale is None else float(n.scale)
+    # The scale goes to the fewer numbers.
+    if groups * positions < heads * length:
+        key = key * scale
+    else:
+        query = query * scale
+    scores = (query.reshape([*rows, width]) @ key.transpose()).reshape([batch, heads, length, positions])
+    bias, valid = _mask(n, ir, length, positions)
+    scores = scores if bias is None else scores + bias
+    mixed = (scores.softmax(3).reshape([*rows, positions]) @ value).reshape([batch, heads, length, value.shape[3]])
+    return mixed if valid is None else mixed * valid
+
+
+def _mask(n: Call, ir: Ir, length: int, positions: int) -> tuple[Value | None, Value | None]:
+    """What is added to the scores, and 0 for each row that may attend to nothing, 1 for the others."""
+    dtype = n.query.dtype
+    if n.is_causal:
+        future = torch.ones(length, positions, dtype=torch.bool).triu(1)
+        table = torch.zeros(length, positions, dtype=dtype).masked_fill(future, HIDDEN)
+        return Value(n.tape, ir.add_constant("causal_bias", table)), None
+    mask = n.attn_mask
+    if mask is None:
+        return None, None
+    if mask.dtype == torch.bool:
+        allowed, bias = mask, (mask.to(dtype) - 1.0) * -HIDDEN
+    else:
+        allowed = mask.above(-math.inf)
+        bias = mask.call(aten.clamp.default, HIDDEN)
+    held = _constant(mask.node, ir)
+    if held is not None:
+        open_ = held if held.dtype is torch.bool else held > -math.inf
+        if bool(open_.any(-1).all()):
+            return bias, None
+    return bias, allowed.call(aten.any.dim, -1, True).to(dtype)
+
+
+def _constant(node: fx.Node, ir: Ir) -> Any:
+    return ir.state.get(role(node).name) if node.op == "placeholder" else None
+
+
+def _before_repeat(node: fx.Node) -> fx.Node | None:
+    """The heads before each is repeated for its group: [N, G, T, d] of reshape(expand(…), [N, G·r, T, d])."""
+    if node.target is aten.repeat_interleave.self_int:
+        return node.args[0] if node.args[2] in (1, -3) else None  # type: ignore[return-value]
+    if node.target is not aten.reshape.default:
+        return None
+    wide: Any = node.args[0]
+    if wide.target is not aten.expand.default or wide.meta["val"].dim() != 5:
+        return None
+    (batch, heads, length, width), (n, groups, times, t, d) = node.meta["val"].shape, wide.meta["val"].shape
+    narrow: Any = wide.args[0]
+    if groups * times != heads or (n, t, d) != (batch, length, width):
+        return None
+    if narrow.target not in (aten.reshape.default, aten.unsqueeze.default):
+        return None
+    source: Any = narrow.args[0]
+    shapes = tuple(narrow.meta["val"].shape), tuple(source.meta["val"].shape)
+    return source if shapes == ((n, groups, 1, t, d), (n, groups, t, d)) else None
+
+
+def layer_norm(n: Call, ir: Ir) -> Value:
+    """(x − mean) · rsqrt(mean((x − mean)²) + ε) · weight + bias over the last dimensions."""
+    dims = list(range(-len(n.normalized_shape), 0))
+    centred = n.input - _mean(n.input, dims)
+    return _affine(_scaled(centred, dims, n.eps), n.weight, n.bias)
+
+
+def rms_norm(n: Call, ir: Ir) -> Value:
+    """x · rsqrt(mean(x²) + ε) · weight over the last dimensions."""
+    eps = torch.finfo(n.input.dtype).eps if n.eps is None else n.eps
+    return _affine(_scaled(n.input, list(range(-len(n.normalized_shape), 0)), eps), n.weight, None)
+
+
+def group_norm(n: Call, ir: Ir) -> Value:
+    """A layer norm over each group of channels, without weights; then a weight and a bias for each channel."""
+    shape = n.input.shape
+    x = n.input.reshape([shape[0], n.num_groups, -1])
+    y = _scaled(x - _mean(x, [-1]), [-1], n.eps).reshape(shape)
+    per_channel = [-1, *[1] * (len(shape) - 2)]
+    weight, bias = (None if each is None else each.reshape(per_channel) for each in (n.weight, n.bias))
+    return _affine(y, weight, bias)
+
+
+def variance(n: Call, ir: Ir) -> Value | None:
+    """The sum of (x − mean)² over the number of elements, less the correction; `std` is its root."""
+    if n.correction is not None and not isinstance(n.correction, int | float):
+        return None
+    rank = len(n.self.shape)
+    dims = [dim % rank for dim in (range(rank) if n.dim is None else n.dim)]
+    count = math.prod(n.self.shape[dim] for dim in dims) - (1 if n.correction is None else n.correction)
+    centred = n.self - _mean(n.self, dims)
+    spread = (centred * centred).sum(dims, keepdim=n.keepdim) * (1 / count if count else math.inf)
+    return spread.sqrt() if n.node.target is aten.std.correction else spread
+
+
+def adaptive_mean(n: Call, ir: Ir) -> Value | None:
+    """An adaptive average pooling whose windows are equal is a mean over each."""
+    shape, size = n.self.shape, list(n.output_size)
+    spatial = shape[-len(size) :]
+    if any(each % want for each, want in zip(spatial, size, strict=True)):
+        return None
+    lead = list(shape[: -len(size)])
+    apart = [part for each, want in zip(spatial, size, strict=True) for part in (want, each // want)]
+    dims = [len(lead) + 2 * i + 1 for i in range(len(size))]
+    return n.self.reshape([*lead, *apart]).call(aten.mean.dim, dims)
+
+
+def _mean(x: Value, dims: list[int]) -> Value:
+    return x.call(aten.mean.dim, dims, True)
+
+
+def _scaled(x: Value, dims: list[int], eps: float) -> Value:
+    return x * (_mean(x * x, dims) + eps).rsqrt()
+
+
+def _affine(x: Value, weight: Value | None, bias: Value | None) -> Value:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+FORMS: dict[Any, Callable[[Call, Ir], Value | None]] = {
+    aten.scaled_dot_product_attention.default: attention,
+    aten.layer_norm.default: layer_norm,
+    aten.rms_norm.default: rms_norm,
+    aten.group_norm.default: group_norm,
+    aten.var.correction: variance,
+    aten.std.correction: variance,
+    aten.adaptive_avg_pool1d.default: adaptive_mean,
+    aten.adaptive_avg_pool2d.default: adaptive_mean,
+    aten._adaptive_avg_pool2d.default: adaptive_mean,
+}
+
+
+def write_out(ir: Ir, node: fx.Node) -> fx.Node | None:
+    """Write a node out at the insertion point; None if there is no form of it, or none for this use of it."""
+    form = FORMS.get(node.target)
+    if form is None:
+        return None
+    made = form(Call(Tape(ir, node), node, node), ir)
+    return None if made is None else made.node

@@ -1,0 +1,144 @@
+"""`mz.Exact()`: programs whose step follows the exact gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mobizo_passes as mz
+from mobizo_passes.graph.text import to_text
+from tests.models import CASES, Case, Lora, Mlp, integers, random, seeded
+
+
+def label_loss(out: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(out, labels)
+
+
+def mlp(**options: object) -> tuple[nn.Module, tuple[Tensor, Tensor], mz.TrainingProgram]:
+    model, inputs = seeded(Mlp()), (random(3, 6), integers(4, 3))
+    program = mz.transform(model, inputs, loss=label_loss, **{"estimator": mz.Exact(), **options})
+    return model, inputs, program
+
+
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_are_autograds(case: Case, trainable: str) -> None:
+    model, inputs = case.build(), case.inputs()
+    program = mz.transform(
+        model, inputs, **{**case.options, "estimator": mz.Exact(), "optimizer": mz.AdamW(), "trainable": trainable}
+    )
+    mz.verify(program, model, inputs)
+
+
+def test_a_step_takes_no_seed_and_no_epsilon() -> None:
+    _, inputs, program = mlp()
+    names = [each["name"] for each in program.manifest()["methods"]["step"]["inputs"]]
+    assert names == ["first.widen", "second.widen", "x", "labels", "lr"]
+    for wrong in ({"seed": 0}, {"eps": 1e-2}):
+        with pytest.raises(mz.InputError, match=f"takes no {next(iter(wrong))}: the gradient is computed"):
+            program.step(program.initial_adapter(), inputs, lr=0.1, **wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_state_stands_between_adapter_and_batch() -> None:
+    _, _, program = mlp(optimizer=mz.AdamW())
+    step = program.manifest()["methods"]["step"]
+    assert [each["role"] for each in step["inputs"]] == ["adapter"] * 2 + ["optimizer"] * 5 + ["batch"] * 2 + ["lr"]
+    assert [each["role"] for each in step["outputs"]] == ["loss"] + ["adapter"] * 2 + ["optimizer"] * 5
+    assert [each["name"] for each in step["outputs"]][-1] == "optimizer.step"
+
+
+def test_there_is_no_apply() -> None:
+    _, _, program = mlp()
+    assert program.methods == ("step", "loss", "logits")
+    with pytest.raises(mz.InputError, match="has no apply"):
+        program.apply(program.initial_adapter(), seed=0, lr=0.1, projected_gradients=torch.zeros(1))
+
+
+def test_gradients_are_a_method_on_request() -> None:
+    model, inputs, program = mlp(estimator=mz.Exact(gradients=True))
+    assert "gradients" in program.methods
+    outputs = program.manifest()["methods"]["gradients"]["outputs"]
+    assert [each["role"] for each in outputs] == ["loss", "gradient", "gradient"]
+    adapter = program.initial_adapter()
+    found = program.run("gradients", {**adapter, **program.example_batch()})
+    _, expected = mz.reference.gradients_of(model, inputs, adapter, label_loss)
+    for fqn, value in expected.items():
+        torch.testing.assert_close(found[fqn], value)
+        assert torch.equal(found[fqn], program.gradients(adapter, inputs)[fqn])
+    _, _, other = mlp(estimator=mz.TwoSided())
+    with pytest.raises(mz.InputError, match=r"estimator=mz\.Exact"):
+        other.gradients(adapter, inputs)
+
+
+def test_only_the_path_to_the_lowest_adapter_tensor_is_differentiated() -> None:
+    """What lies below LoRA has no cotangent; neither have frozen weights."""
+
+    class Upper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.lora, self.head = nn.Linear(6, 8), Lora(8, 7), nn.Linear(7, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.lora(torch.tanh(self.stem(x)))))
+
+    model, inputs = seeded(Upper()), (random(3, 6), integers(4, 3))
+    program = mz.transform(model, inputs, estimator=mz.Exact(), loss=label_loss)
+    lines = [line for line in program.text().splitlines() if "append-gradients" in line]
+    assert not [line for line in lines if "[8, 6]" in line or "tanh" in line]
+    # Of three products only those between the loss and lora_B have one: the head's, and lora_B's own.
+    assert sum("aten.matmul" in line for line in lines) == 2
+
+
+def test_detach_ends_a_gradient() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora, self.head = Lora(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.lora(x)
+            return self.head(y * y.detach())
+
+    model, inputs = seeded(Detached()), (random(3, 6), integers(4, 3))
+    program = mz.transform(model, inputs, estimator=mz.Exact(), loss=label_loss)
+    mz.verify(program, model, inputs)
+
+
+def test_an_operator_without_a_derivative_is_refused_by_name() -> None:
+    class Cubic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora, self.head = Lora(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cummax(self.lora(x), 1).values)
+
+    with pytest.raises(mz.UnsupportedOp, match=r"without a derivative: %cummax\w* = .*test_exact"):
+        mz.transform(seeded(Cubic()), (random(3, 6), integers(4, 3)), estimator=mz.Exact(), loss=label_loss)
+
+
+def test_views_of_a_program(tmp_path: Path) -> None:
+    _, _, program = mlp(optimizer=mz.AdamW())
+    assert "append-gradients" in {record.name for record in program.history}
+    assert "softmax" in program.diff("append-gradients")
+    assert program.to_networkx().number_of_nodes() > 30
+    assert program.blocks(1).number_of_nodes() > 2
+    assert program.draw(tmp_path / "step.svg").stat().st_size > 1000
+    assert "Exact()" in repr(program)
+
+
+def test_other_estimators_keep_their_programs() -> None:
+    """An optimizer that only moves by lr · gradient is the update that has always been."""
+    _, _, default = mlp(estimator=mz.TwoSided(queries=2))
+    _, _, stated = mlp(estimator=mz.TwoSided(queries=2), optimizer=mz.SGD())
+    assert str(default) == str(stated)
+    assert "mobizo.update" in str(default)
+
+
+def test_the_printed_program_reads_back() -> None:
+    _, _, program = mlp(optimizer=mz.AdamW(clip_norm=1.0), estimator=mz.Exact(gradients=True))
+    for method in program.methods:
+        assert program.text(method) == to_text(mz.parse(program.text(method)))
