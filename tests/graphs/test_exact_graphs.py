@@ -1,4 +1,4 @@
-"""Random graphs with exact gradients: each equals autograd's in float64, or is refused with a reason that names a node."""
+"""Random graphs with exact gradients: each equals autograd's in float64, or is refused and the reason names a node."""
 
 from __future__ import annotations
 
