@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from lowering.errors import FrozenInput, InvalidProgram, KernelMissing, MethodMismatch, StateLost
 from lowering.executorch_compat.runtime import registered_operators
-from lowering.report import origin_of, source_line
+from mobizo_passes.graph.facts import module_of, source_line
 from mobizo_passes.graph.operators import operation_name, overload_name
 from runtime_driver.format import Manifest, MethodSpec
 
@@ -144,7 +144,7 @@ def check_kernels(plans: Mapping[str, ExecutionPlan], programs: Mapping[str, Exp
             node = next((n for n in programs[method].graph.nodes if _is_call(n, operator.name)), None)
             if node is None:
                 raise KernelMissing(method, "?", name, "", "")
-            raise KernelMissing(method, node.name, overload_name(node), origin_of(node), source_line(node))
+            raise KernelMissing(method, node.name, overload_name(node), module_of(node), source_line(node))
 
 
 def _is_call(node: Node, schema: str) -> bool:

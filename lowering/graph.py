@@ -10,7 +10,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.report import NO_DELEGATE, Refusal, origin_of
+from lowering.report import NO_DELEGATE, Refusal
+from mobizo_passes.graph.facts import module_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 
@@ -75,7 +76,7 @@ def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, r
         op=overload_name(node) if node.op == "call_function" else node.op,
         shape=[int(s) for s in value.shape] if is_tensor else None,
         dtype=str(value.dtype).removeprefix("torch.") if is_tensor else None,
-        origin=origin_of(node),
+        origin=module_of(node),
         flops=node_flops(node) if node.op == "call_function" else 0,
         delegate=delegate,
         rule=None if refusal is None else refusal.rule,

@@ -11,9 +11,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lowering.passes.base import PassRecord
+from mobizo_passes.graph.facts import module_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
+from mobizo_passes.graph.passes import PassRecord
 
 
 @dataclass(frozen=True)
@@ -187,19 +188,6 @@ def method_report(
     )
 
 
-def origin_of(node: Node) -> str:
-    """FQN of the innermost module that the node comes from, `""` if unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple) and entry]
-    return str(paths[-1]) if paths else ""
-
-
-def source_line(node: Node) -> str:
-    """`File "model.py", line 12, in forward` of the innermost frame that torch recorded, `""` if it has none."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    return next((line for line in reversed(lines) if line.startswith("File ")), "")
-
-
 def _lowered_graph(edge: ExportedProgram, node: Node) -> torch.fx.Graph | None:
     if operation_name(node) != "executorch_call_delegate":
         return None
@@ -216,7 +204,7 @@ def _portable_node(node: Node, refusal: Refusal) -> PortableNode:
         op=overload_name(node),
         shape=tuple(int(s) for s in value.shape) if is_tensor else (),
         dtype=str(value.dtype).removeprefix("torch.") if is_tensor else "",
-        origin=origin_of(node),
+        origin=module_of(node),
         rule=refusal.rule,
         reason=refusal.why,
         flops=node_flops(node),

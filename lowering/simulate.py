@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from lowering.passes.base import run_passes
+from lowering.executorch_compat.programs import rewritten
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.widen_halves import widened
 from lowering.report import MethodReport, method_report
@@ -80,7 +80,7 @@ def simulate(
         name: legalise(name, widened(program.core(name, "external")), chosen, measured) for name in {"step", method}
     }
     outside = weights_kept_outside({name: each.program for name, each in made.items()}, chosen.small_share)
-    legal, _ = run_passes(made[method].program, (SplitSharedWeights(outside),))
+    legal, _ = rewritten(made[method].program, (SplitSharedWeights(outside),))
     partitioner = chosen.partitioner(method, outside)
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)

@@ -26,12 +26,13 @@ from lowering.checks import (
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
 from lowering.executorch_compat.idle_passes import without_idle_passes
+from lowering.executorch_compat.in_place import code_on_demand, rewriting_in_place
+from lowering.executorch_compat.programs import rewritten
 from lowering.executorch_compat.retracing import as_incremental, without_provenance
 from lowering.executorch_compat.tags import TAG, is_tagged
 from lowering.graph import method_graph
 from lowering.identity import program_id
 from lowering.lowered import Lowered
-from lowering.passes.base import LegalisationPass, PassRecord, run_passes
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.tag_weights import TagWeights
 from lowering.passes.values.widen_halves import halves_in, widened
@@ -40,6 +41,7 @@ from lowering.selfcheck import self_check, why_not
 from lowering.targets import Target
 from lowering.targets.tied import weights_kept_outside
 from lowering.weights_file import WeightsFile, move_weights
+from mobizo_passes.graph.passes import Pass, PassRecord
 from runtime_driver.format import Manifest
 
 MANIFEST_METHOD = "mobizo_manifest"
@@ -100,7 +102,7 @@ def lower_to(
         check_program(name, each.core, manifest.methods[name], state[name])
     outside = weights_kept_outside({name: each.program for name, each in methods.items()}, target.small_share)
     split = SplitSharedWeights(outside)
-    legal = {name: run_passes(each.program, (split,))[0] for name, each in methods.items()}
+    legal = {name: rewritten(each.program, (split,))[0] for name, each in methods.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
     edge = partition(legal, partitioners, target, constants)
@@ -157,7 +159,7 @@ def legalise(
     core: ExportedProgram,
     target: Target,
     calibration: Calibration | None,
-    first: Sequence[LegalisationPass] = (),
+    first: Sequence[Pass] = (),
 ) -> Legal:
     """One method after the passes `first` and the target's legalisation passes, quantised if there is a calibration.
 
@@ -165,10 +167,10 @@ def legalise(
         LoweringFailed: a pass failed.
     """
     try:
-        legal, records = run_passes(core, (*first, *target.passes))
+        legal, records = rewritten(core, (*first, *target.passes))
         if calibration is not None:
             with target.quantizing_context():
-                legal, further = run_passes(legal, target.quantizing(method, legal, calibration))
+                legal, further = rewritten(legal, target.quantizing(method, legal, calibration))
             records += further
     except LoweringError:
         raise
@@ -194,7 +196,7 @@ def _to_edge(
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in incremental.items() if (found := target.edge_passes(each))}
     try:
-        with torch.no_grad(), without_provenance(), without_idle_passes():
+        with torch.no_grad(), without_provenance(), without_idle_passes(), rewriting_in_place(), code_on_demand():
             return to_edge_transform_and_lower(
                 incremental,  # pyright: ignore[reportArgumentType]
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]
@@ -214,7 +216,7 @@ def _to_executorch(edge: Any) -> Any:
         external_constants=lambda node: TAG if is_tagged(node) else None,
     )
     try:
-        with torch.no_grad(), without_provenance():
+        with torch.no_grad(), without_provenance(), code_on_demand():
             return edge.to_executorch(config)
     except Exception as error:
         methods = ", ".join(edge.methods)

@@ -17,7 +17,8 @@ from mobizo_passes.errors import (
 )
 from mobizo_passes.graph import ops
 from mobizo_passes.graph.parse import parse
-from mobizo_passes.program import PassRecord, TrainingProgram
+from mobizo_passes.graph.passes import PassRecord
+from mobizo_passes.program import TrainingProgram
 from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.adapter_kinds import AdapterKind, register_adapter_kind, unregister_adapter_kind
 from mobizo_passes.sites.select import LoRASite

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mobizo_passes.graph.facts import module_of, source_line
+
 
 class MobizoError(Exception):
     """Base of every error that `mobizo_passes` raises for a user."""
@@ -41,21 +43,26 @@ class BatchingRuleError(MobizoError):
     """A registered batching rule is not true: the operator does something else than the rule says."""
 
 
+class ContractError(MobizoError):
+    """A graph is not what a pass requires or ensures, or holds what its dialect has no room for.
+
+    `where` names the pass or the stage, `expected` the property or rule, `node` the node that breaks it, if it is one.
+    """
+
+    def __init__(self, message: str, where: str, expected: str, node: torch.fx.Node | None) -> None:
+        super().__init__(message)
+        self.where, self.expected, self.node = where, expected, node
+
+
 class VerificationFailed(MobizoError):
     """The transformed program and the sequential reference disagree."""
 
 
 def origin(node: torch.fx.Node) -> str:
     """Return ``module FQN (source line)`` for a node, as far as the export recorded them."""
-    stack = node.meta.get("nn_module_stack") or {}
-    module = next(reversed(list(stack.values())), ("", ""))[0] if stack else ""
-    trace = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    source = ""
-    if lines:
-        path, _, rest = lines[-1].removeprefix("File ").partition(", ")
-        source = f"{path.strip(chr(34)).rsplit('/', 1)[-1]}, {rest}"
-    return f"module '{module or '<top level>'}'" + (f", {source}" if source else "")
+    path, _, rest = source_line(node).removeprefix("File ").partition(", ")
+    source = f", {path.strip(chr(34)).rsplit('/', 1)[-1]}, {rest}" if path else ""
+    return f"module '{module_of(node) or '<top level>'}'{source}"
 
 
 def describe(node: torch.fx.Node) -> str:

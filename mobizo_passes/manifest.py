@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.noise import VERSION
 from mobizo_passes.sites import peft as peft_files
@@ -73,7 +74,7 @@ def _dtype(value: Tensor) -> str:
 
 
 def _method(ir: Ir) -> dict[str, Any]:
-    inputs = [(n.meta["input"], n.meta["val"]) for n in ir.placeholders() if n.meta["input"].kind not in _STATE]
+    inputs = [(role(n), n.meta["val"]) for n in ir.placeholders() if role(n).kind not in _STATE]
     nodes: Any = ir.graph.output_node().args[0]
     outputs = [(s, n.meta["val"]) for s, n in zip(ir.outputs, nodes, strict=True) if s.kind not in _STATE]
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 from mobizo_passes import manifest as _manifest
 from mobizo_passes.capture.inputs import Inputs, LossFn, bind_inputs
-from mobizo_passes.capture.modes import neutral
 from mobizo_passes.capture.wrapped import unwrap
 from mobizo_passes.errors import InputError
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.flops import Flops, count_flops
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.neutral import neutral
+from mobizo_passes.graph.passes import PassRecord, run_passes
 from mobizo_passes.graph.text import to_text
-from mobizo_passes.passes import Pass
 from mobizo_passes.passes.gather_labels import label_counts
 from mobizo_passes.pipelines import core, internal
 from mobizo_passes.reference import StepResult
@@ -34,27 +34,6 @@ if TYPE_CHECKING:
     import networkx
 
 METHODS = ("step", "apply", "loss", "logits", "gradients")
-
-
-@dataclass(frozen=True)
-class PassRecord:
-    """What one pass did to the step program: its name, how many places it rewrote, and the text on either side."""
-
-    name: str
-    rewrites: int
-    before: str = field(repr=False)
-    after: str = field(repr=False)
-
-
-def run_passes(ir: Ir, passes: Sequence[Pass], history: list[PassRecord] | None = None) -> Ir:
-    """Run passes in order on `ir` in place, recording each if a history is given; returns `ir`."""
-    text = to_text(ir) if history is not None else ""
-    for one in passes:
-        count = one(ir)
-        if history is not None:
-            before, text = text, to_text(ir)
-            history.append(PassRecord(one.name, count, before, text))
-    return ir
 
 
 class TrainingProgram:
@@ -256,7 +235,7 @@ class TrainingProgram:
     def frozen_state(self) -> dict[str, Tensor]:
         """Return the frozen weights that the step reads, FQN -> tensor (not copied)."""
         ir = self._methods["step"]
-        return {n.meta["input"].name: ir.state[n.meta["input"].name] for n in ir.placeholders("parameter", "buffer")}
+        return {role(n).name: ir.state[role(n).name] for n in ir.placeholders("parameter", "buffer")}
 
     # Running eagerly ---------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from torch.func import functional_call
 
 from mobizo_passes.capture.export import forward_with_loss
 from mobizo_passes.capture.inputs import LossFn, bind_inputs, name_inputs
-from mobizo_passes.capture.modes import neutral
 from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.noise import noise, site_ids
 from mobizo_passes.zo.estimators import Estimator, TwoSided
 from mobizo_passes.zo.optimizers import SGD, Optimizer

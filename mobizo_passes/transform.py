@@ -14,15 +14,18 @@ from mobizo_passes.batching import Batch, track_batch
 from mobizo_passes.capture.confirm import confirm
 from mobizo_passes.capture.export import capture
 from mobizo_passes.capture.inputs import LossFn, name_inputs
-from mobizo_passes.capture.modes import check_tensors, neutral, ordinary
+from mobizo_passes.capture.modes import check_tensors, ordinary
 from mobizo_passes.capture.wrapped import unwrap
 from mobizo_passes.errors import InputError
+from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Ir, Output
+from mobizo_passes.graph.neutral import neutral
+from mobizo_passes.graph.passes import PassRecord, run_passes
 from mobizo_passes.graph.text import to_text
 from mobizo_passes.noise import KINDS
 from mobizo_passes.passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
 from mobizo_passes.passes.split_loss import batch_of
-from mobizo_passes.program import PassRecord, TrainingProgram, class_name, run_passes
+from mobizo_passes.program import TrainingProgram, class_name
 from mobizo_passes.sites import peft as peft_files
 from mobizo_passes.sites.lora_site import is_up
 from mobizo_passes.sites.select import (
@@ -98,7 +101,7 @@ def transform(
     inputs = name_inputs(model, example_inputs, loss)
     inputs = replace(inputs, tensors=ordinary(inputs.tensors))
     captured, verifier = capture(model, inputs, loss)
-    declared = [node.meta["input"].name for node in captured.placeholders("parameter")]
+    declared = [role(node).name for node in captured.placeholders("parameter")]
     history: list[PassRecord] = []
     if captured.ropes:
         text = to_text(captured)
@@ -209,7 +212,7 @@ def _apply(captured: Ir, estimator: Estimator, optimizer: Optimizer, noise: str)
     ir = Ir(graph, {}, (), captured.fake)
     ir.pass_name = "apply"
     for node in captured.placeholders("adapter"):
-        ir.add_input("adapter", node.meta["input"].name, node.meta["val"])
+        ir.add_input("adapter", role(node).name, node.meta["val"])
     ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
     ir.add_input("lr", "lr", torch.zeros(1))
     ir.add_input("projected_gradients", "projected_gradients", torch.zeros(estimator.queries))
@@ -233,8 +236,8 @@ def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | N
 def _label_inputs(methods: dict[str, Ir], tensors: dict[str, torch.Tensor]) -> list[str]:
     if "logits" not in methods:
         return []
-    needed = {n.meta["input"].name for n in methods["logits"].placeholders("batch")}
-    used = {n.meta["input"].name for n in methods["loss"].placeholders("batch") if n.users}
+    needed = {role(n).name for n in methods["logits"].placeholders("batch")}
+    used = {role(n).name for n in methods["loss"].placeholders("batch") if n.users}
     return [name for name in tensors if name in used and name not in needed]
 
 
@@ -244,5 +247,5 @@ def _logits_dim(methods: dict[str, Ir], batch: Batch) -> int | None:
         return None
     track_batch(methods["logits"], batch)
     node = methods["logits"].output_node("logits")
-    place = node.meta.get("batch")
+    place = facts(node).layout
     return place.dim if place is not None and node.meta["val"].shape[place.dim] == batch.size else None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mobizo_passes import reference
 from mobizo_passes.capture.inputs import LossFn
-from mobizo_passes.capture.modes import neutral
 from mobizo_passes.errors import VerificationFailed
+from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.program import TrainingProgram
 from mobizo_passes.reference import StepResult
 

@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Their assertions say what differs, as those of tests do.
+pytest.register_assert_rewrite("tests.passes.contract", "tests.text_form")
+
 # Set before transformers is first imported: a test that needs the network is a broken test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Graphs are checked after every pass.
+os.environ.setdefault("MOBIZO_CHECK", "1")
 
 # Compiling a model takes seconds, so examples have no deadline and slow generation is no failure.
 # `ci` repeats the same examples on every run; `deep` searches, and is for a night (HYPOTHESIS_PROFILE=deep).

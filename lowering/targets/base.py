@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from lowering.calibration import Calibration
-    from lowering.passes.base import LegalisationPass
     from lowering.report import Refusal
+    from mobizo_passes.graph.passes import Pass
 
 
 class Target(ABC):
@@ -58,7 +58,7 @@ class Target(ABC):
 
     @property
     @abstractmethod
-    def passes(self) -> Sequence[LegalisationPass]:
+    def passes(self) -> Sequence[Pass]:
         """The legalisation passes, in order."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Target(ABC):
         `outside`: FQNs of weights whose products should stay on portable kernels.
         """
 
-    def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[LegalisationPass]:
+    def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[Pass]:
         """Passes that follow `passes` where the chosen options quantise; `legal` is the method as those left it."""
         raise NotImplementedError
 

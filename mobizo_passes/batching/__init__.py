@@ -6,7 +6,7 @@ without a rule is refused by name, never guessed.
 
 from __future__ import annotations
 
-from mobizo_passes.batching import compute, indexing, shapes
+from mobizo_passes.batching import along, compute, indexing, shapes
 from mobizo_passes.batching.batch import Batch, find_batch, track_batch
 from mobizo_passes.batching.batcher import PER_GROUP, RULES, Batcher, Layout
 from mobizo_passes.batching.compute import RECURRENT
@@ -20,6 +20,7 @@ __all__ = [
     "Batcher",
     "Layout",
     "Walk",
+    "along",
     "compute",
     "find_batch",
     "indexing",

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from mobizo_passes.batching.batcher import Layout
 from mobizo_passes.batching.walk import Walk
 from mobizo_passes.errors import UnsupportedOp
+from mobizo_passes.graph.facts import note, role
 from mobizo_passes.graph.ir import Ir
 
 # A misread input is found by trying its other readings one by one; a graph asks for no more rounds than this.
@@ -34,10 +35,10 @@ class Batch:
 
 
 def track_batch(ir: Ir, batch: Batch) -> None:
-    """Note in ``meta["batch"]`` of every node that holds the batch where it holds it, as a `Layout`.
+    """Note of every node that holds the batch that it is batched, and in which `Layout`.
 
     The batching rules are run on a copy with two groups in the batch inputs, so that a transposition, a fold into
-    ``[B * T, D]`` or a flattening is followed as it will be followed later. None means that an operator mixes
+    ``[B * T, D]`` or a flattening is followed as it will be followed later. No layout means that an operator mixes
     examples, or has no rule, so that the batch was lost there: allowed as long as nothing perturbed comes by.
     """
     _track(ir, batch.places)
@@ -53,7 +54,7 @@ def find_batch(ir: Ir, batch_dim: int, ends: Collection[fx.Node] = ()) -> Batch:
     dimension of the batch's size, or where the batch does not reach an end: then other readings of the inputs that
     come together there are tried.
     """
-    inputs = {n.meta["input"].name: tuple(n.meta["val"].shape) for n in ir.placeholders("batch")}
+    inputs = {role(n).name: tuple(n.meta["val"].shape) for n in ir.placeholders("batch")}
     first = {name: min(batch_dim, len(shape) - 1) for name, shape in inputs.items() if shape}
     sizes = [size for size, _ in Counter(inputs[name][dim] for name, dim in first.items()).most_common()]
     best: tuple[_Score, Batch] | None = None
@@ -95,10 +96,10 @@ def _fewest_conflicts(
 
 def _conflicts(ir: Ir, places: Mapping[str, int], ends: Collection[fx.Node]) -> tuple[_Score, set[str]]:
     """How many places contradict a reading of the inputs, and the inputs that come together there."""
-    batcher, twins = _track(ir, places, note=False)
+    batcher, twins = _track(ir, places, keep=False)
     sources: dict[fx.Node, frozenset[str]] = {}
     for node in batcher.ir.graph.nodes:
-        own = {node.meta["input"].name} if node.op == "placeholder" and node.meta["input"].kind == "batch" else set()
+        own = {role(node).name} if node.op == "placeholder" and role(node).kind == "batch" else set()
         sources[node] = frozenset(own).union(*(sources[a] for a in node.all_input_nodes))
     wrong = [
         n for n in batcher.lost if n in twins and not any(a in batcher.lost for a in n.all_input_nodes) and _many(n)
@@ -118,13 +119,13 @@ def _many(node: fx.Node) -> bool:
     return not isinstance(value, Tensor) or value.numel() > 1
 
 
-def _track(ir: Ir, places: Mapping[str, int], note: bool = True) -> tuple[_Tracker, dict[fx.Node, fx.Node]]:
+def _track(ir: Ir, places: Mapping[str, int], keep: bool = True) -> tuple[_Tracker, dict[fx.Node, fx.Node]]:
     copy = ir.clone()
     twins = dict(zip(copy.graph.nodes, ir.graph.nodes, strict=True))
     batcher = _Tracker(copy, groups=2)
     seeds: dict[fx.Node, Layout] = {}
     for node in copy.placeholders("batch"):
-        dim = places.get(node.meta["input"].name)
+        dim = places.get(role(node).name)
         if dim is None:
             continue
         value = node.meta["val"]
@@ -136,16 +137,16 @@ def _track(ir: Ir, places: Mapping[str, int], note: bool = True) -> tuple[_Track
         seeds[node] = Layout(dim)
     with _quiet():
         batcher.run(seeds)
-    if note:
+    if keep:
         for node in copy.graph.nodes:
             twin = twins.get(node)
             if twin is None:
                 continue
-            twin.meta.pop("batch", None)
+            note(twin, batched=False, layout=None)
             if node in batcher.lost:
-                twin.meta["batch"] = None
+                note(twin, batched=True)
             elif node in batcher.layouts:
-                twin.meta["batch"] = batcher.layout(node)
+                note(twin, batched=True, layout=batcher.layout(node))
     return batcher, twins
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 # It registers our operators, which some of the rules are about.
 import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
+from mobizo_passes.graph.facts import facts, note
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.layout import Layout
 
@@ -67,14 +68,14 @@ class Batcher:
 
     def batched(self, arg: Any) -> bool:
         """Return whether an argument holds the batch, fused with groups or not."""
-        return isinstance(arg, fx.Node) and (self.layout(arg) is not None or "batch" in arg.meta)
+        return isinstance(arg, fx.Node) and (self.layout(arg) is not None or facts(arg).batched)
 
     def place(self, arg: fx.Node) -> Layout:
         """Return where the groups lie in a value that holds the batch, or where they go when it is expanded.
 
         Where tracking lost the batch, dimension 0 serves: groups may lie in any dimension that nothing mixes.
         """
-        return self.layout(arg) or arg.meta.get("batch") or Layout(0)
+        return self.layout(arg) or facts(arg).layout or Layout(0)
 
     def shape(self, arg: fx.Node) -> tuple[int, ...]:
         """Return a value's shape in the unexpanded program."""
@@ -170,7 +171,7 @@ class Batcher:
             user.replace_all_uses_with(result)
             self.plain[result] = plain[at] if several else plain
             self.layouts[result] = layouts[at]
-            result.meta["expanded"] = True
+            note(result, expanded=True)
             self.check(result, layouts[at])
             if several:
                 self.ir.graph.erase_node(user)

@@ -8,23 +8,15 @@ import torch
 from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layout, pointwise, rule
-from mobizo_passes.batching.shapes import source
-from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
+from mobizo_passes.batching.shapes import only_first, source
+from mobizo_passes.graph.nodes import arguments, set_arguments
 
 aten = torch.ops.aten
 
 
-def _only_first(batcher: Batcher, node: fx.Node) -> tuple[Layout, tuple[int, ...]]:
-    """Return the first argument's layout; the other operands (weights, statistics) must be shared."""
-    x, layout, shape = source(batcher, node)
-    if any(batcher.layout(n) is not None for n in node.all_input_nodes if n is not x):
-        raise batcher.unsupported(node, "a weight or statistic of it is perturbed")
-    return layout, shape
-
-
 @rule(aten.linear.default)
 def linear(batcher: Batcher, node: fx.Node) -> Layout:
-    layout, shape = _only_first(batcher, node)
+    layout, shape = only_first(batcher, node)
     if layout.dim == len(shape) - 1:
         raise batcher.refuse(node, "it contracts the batch dimension")
     return layout
@@ -104,72 +96,9 @@ def attention(batcher: Batcher, node: fx.Node) -> Layout:
     return layout
 
 
-def _dims(node: fx.Node, ndim: int) -> set[int]:
-    dims = arguments(node).get("dim")
-    if dims is None or dims == []:
-        return set(range(ndim))
-    return {positive_dim(d, ndim) for d in ([dims] if isinstance(dims, int) else dims)}
-
-
-def _along(batcher: Batcher, node: fx.Node) -> Layout:
-    layout, shape = _only_first(batcher, node)
-    if layout.dim in _dims(node, len(shape)):
-        raise batcher.refuse(node, "it reduces or normalises over the batch dimension")
-    return layout
-
-
-@rule(
-    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default,
-    aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default,
-)  # fmt: skip
-def along(batcher: Batcher, node: fx.Node) -> Layout:
-    return _along(batcher, node)
-
-
-@rule(aten.topk.default)
-def topk(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
-    layout, shape = _only_first(batcher, node)
-    if positive_dim(arguments(node).dim, len(shape)) == layout.dim:
-        raise batcher.refuse(node, "it ranks examples of the batch against one another")
-    return (layout, layout)
-
-
-@rule(aten.sort.default)
-def sort(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
-    layout, shape = _only_first(batcher, node)
-    if positive_dim(arguments(node).dim, len(shape)) == layout.dim:
-        raise batcher.refuse(node, "it sorts examples of the batch against one another")
-    return (layout, layout)
-
-
-@rule(
-    aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.var.correction, aten.std.correction,
-    aten.any.dim, aten.all.dim, aten.argmax.default, aten.argmin.default, aten.logsumexp.default, aten.prod.dim_int,
-    aten.max.dim, aten.min.dim, aten.mean.default, aten.sum.default, aten.max.default, aten.min.default,
-    aten.prod.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim,
-)  # fmt: skip
-def reduction(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout, ...]:
-    shape = batcher.shape(arguments(node).self)
-    layout = _along(batcher, node)
-    gone = _dims(node, len(shape))
-    plain = batcher.plain[node]
-    out = plain[0] if isinstance(plain, tuple | list) else plain
-    if out.dim() != len(shape):
-        layout = Layout(layout.dim - sum(d < layout.dim for d in gone), layout.outer)
-    return (layout,) * len(plain) if isinstance(plain, tuple | list) else layout
-
-
-@rule(aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default)
-def layer_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
-    layout, shape = _only_first(batcher, node)
-    if layout.dim >= len(shape) - len(arguments(node).normalized_shape):
-        raise batcher.refuse(node, "it normalises over the batch dimension")
-    return (layout,) * 3 if node.target is aten.native_layer_norm.default else layout
-
-
 @rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 def batch_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
-    layout, _ = _only_first(batcher, node)
+    layout, _ = only_first(batcher, node)
     if node.target is aten.batch_norm.default and arguments(node).training:
         raise batcher.refuse(node, "BatchNorm in training mode normalises over the batch; call model.eval()")
     if layout.dim == 1:
@@ -216,30 +145,6 @@ def distances(batcher: Batcher, node: fx.Node) -> Layout:
     return layout
 
 
-@rule(aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)
-def fourier(batcher: Batcher, node: fx.Node) -> Layout:
-    return _along(batcher, node)
-
-
-@rule(aten.median.dim, aten.mode.default, aten.kthvalue.default, aten.cummax.default, aten.cummin.default)
-def order_statistics(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
-    layout, shape = _only_first(batcher, node)
-    dim = positive_dim(arguments(node).dim, len(shape))
-    if dim == layout.dim:
-        raise batcher.refuse(node, "it ranks examples of the batch against one another")
-    kept = batcher.plain[node][0].dim() == len(shape)
-    place = layout if kept else Layout(layout.dim - (dim < layout.dim), layout.outer)
-    return (place, place)
-
-
-@rule(aten.glu.default)
-def glu(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = source(batcher, node)
-    if positive_dim(arguments(node).dim, len(shape)) == layout.dim:
-        raise batcher.refuse(node, "it gates one half of the batch by the other")
-    return layout
-
-
 @rule(
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default, aten.group_norm.default,
     aten.conv1d.padding, aten.conv2d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
@@ -248,21 +153,9 @@ def glu(batcher: Batcher, node: fx.Node) -> Layout:
 )  # fmt: skip
 def leading(batcher: Batcher, node: fx.Node) -> Layout:
     """Operators whose dimension 0 is a batch of independent examples."""
-    layout, _ = _only_first(batcher, node)
+    layout, _ = only_first(batcher, node)
     if layout.dim != 0:
         raise batcher.refuse(node, "it mixes the dimension that holds the batch")
-    return layout
-
-
-@rule(
-    aten.max_pool1d.default, aten.max_pool2d.default, aten.avg_pool1d.default, aten.avg_pool2d.default,
-    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default,
-)  # fmt: skip
-def pooling(batcher: Batcher, node: fx.Node) -> Layout:
-    layout, shape = _only_first(batcher, node)
-    spatial = 1 if "1d" in str(node.target) else 2
-    if layout.dim >= len(shape) - spatial:
-        raise batcher.refuse(node, "it pools over the dimension that holds the batch")
     return layout
 
 
@@ -281,16 +174,6 @@ def recurrent(batcher: Batcher, node: fx.Node) -> Layout:
     raise batcher.unsupported(
         node, f"a whole {name} is one operator; write its loop over time out, as nn.{name}Cell does"
     )
-
-
-@rule(
-    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.max_pool2d_with_indices.default,
-)  # fmt: skip
-def pooling_with_indices(batcher: Batcher, node: fx.Node) -> tuple[Layout, Layout]:
-    layout, shape = source(batcher, node)[1:]
-    if layout.dim >= len(shape) - (1 if "1d" in str(node.target) else 2):
-        raise batcher.refuse(node, "it pools over the dimension that holds the batch")
-    return layout, layout
 
 
 @rule(

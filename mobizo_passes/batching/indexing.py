@@ -9,6 +9,7 @@ from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layout, rule
 from mobizo_passes.batching.shapes import common, source
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
@@ -25,26 +26,6 @@ def slice_(batcher: Batcher, node: fx.Node) -> Layout:
         raise batcher.refuse(node, "it takes a part of the batch dimension")
     node.args = (x, given.dim, 0, 2**63 - 1)
     return layout
-
-
-@rule(aten.select.int)
-def select(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = source(batcher, node)
-    dim = positive_dim(arguments(node).dim, len(shape))
-    if dim == layout.dim:
-        raise batcher.refuse(node, "it takes one example out of the batch dimension")
-    return Layout(layout.dim - (dim < layout.dim), layout.outer)
-
-
-@rule(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-def split(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
-    _, layout, shape = source(batcher, node)
-    dim = positive_dim(arguments(node).dim, len(shape))
-    if dim == layout.dim:
-        raise batcher.refuse(node, "it splits the batch dimension")
-    if node.target is aten.unbind.int:
-        layout = Layout(layout.dim - (dim < layout.dim), layout.outer)
-    return (layout,) * len(batcher.plain[node])
 
 
 @rule(aten.gather.default)
@@ -216,8 +197,8 @@ def write_part(batcher: Batcher, node: fx.Node) -> Layout:
 
 def _from_the_front(batcher: Batcher, rows: fx.Node, count: int) -> fx.Node:
     """Row -1 is the last of its group, not of the fused batch: count from the front before adding offsets."""
-    if rows.op == "placeholder" and rows.meta["input"].kind == "constant":
-        value = batcher.ir.state[rows.meta["input"].name]
+    if rows.op == "placeholder" and role(rows).kind == "constant":
+        value = batcher.ir.state[role(rows).name]
         if not bool((value < 0).any()):
             return rows
     return batcher.ir.call(aten.remainder.Scalar, rows, count, like=rows)

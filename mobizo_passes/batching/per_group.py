@@ -23,6 +23,7 @@ from mobizo_passes.batching.batcher import (
     pointwise,
 )
 from mobizo_passes.batching.indexing import offset_rows
+from mobizo_passes.graph.facts import note
 from mobizo_passes.graph.inline import inline_all
 from mobizo_passes.graph.nodes import arguments, named
 
@@ -34,7 +35,7 @@ _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 def per_group(batcher: Batcher, node: fx.Node) -> Layouts:
     """Batch a node that reads at least one per-group value."""
-    node.meta["expanded"] = True
+    note(node, expanded=True)
     if not any(batcher.batched(arg) for arg in node.all_input_nodes):
         return _run_alone(batcher, node)
     if node.target in _MEETINGS and (layouts := _MEETINGS[node.target](batcher, node)) is not None:
@@ -141,7 +142,7 @@ def _broadcast(batcher: Batcher, node: fx.Node) -> Layouts:
         with batcher.ir.fake:
             batcher.plain[new] = new.meta["val"].new_empty(plain)
         batcher.layouts[new] = Layout(dim, place.outer)
-        new.meta["expanded"] = True
+        note(new, expanded=True)
         return new
 
     node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), spread)
@@ -168,7 +169,7 @@ def _product(
     if bias is None:
         batcher.replace(node, [new], [layout])
         return None
-    new.meta["expanded"] = True
+    note(new, expanded=True)
     batcher.layouts[new], batcher.plain[new] = layout, batcher.plain[node]
     node.target, node.args, node.kwargs = aten.add.Tensor, (new, bias), {}
     return _broadcast(batcher, node) if batcher.per_group(bias) else batcher.ordinary(node)

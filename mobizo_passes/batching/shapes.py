@@ -10,27 +10,13 @@ from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
 
-for _target in (
-    aten._to_copy.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.contiguous.default,
-    aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor,
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.copy.default,
-    aten.hardswish.default,
-    aten.empty_like.default,
-    aten.fill.Scalar,
-    aten._prelu_kernel.default,
-    aten.where.Scalar,
-    aten.where.ScalarOther,
-    aten.where.ScalarSelf,
-):
-    rule(_target)(pointwise)
+# Element-wise, though torch does not tag them so.
+rule(
+    aten._to_copy.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
+    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.zeros_like.default, aten.ones_like.default,
+    aten.full_like.default, aten.copy.default, aten.hardswish.default, aten.empty_like.default, aten.fill.Scalar,
+    aten._prelu_kernel.default, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf,
+)(pointwise)  # fmt: skip
 
 
 def source(batcher: Batcher, node: fx.Node) -> tuple[fx.Node, Layout, tuple[int, ...]]:
@@ -40,6 +26,14 @@ def source(batcher: Batcher, node: fx.Node) -> tuple[fx.Node, Layout, tuple[int,
     if not isinstance(x, fx.Node) or layout is None:
         raise batcher.unsupported(node, "its first argument is shared while another is perturbed")
     return x, layout, batcher.shape(x)
+
+
+def only_first(batcher: Batcher, node: fx.Node) -> tuple[Layout, tuple[int, ...]]:
+    """Return the first argument's layout and plain shape; the other operands (weights, statistics) must be shared."""
+    x, layout, shape = source(batcher, node)
+    if any(batcher.layout(n) is not None for n in node.all_input_nodes if n is not x):
+        raise batcher.unsupported(node, "a weight or statistic of it is perturbed")
+    return layout, shape
 
 
 @rule(
@@ -89,15 +83,6 @@ def transpose(batcher: Batcher, node: fx.Node) -> Layout:
     return Layout({a: b, b: a}.get(layout.dim, layout.dim), layout.outer)
 
 
-@rule(aten.tril.default, aten.triu.default)
-def triangle(batcher: Batcher, node: fx.Node) -> Layout:
-    """Keeps one side of the diagonal of the last two dimensions."""
-    _, layout, shape = source(batcher, node)
-    if layout.dim >= len(shape) - 2:
-        raise batcher.refuse(node, "it cuts a triangle across the batch dimension")
-    return layout
-
-
 @rule(aten.expand.default)
 def expand(batcher: Batcher, node: fx.Node) -> Layout:
     x, layout, shape = source(batcher, node)
@@ -145,32 +130,6 @@ def common(batcher: Batcher, node: fx.Node, tensors: list[fx.Node]) -> Layout:
     if len(layouts) != 1:
         raise batcher.refuse(node, "its operands hold the batch in different dimensions")
     return layouts.pop()
-
-
-@rule(aten.flip.default)
-def flip(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = source(batcher, node)
-    if layout.dim in {positive_dim(d, len(shape)) for d in arguments(node).dims}:
-        raise batcher.refuse(node, "it reorders the batch dimension")
-    return layout
-
-
-@rule(aten.diagonal.default)
-def diagonal(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = source(batcher, node)
-    gone = {positive_dim(d, len(shape)) for d in (arguments(node).dim1, arguments(node).dim2)}
-    if layout.dim in gone:
-        raise batcher.refuse(node, "it pairs examples of the batch with positions")
-    return Layout(layout.dim - sum(d < layout.dim for d in gone), layout.outer)
-
-
-@rule(aten.roll.default)
-def roll(batcher: Batcher, node: fx.Node) -> Layout:
-    _, layout, shape = source(batcher, node)
-    dims = arguments(node).dims
-    if not dims or layout.dim in {positive_dim(d, len(shape)) for d in dims}:
-        raise batcher.refuse(node, "it shifts the batch dimension")
-    return layout
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)

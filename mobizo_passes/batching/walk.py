@@ -10,6 +10,7 @@ from torch import fx
 
 from mobizo_passes.batching.batcher import Batcher, Layouts
 from mobizo_passes.batching.per_group import per_group
+from mobizo_passes.graph.facts import note
 from mobizo_passes.graph.nodes import arguments
 
 
@@ -43,7 +44,7 @@ class Walk(Batcher):
         if layouts is None:
             return 0
         self.layouts[node] = layouts
-        node.meta["expanded"] = True
+        note(node, expanded=True)
         return 1
 
     def _apply(self, node: fx.Node) -> Layouts:

@@ -13,11 +13,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from mobizo_passes.batching import RECURRENT, RULES
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import decompose_composites, functional, replace_by_parts
+from mobizo_passes.capture.functional import decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
+from mobizo_passes.graph.facts import note
+from mobizo_passes.graph.inline import WritesInPlace, take_apart
 from mobizo_passes.graph.ir import Input, Ir, Output, identifier
 from mobizo_passes.graph.nodes import arguments
 
@@ -157,16 +159,16 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
             copied.meta["nn_module_stack"] = {
                 k: (_strip(fqn), cls) for k, (fqn, cls) in node.meta["nn_module_stack"].items() if _strip(fqn)
             }
-        copied.meta["pass"] = "capture"
+        note(copied, made_by="capture")
         if node.op == "placeholder":
             spec = specs[node.name]
             kind = _KINDS.get(spec.kind, "batch")
             if kind == "batch":
-                copied.meta["input"] = Input(kind, node.name)
+                note(copied, role=Input(kind, node.name))
                 continue
             assert spec.target is not None  # torch.export's own invariant for state inputs
             name = _strip(spec.target)
-            copied.meta["input"] = Input(kind, name)
+            note(copied, role=Input(kind, name))
             copied._rename(identifier(name))
             source = exported.constants if spec.target in exported.constants else exported.state_dict
             held: Any = source[spec.target]
@@ -218,8 +220,9 @@ def _take_apart(ir: Ir) -> None:
         pointwise = torch.Tag.pointwise in target.tags
         if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor):
             continue
-        # What can't be taken apart is left whole: if a perturbed value reaches it, it is refused by its own name.
-        replace_by_parts(ir, node)
+        # Left whole where it must write: if a perturbed value reaches it, it is refused by its own name.
+        with contextlib.suppress(WritesInPlace):
+            take_apart(ir, node)
 
 
 def _check_random(ir: Ir, model: nn.Module) -> None:

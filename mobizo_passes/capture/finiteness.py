@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, named
 from mobizo_passes.graph.operators import operation_name
@@ -32,10 +33,7 @@ def may_hold_nan(ir: Ir, node: fx.Node) -> bool:
     Sources are infinite numbers (masks of -inf), floating-point inputs, and operators that are not defined everywhere,
     on operands that depend on the batch and are not seen to be positive. What is NaN whatever the batch needs no care.
     """
-    reached: set[fx.Node] = set(ir.placeholders("batch"))
-    for other in ir.graph.nodes:
-        if any(n in reached for n in other.all_input_nodes):
-            reached.add(other)
+    reached = ir.reached(ir.placeholders("batch"))
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
@@ -52,7 +50,7 @@ def may_hold_nan(ir: Ir, node: fx.Node) -> bool:
 def _is_source(ir: Ir, node: fx.Node, batch: set[fx.Node]) -> bool:
     value = node.meta.get("val")
     if node.op == "placeholder":
-        spec = node.meta["input"]
+        spec = role(node)
         if spec.kind == "batch":
             return isinstance(value, Tensor) and value.is_floating_point()
         held = ir.state.get(spec.name)
@@ -76,8 +74,8 @@ def _positive(ir: Ir, node: Any) -> bool:
     if not isinstance(node, fx.Node):
         return False
     if node.op == "placeholder":
-        held = ir.state.get(node.meta["input"].name)
-        return held is not None and node.meta["input"].kind == "constant" and bool((held > 0).all())
+        held = ir.state.get(role(node).name)
+        return held is not None and role(node).kind == "constant" and bool((held > 0).all())
     name, args = operation_name(node), node.args
     if name in ("exp", "sigmoid", "softplus"):
         return True

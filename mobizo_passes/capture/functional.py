@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import contextlib
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import fx
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._export.verifier import Verifier, load_verifier
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
-from mobizo_passes.graph.inline import WritesInPlace, inline_all
+from mobizo_passes.graph.inline import WritesInPlace, take_apart
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.operators import writes
 
 # What `torch.export.export` gives may write in place; programs of this dialect do not.
 DIALECT = "ATEN"
@@ -30,7 +30,7 @@ def functional(exported: ExportedProgram) -> tuple[ExportedProgram, type[Verifie
     This is `run_decompositions({})`, for which torch traces the whole graph anew: as long as the export itself takes.
     A graph that writes nothing is given back as it is; `decompose_composites` does the rest of it.
     """
-    if any(_writes(node) or node.target in _TRACED for node in exported.graph.nodes):
+    if any(writes(node.target) or node.target in _TRACED for node in exported.graph.nodes):
         exported = exported.run_decompositions({})
     return exported, load_verifier(DIALECT)
 
@@ -41,43 +41,13 @@ def decompose_composites(ir: Ir) -> None:
     BEFORE  y: f32[4, 3] = to(x: f32[4, 3], float32);  z = reshape(y, [12])
     AFTER   z = view(x, [12])
     """
-    traced: dict[Any, fx.Graph] = {}
+    traced: dict[Any, fx.GraphModule] = {}
     for node in list(ir.graph.nodes):
         if node.op == "call_function" and node.users and is_composite(node.target):
-            replace_by_parts(ir, node, traced)
+            with contextlib.suppress(WritesInPlace):
+                take_apart(ir, node, traced=traced)
 
 
 def is_composite(target: Any) -> bool:
     """Whether `run_decompositions({})` takes the operator apart."""
     return isinstance(target, torch._ops.OpOverload) and _is_cia_op(target) and not _is_preservable_cia_op(target)
-
-
-def replace_by_parts(ir: Ir, node: fx.Node, traced: dict[Any, fx.Graph] | None = None) -> bool:
-    """Replace a call by what it consists of; False where that can't be said without a write in place."""
-    operands, spec = pytree.tree_flatten((node.args, node.kwargs))
-    target: Any = node.target
-
-    def run(*values: Any) -> Any:
-        args, kwargs = pytree.tree_unflatten(list(values), spec)
-        return target(*args, **kwargs)
-
-    with ir.graph.inserting_before(node):
-        try:
-            results = inline_all(ir, run, operands, node, traced)
-        except WritesInPlace:
-            return False
-    if isinstance(node.meta["val"], torch.Tensor):
-        node.replace_all_uses_with(results[0])
-    else:
-        for user in list(node.users):
-            # A node with several results is read by `getitem` alone.
-            assert user.target is operator.getitem
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
-            ir.graph.erase_node(user)
-    ir.graph.erase_node(node)
-    return True
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._prims_common import make_contiguous_strides_for
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 
 aten = torch.ops.aten
@@ -65,7 +66,7 @@ def forget_layouts(ir: Ir) -> bool:
         copy = plain(value)
         if copy is not value:
             ir.state[name], found = copy, True
-            node = next(n for n in ir.placeholders() if n.meta["input"].name == name)
+            node = next(n for n in ir.placeholders() if role(n).name == name)
             with ir.fake:
                 node.meta["val"] = torch.empty(tuple(value.shape), dtype=value.dtype)
     for node in ir.graph.nodes:

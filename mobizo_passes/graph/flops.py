@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import Arguments, arguments, shape_of
 from mobizo_passes.graph.operators import operation_name
@@ -87,7 +88,7 @@ def count_flops(ir: Ir, groups: int) -> Flops:
     """Count a graph's FLOPs."""
     shared = expanded = 0
     for node in ir.graph.nodes:
-        if node.meta.get("expanded"):
+        if facts(node).expanded:
             expanded += node_flops(node)
         else:
             shared += node_flops(node)

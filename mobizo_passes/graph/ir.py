@@ -1,12 +1,13 @@
 """The one module that edits graph, signature and state together.
 
-`Ir` is a functional ATen graph whose inputs and outputs carry their roles. Passes edit it; `to_exported_program`
-turns it into a valid `torch.export.ExportedProgram`.
+`Ir` is a functional ATen graph whose inputs and outputs carry their roles. Passes edit it, those of the compiler and
+those of every target; `from_exported_program` and `to_exported_program` lead from and to torch's own form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import (
+    ConstantArgument,
     ExportGraphSignature,
     InputKind,
     InputSpec,
@@ -21,12 +23,13 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.fx.graph import CodeGen
 
-from mobizo_passes.capture.modes import neutral
 from mobizo_passes.errors import InputError
+from mobizo_passes.graph.facts import Input, come_from, note, role, succeed
 from mobizo_passes.graph.infer import infer
-from mobizo_passes.zo.combination import Combination
+from mobizo_passes.graph.neutral import neutral
+from mobizo_passes.graph.nodes import shape_of, val
+from mobizo_passes.graph.operators import writes
 
 _STATE_KINDS = {
     "parameter": InputKind.PARAMETER,
@@ -34,22 +37,15 @@ _STATE_KINDS = {
     "state": InputKind.BUFFER,
     "constant": InputKind.CONSTANT_TENSOR,
 }
-
-
-@dataclass(frozen=True)
-class Input:
-    """A placeholder's role: `kind` is parameter, buffer or constant (held by the program), state (held, and written
-    anew at every run), or adapter, optimizer (its state), batch, seed, lr, eps or projected_gradients (inputs)."""
-
-    kind: str
-    name: str
+# Held by the program and never written.
+CONSTANT_KINDS = ("parameter", "buffer", "constant")
 
 
 @dataclass(frozen=True)
 class Output:
     """An output's role: `kind` is loss | losses | projected_gradients | gradient | adapter | optimizer | logits |
     loss_sum, loss_weight and loss_scalar (parts of the loss, see `Combination`) | state (the new value of the state of
-    that name)."""
+    that name) | output and input (a result, and the new value of an input, of a program that comes from elsewhere)."""
 
     kind: str
     name: str
@@ -61,7 +57,7 @@ class Ir:
     def __init__(
         self, graph: fx.Graph, state: dict[str, Tensor], outputs: Sequence[Output], fake: FakeTensorMode
     ) -> None:
-        self.module = fx.GraphModule(torch.nn.Module(), graph)
+        self.graph = graph
         self.state = state
         self.outputs = tuple(outputs)
         self.fake = fake
@@ -69,41 +65,82 @@ class Ir:
         self.pass_name = "capture"
         # Modules whose rotary frequencies were held at the captured length.
         self.ropes: tuple[str, ...] = ()
-        # How the outputs of a split loss combine over batches; None until the loss is split.
-        self.combination: Combination | None = None
-        self._stale = False
-
-    @property
-    def graph(self) -> fx.Graph:
-        return self.module.graph
+        # How the outputs of a split loss combine over batches (a `Combination`); None until the loss is split.
+        self.combination: Any = None
+        # What new constants are: a program for ExecuTorch has buffers, see `from_exported_program`.
+        self._constants = "constant"
+        self._shared: dict[Any, fx.Node] = {}
+        # The node before which `before` inserts; it lends new nodes their origin.
+        self._anchor: fx.Node | None = None
+        # The program that this one was read from: what surrounds the graph stays as it is there.
+        self._source: torch.export.ExportedProgram | None = None
+        self._module: fx.GraphModule | None = None
 
     def clone(self) -> Ir:
         """Return an independent copy that shares the tensors of the state."""
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        for node in self.graph.nodes:
-            values[node] = graph.node_copy(node, values.__getitem__)
-            values[node].meta = dict(node.meta)
-            if node.op == "placeholder":
-                # Of two placeholders one may have the other's target as its name: generated code would mix them up.
-                values[node].target = values[node].name
-        copy = Ir(graph, dict(self.state), self.outputs, self.fake)
-        copy.combination = self.combination
+        copy = Ir(_copied(self.graph)[0], dict(self.state), self.outputs, self.fake)
+        copy.combination, copy._constants, copy._source = self.combination, self._constants, self._source
         return copy
+
+    @classmethod
+    def from_exported_program(cls, program: torch.export.ExportedProgram) -> Ir:
+        """Read a program, which stays as it is: the tensors are shared, never copied.
+
+        New constants are buffers: ExecuTorch fails to copy a constant tensor into a second partition.
+        """
+        signature = program.graph_signature
+        graph, copies = _copied(program.graph)
+        written = set(signature.buffers_to_mutate.values())
+        held = {**program.constants, **program.state_dict}
+        specs = {spec.arg.name: spec for spec in signature.input_specs}
+        kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+        state: dict[str, Any] = {}
+        for node in program.graph.find_nodes(op="placeholder"):
+            spec = specs[node.name]
+            kind = "state" if spec.target in written else kinds.get(spec.kind, "input")
+            name = node.name if spec.target is None or kind == "input" else spec.target
+            note(copies[node], role=Input(kind, name))
+            if kind in _STATE_KINDS:
+                state[name] = held[name]
+        outputs = [Output(_OUTPUTS.get(spec.kind, "output"), spec.target or "") for spec in signature.output_specs]
+        fakes = (getattr(node.meta.get("val"), "fake_mode", None) for node in graph.nodes)
+        ir = cls(graph, state, outputs, next((fake for fake in fakes if fake is not None), FakeTensorMode()))
+        ir._source, ir._constants = program, "buffer"
+        return ir
 
     # Reading -----------------------------------------------------------------------------------------------------
 
     def placeholders(self, *kinds: str) -> list[fx.Node]:
         """Return placeholders in order, all or those of the given kinds."""
         nodes = self.graph.find_nodes(op="placeholder")
-        return [n for n in nodes if not kinds or n.meta["input"].kind in kinds]
+        return [n for n in nodes if not kinds or role(n).kind in kinds]
 
     def input(self, kind: str, name: str) -> fx.Node:
         """Return the placeholder with this kind and name; raises `KeyError` if there is none."""
         for node in self.placeholders(kind):
-            if node.meta["input"].name == name:
+            if role(node).name == name:
                 return node
         raise KeyError((kind, name))
+
+    def find(self, *targets: Any) -> list[fx.Node]:
+        """Return the calls of one of `targets`, in order (a snapshot: safe to edit while iterating)."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and n.target in targets]
+
+    def reached(self, starts: Iterable[fx.Node]) -> set[fx.Node]:
+        """Return `starts` and every node that one of them flows into."""
+        found = set(starts)
+        for node in self.graph.nodes:
+            if any(each in found for each in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Return whether a node is a placeholder of a tensor that the program holds and never writes."""
+        return node.op == "placeholder" and role(node).kind in CONSTANT_KINDS
+
+    def constant_value(self, node: fx.Node) -> Tensor:
+        """Return the tensor behind a placeholder for which `is_constant` holds."""
+        return self.state[role(node).name]
 
     def output_node(self, kind: str) -> fx.Node:
         """Return the node behind the first output of this kind; raises `KeyError` if there is none."""
@@ -121,40 +158,81 @@ class Ir:
         root = next(iter(self.graph.nodes))
         with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(root):
             node = self.graph.placeholder(identifier(name))
-        node.meta["input"] = Input(kind, name)
+        note(node, role=Input(kind, name))
         with self.fake:
             node.meta["val"] = torch.empty(tuple(example.shape), dtype=example.dtype)
-        node.meta["pass"] = self.pass_name
+        note(node, made_by=self.pass_name)
         return node
 
-    def add_constant(self, name: str, value: Tensor) -> fx.Node:
-        """Add a constant to the state and return its placeholder; `name` is made unique and flat."""
+    def add_constant(self, name: str, value: Tensor, key: Any = None) -> fx.Node:
+        """Add a constant to the state and return its placeholder; `name` is made unique and flat.
+
+        With a `key`, constants of one key are one placeholder. The value is shared, not copied.
+        """
+        if key is not None and key in self._shared:
+            return self._shared[key]
         # A dotted name would nest below a parameter's FQN, where a module tree has no room for it.
         name = name.replace(".", "_")
         unique, count = name, 0
         while unique in self.state:
             count += 1
             unique = f"{name}_{count}"
-        self.state[unique] = value.detach().contiguous()
-        return self.add_input("constant", unique, value)
+        self.state[unique] = value.detach()
+        node = self.add_input(self._constants, unique, value)
+        self._describe(node, value)
+        if key is not None:
+            self._shared[key] = node
+        return node
+
+    def store(self, node: fx.Node, value: Tensor) -> None:
+        """Let a placeholder for which `is_constant` holds, hold another value."""
+        spec: Input = role(node)
+        if spec.kind == "constant":
+            note(node, role=Input(self._constants, spec.name))
+        is_weight = spec.kind == "parameter"
+        self.state[spec.name] = torch.nn.Parameter(value.detach(), False) if is_weight else value.detach()
+        self._describe(node, value)
+
+    def _describe(self, node: fx.Node, value: Tensor) -> None:
+        with self.fake:
+            node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+
+    @contextlib.contextmanager
+    def before(self, node: fx.Node) -> Iterator[None]:
+        """Within, new nodes stand before `node` and come from where it comes from."""
+        outer, self._anchor = self._anchor, node
+        try:
+            with self.graph.inserting_before(node):
+                yield
+        finally:
+            self._anchor = outer
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """Append a call at the current insertion point, with its value inferred; `like` lends its origin module."""
+        like = like or self._anchor
         # The operator's bare name: `%expand_3` reads better than fx's own `%expand_default_3`.
         schema = getattr(target, "_schema", None)
         name = None if schema is None else schema.name.rpartition("::")[2]
         node = self.graph.create_node("call_function", target, args, kwargs, name)
         if like is not None:
-            for key in ("nn_module_stack", "stack_trace"):
-                if key in like.meta:
-                    node.meta[key] = like.meta[key]
-        node.meta["pass"] = self.pass_name
+            come_from(node, like)
+        note(node, made_by=self.pass_name)
         self.refresh(node)
         return node
 
     def refresh(self, node: fx.Node) -> None:
         """Infer a node's value again from the values of its arguments."""
         node.meta["val"] = infer(self.fake, node.target, node.args, node.kwargs)
+
+    def reshape(self, x: fx.Node, shape: Sequence[int]) -> fx.Node:
+        """Return `aten.reshape`, or `x` itself if it has that shape."""
+        return x if shape_of(x) == tuple(shape) else self.call(torch.ops.aten.reshape.default, x, list(shape))
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every user of `old`, outputs too, use `new`, and erase `old`."""
+        succeed(new, old)
+        old.replace_all_uses_with(new)
+        self.graph.erase_node(old)
 
     def substitute(self, old: fx.Node, new: fx.Node, *, keep: Iterable[fx.Node] = ()) -> None:
         """Let every user of `old`, except those in `keep` and `new` itself, use `new`."""
@@ -169,25 +247,28 @@ class Ir:
     def eliminate_dead_code(self) -> None:
         """Remove nodes without effect on an output, then state inputs that nothing reads."""
         for node in reversed(list(self.graph.nodes)):
-            if node.op == "call_function" and not node.users:
+            if node.op == "call_function" and not node.users and not writes(node.target):
                 self.graph.erase_node(node)
-        for node in self.placeholders(*_STATE_KINDS):
+        for node in self.placeholders(*CONSTANT_KINDS):
             if not node.users:
-                self.state.pop(node.meta["input"].name, None)
+                self.state.pop(role(node).name, None)
                 self.graph.erase_node(node)
+        self._shared = {key: node for key, node in self._shared.items() if not node._erased}
 
     def lint(self) -> None:
         """Check the graph after edits; its code is generated when it is first run."""
         self.graph.lint()
-        self._stale = True
+        self._module = None
 
-    def _callable(self) -> fx.GraphModule:
-        if self._stale:
+    @property
+    def module(self) -> fx.GraphModule:
+        """The graph as something to call, as of the last `lint`."""
+        if self._module is None:
             for node in self.placeholders():
+                # Of two placeholders one may have the other's target as its name: generated code would mix them up.
                 node.target = node.name
-            self.module.recompile()
-            self._stale = False
-        return self.module
+            self._module = fx.GraphModule(torch.nn.Module(), self.graph)
+        return self._module
 
     # Running -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +280,7 @@ class Ir:
         """
         args = []
         for node in self.placeholders():
-            spec: Input = node.meta["input"]
+            spec: Input = role(node)
             if spec.kind in _STATE_KINDS:
                 args.append(self.state[spec.name])
                 continue
@@ -207,7 +288,7 @@ class Ir:
                 raise InputError(f"input '{spec.name}' is missing; got {', '.join(inputs) or 'nothing'}")
             args.append(_checked(spec, inputs[spec.name], node.meta["val"]))
         with torch.no_grad():
-            results = self._callable()(*args)
+            results = self.module(*args)
         # The tensors themselves stay as they are: clones share them.
         self.state.update({s.name: v for s, v in zip(self.outputs, results, strict=True) if s.kind == "state"})
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
@@ -215,10 +296,11 @@ class Ir:
     # Leaving -----------------------------------------------------------------------------------------------------
 
     @neutral()
-    def to_exported_program(self, verifier: Any) -> torch.export.ExportedProgram:
+    def to_exported_program(self, verifier: Any = None) -> torch.export.ExportedProgram:
         """Return a valid `ExportedProgram`: what it holds first, then user inputs in placeholder order.
 
-        State is a mutated buffer of a copy that belongs to this `ExportedProgram` alone.
+        State is a mutated buffer of a copy that belongs to this `ExportedProgram` alone. What surrounds the graph (the
+        structure of inputs and outputs, examples, `verifier`) is that of the program that this one was read from.
         """
         ir = self.clone()
         order = [n for kind in _STATE_KINDS for n in ir.placeholders(kind)]
@@ -228,59 +310,74 @@ class Ir:
             body.prepend(node)
             # torch.export matches user inputs by target, everything else by name: they must be the same.
             node.target = node.name
-        specs = [_input_spec(node) for node in order]
-        ir.graph._codegen = CodeGen()
         nodes: Any = ir.graph.output_node().args[0]
         # torch.export wants mutations in front.
         returned = sorted(zip(ir.outputs, nodes, strict=True), key=lambda pair: pair[0].kind != "state")
         ir.set_outputs(returned)
-        outputs = [_output_spec(spec, node) for spec, node in returned]
-        for spec in ir.outputs:
+        for spec in ir.outputs if self._source is None else ():
             if spec.kind == "state":
                 ir.state[spec.name] = ir.state[spec.name].clone()
         ir.lint()
-        ir._callable()
-        user = [n for n in order if n.meta["input"].kind not in _STATE_KINDS]
-        return _exported(ir, user, ExportGraphSignature(specs, outputs), verifier)
+        signature = ExportGraphSignature(
+            [_input_spec(node) for node in order], [_output_spec(*pair) for pair in returned]
+        )
+        return _exported(ir, signature, verifier)
 
 
-def _exported(
-    ir: Ir, user: list[fx.Node], signature: ExportGraphSignature, verifier: Any
-) -> torch.export.ExportedProgram:
+def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    copy, nodes = fx.Graph(), {}
+    for node in graph.nodes:
+        nodes[node] = copy.node_copy(node, nodes.__getitem__)
+        nodes[node].meta = dict(node.meta)
+    return copy, nodes
+
+
+def _exported(ir: Ir, signature: ExportGraphSignature, verifier: Any) -> torch.export.ExportedProgram:
     from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
     from torch.utils import _pytree as pytree
 
-    examples = tuple(torch.zeros(tuple(n.meta["val"].shape), dtype=n.meta["val"].dtype) for n in user)
-    in_spec = pytree.tree_structure((examples, {}))
-    out_spec = pytree.tree_structure(tuple(o for o in ir.outputs if o.kind != "state"))
+    source = ir._source
+    if source is None:
+        user = [n for n in ir.placeholders() if role(n).kind not in _STATE_KINDS]
+        examples: Any = (tuple(torch.zeros(tuple(val(n).shape), dtype=val(n).dtype) for n in user), {})
+        in_spec = pytree.tree_structure(examples)
+        out_spec = pytree.tree_structure(tuple(o for o in ir.outputs if o.kind != "state"))
+        names, limits, verifiers = None, {}, [verifier]
+    else:
+        root: Any = next(entry for entry in source.module_call_graph if entry.fqn == "").signature
+        in_spec, out_spec, names = root.in_spec, root.out_spec, root.forward_arg_names
+        examples, limits, verifiers = source.example_inputs, source.range_constraints, source.verifiers
     # Like torch.export, leave the root's argument names out: later passes rename nodes.
-    call = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)
-    in_state = [s for s in signature.input_specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
-    constants = {s.target: ir.state[s.target] for s in signature.input_specs if s.kind == InputKind.CONSTANT_TENSOR}  # type: ignore[index]
+    call = ModuleCallSignature([], [], in_spec, out_spec, names)
+    kinds = {role(node).name: role(node).kind for node in ir.placeholders(*_STATE_KINDS)}
     return torch.export.ExportedProgram(
         root=ir.module,
         graph=ir.graph,
         graph_signature=signature,
-        state_dict={s.target: ir.state[s.target] for s in in_state},  # type: ignore[index,misc]
-        range_constraints={},
+        state_dict={name: ir.state[name] for name, kind in kinds.items() if kind != "constant"},
+        range_constraints=limits,
         module_call_graph=[ModuleCallEntry(fqn="", signature=call)],
-        example_inputs=(examples, {}),
-        constants=constants,  # type: ignore[arg-type]
-        verifiers=[verifier],
+        example_inputs=examples,
+        constants={name: ir.state[name] for name, kind in kinds.items() if kind == "constant"},
+        verifiers=verifiers,
     )
 
 
 def _input_spec(node: fx.Node) -> InputSpec:
-    spec: Input = node.meta["input"]
+    spec: Input = role(node)
     kind = _STATE_KINDS.get(spec.kind, InputKind.USER_INPUT)
     target = spec.name if spec.kind in _STATE_KINDS else None
     return InputSpec(kind, TensorArgument(node.name), target, True if kind == InputKind.BUFFER else None)
 
 
-def _output_spec(spec: Output, node: fx.Node) -> OutputSpec:
-    if spec.kind == "state":
-        return OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(node.name), spec.name)
-    return OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
+# What an output of torch's stands for, in both directions; every other kind is a result of its own.
+_OUTPUTS = {OutputKind.BUFFER_MUTATION: "state", OutputKind.USER_INPUT_MUTATION: "input"}
+
+
+def _output_spec(spec: Output, node: Any) -> OutputSpec:
+    kind = next((kind for kind, name in _OUTPUTS.items() if name == spec.kind), OutputKind.USER_OUTPUT)
+    argument = TensorArgument(node.name) if isinstance(node, fx.Node) else ConstantArgument("", node)
+    return OutputSpec(kind, argument, spec.name if spec.kind in _OUTPUTS.values() else None)
 
 
 def _checked(spec: Input, value: Any, expected: Tensor) -> Tensor:

@@ -30,4 +30,9 @@ def overload_name(node: Node) -> str:
 
 def is_functional(target: Any) -> bool:
     """Whether a call of `target` is one of an operator that writes to none of its arguments."""
-    return isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
+    return isinstance(target, torch._ops.OpOverload) and not writes(target)
+
+
+def writes(target: Any) -> bool:
+    """Whether a call of `target` is one of an operator that writes to an argument."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 # It registers our operators.
 import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import ParseError
-from mobizo_passes.graph.ir import Input, Ir, Output
+from mobizo_passes.graph.facts import Input, note
+from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.layout import Layout
 from mobizo_passes.graph.overloads import resolve
 from mobizo_passes.graph.text import DTYPES, END, type_text
@@ -134,7 +135,7 @@ class _Reader:
             node = self.ir.graph.create_node("placeholder", name, name=name)
         with self.ir.fake:
             node.meta["val"] = torch.empty(shape, dtype=dtype)
-        node.meta["input"] = spec
+        note(node, role=spec)
         return node
 
     def call(self, name: str, rest: str) -> fx.Node:
@@ -244,17 +245,17 @@ class _Reader:
             raise self.error(f"expected a comment '# module | pass | facts', found {comment!r}")
         if module:
             node.meta["nn_module_stack"] = {module: (module, "")}
-        node.meta["pass"] = made_by or "capture"
+        note(node, made_by=made_by or "capture")
         for fact in filter(None, facts.split(", ")):
             batch = _BATCH.fullmatch(fact)
             if fact == "expanded":
-                node.meta["expanded"] = True
+                note(node, expanded=True)
             elif fact == "batch lost":
-                node.meta["batch"] = None
+                note(node, batched=True)
             elif batch:
-                node.meta["batch"] = Layout(int(batch[1]), int(batch[2] or 1))
+                note(node, batched=True, layout=Layout(int(batch[1]), int(batch[2] or 1)))
             elif fact.startswith("noise of "):
-                node.meta["noise_of"] = fact.removeprefix("noise of ")
+                note(node, noise_of=fact.removeprefix("noise of "))
             else:
                 raise self.error(
                     f"expected expanded, batch DIM, batch DIM outer N, batch lost or noise of FQN; found {fact!r}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.graph.facts import facts, module_of, role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.overloads import resolve
 
@@ -44,12 +45,6 @@ def type_text(value: Any) -> str:
     return type(value).__name__
 
 
-def module_of(node: fx.Node) -> str:
-    """Return the FQN of the module that a node was captured in; empty for nodes without one."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
-
-
 def op_name(node: fx.Node) -> str:
     """Return ``aten.linear`` or ``mobizo.expand``: namespace and name, without the overload."""
     if node.target is operator.getitem:
@@ -78,19 +73,18 @@ def _argument(value: Any) -> str:
 
 def _facts(node: fx.Node) -> str:
     """What passes have noted about a node: computed per group, where it holds the batch, whose noise it is."""
-    found = ["expanded"] if node.meta.get("expanded") else []
-    if "batch" in node.meta:
-        place = node.meta["batch"]
+    noted = facts(node)
+    found = ["expanded"] if noted.expanded else []
+    if noted.batched:
+        place = noted.layout
         outer = f" outer {place.outer}" if place is not None and place.outer != 1 else ""
         found.append("batch lost" if place is None else f"batch {place.dim}{outer}")
-    if "noise_of" in node.meta:
-        found.append(f"noise of {node.meta['noise_of']}")
-    return ", ".join(found)
+    return ", ".join([*found, *([f"noise of {noted.noise_of}"] if noted.noise_of else [])])
 
 
-def _commented(text: str, node: fx.Node, facts: bool) -> str:
-    made_by = node.meta.get("pass", "")
-    places = [module_of(node), "" if made_by == "capture" else made_by, _facts(node) if facts else ""]
+def _commented(text: str, node: fx.Node, with_facts: bool) -> str:
+    made_by = facts(node).made_by
+    places = [module_of(node), "" if made_by == "capture" else made_by, _facts(node) if with_facts else ""]
     while places and not places[-1]:
         places.pop()
     shown = " | ".join(places).strip().replace("|  |", "| |")
@@ -102,16 +96,16 @@ def _role(spec: Any) -> str:
     return spec.kind if spec.name == spec.kind else f"{spec.kind} {spec.name!r}"
 
 
-def node_text(node: fx.Node, facts: bool = False) -> str:
+def node_text(node: fx.Node, with_facts: bool = False) -> str:
     """Return the line of an input or a call: name, type, operator and arguments, origin module and creating pass."""
     if node.op == "placeholder":
-        text = f"%{node.name}: {type_text(node.meta['val'])} = {_role(node.meta['input'])}"
-        return _commented(text, node, facts) if facts else text
+        text = f"%{node.name}: {type_text(node.meta['val'])} = {_role(role(node))}"
+        return _commented(text, node, with_facts) if with_facts else text
     # The device is the machine of the export, not a property of the program.
     kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "pin_memory", "layout")}
     args = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in kwargs.items()]
     text = f"%{node.name}: {type_text(node.meta.get('val'))} = {_operator(node, kwargs)}({', '.join(args)})"
-    return _commented(text, node, facts)
+    return _commented(text, node, with_facts)
 
 
 def to_text(ir: Ir, facts: bool = False) -> str:

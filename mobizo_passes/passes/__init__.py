@@ -1,15 +1,15 @@
 """Graph passes: one file, one class, one rewrite each. `mobizo_passes.pipelines` lists them in order."""
 
+from mobizo_passes.graph.fold_constants import FoldConstants
+from mobizo_passes.graph.passes import Pass
 from mobizo_passes.passes.append_gradients import AppendGradients
 from mobizo_passes.passes.append_optimizer import AppendOptimizer
 from mobizo_passes.passes.append_update import AppendUpdate
-from mobizo_passes.passes.base import Pass
 from mobizo_passes.passes.canonicalize import Canonicalize
 from mobizo_passes.passes.canonicalize_products import CanonicalizeProducts
 from mobizo_passes.passes.decompose import Decompose
 from mobizo_passes.passes.decompose_for_gradients import DecomposeForGradients
 from mobizo_passes.passes.expand_perturbations import ExpandPerturbations
-from mobizo_passes.passes.fold_constants import FoldConstants
 from mobizo_passes.passes.gather_labels import GatherLabels
 from mobizo_passes.passes.hoist_selections import HoistSelections
 from mobizo_passes.passes.insert_mp_lora import InsertMpLora

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir, Output
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, has_input, has_output
 from mobizo_passes.reverse.engine import gradients
 
 
@@ -21,8 +22,8 @@ class AppendGradients(Pass):
     """
 
     name: ClassVar[str] = "append-gradients"
-    requires: ClassVar[str] = "one scalar loss output; a rule for each operator between the adapter and the loss"
-    ensures: ClassVar[str] = "outputs are the loss, and a gradient for each adapter input, in the same order"
+    requires = (has_output("loss"), has_input("adapter"))
+    ensures = (has_output("gradient"),)
 
     def rewrite(self, ir: Ir) -> int:
         if any(spec.kind == "gradient" for spec in ir.outputs):
@@ -30,7 +31,7 @@ class AppendGradients(Pass):
         loss, adapter = ir.output_node("loss"), ir.placeholders("adapter")
         with ir.graph.inserting_before(ir.graph.output_node()):
             found = gradients(ir, loss, adapter)
-        names = [node.meta["input"].name for node in adapter]
+        names = [role(node).name for node in adapter]
         outputs = [(Output("gradient", name), node) for name, node in zip(names, found, strict=True)]
         ir.set_outputs([(Output("loss", "loss"), loss), *outputs])
         return len(adapter)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, has_output
 from mobizo_passes.zo.optimizers import Optimizer, append_optimizer
 
 
@@ -22,8 +22,8 @@ class AppendOptimizer(Pass):
     """
 
     name: ClassVar[str] = "append-optimizer"
-    requires: ClassVar[str] = "a gradient output for each adapter input, in the same order"
-    ensures: ClassVar[str] = "outputs are the loss, the new adapter and the optimizer's new state"
+    requires = (has_output("gradient", "adapter"),)
+    ensures = (has_output("adapter"),)
 
     optimizer: Optimizer
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.inline import inline
 from mobizo_passes.graph.ir import Ir, Output
-from mobizo_passes.passes.base import Pass
-from mobizo_passes.passes.insert_noise import noise_nodes
+from mobizo_passes.graph.passes import Pass, Property, Violation
+from mobizo_passes.passes.insert_noise import NOISE, noise_nodes
 from mobizo_passes.zo.scheme import Scheme
 
 mobizo = torch.ops.mobizo
+
+
+def _returned(ir: Ir) -> Iterator[Violation]:
+    given = [role(node).name for node in ir.placeholders("adapter")]
+    made = [spec.name for spec in ir.outputs if spec.kind in ("adapter", "gradient")]
+    if given != made:
+        yield None, f"{', '.join(made) or 'none'} for {', '.join(given)}"
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,8 @@ class AppendUpdate(Pass):
     """
 
     name: ClassVar[str] = "append-update"
-    requires: ClassVar[str] = "a losses output, or projected gradients as an input; noise nodes"
-    ensures: ClassVar[str] = "a new adapter output, or a gradient output, per adapter input, in the same order"
+    requires = (NOISE,)
+    ensures = (Property("a new value, or a gradient, for each adapter input", _returned),)
 
     estimator: Scheme
     update: bool = True
@@ -63,7 +72,7 @@ class AppendUpdate(Pass):
                 ]
             noise = noise_nodes(ir)
             for adapter in ir.placeholders("adapter"):
-                fqn = adapter.meta["input"].name
+                fqn = role(adapter).name
                 if self.update:
                     new = ir.call(mobizo.update.default, adapter, noise[fqn], gradients, lr)
                 else:

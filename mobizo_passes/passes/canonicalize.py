@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.identities import ASSERTIONS, is_identity
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.nodes import arguments
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Violation, absent
 
 aten = torch.ops.aten
 
-_ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
-_COPIES = (
-    aten.alias.default,
-    aten.clone.default,
-    aten.detach.default,
-    aten.contiguous.default,
-    aten.lift_fresh_copy.default,
-)
 
 
 @dataclass(frozen=True)
@@ -35,21 +29,27 @@ class Canonicalize(Pass):
     """
 
     name: ClassVar[str] = "canonicalize"
-    requires: ClassVar[str] = "a functional graph"
-    ensures: ClassVar[str] = "no node that returns its first argument unchanged"
+    requires = (FUNCTIONAL,)
+    ensures = (absent(*ASSERTIONS, *_VIEWS),)
 
     # `detach` changes no value, and ends a gradient.
     keep_detached: bool = False
+
+    def _goes(self, node: fx.Node) -> bool:
+        return is_identity(node) and not (self.keep_detached and node.target is aten.detach.default)
+
+    def unmet(self, ir: Ir) -> Iterator[Violation]:
+        return ((node, "a node that returns its first argument") for node in ir.graph.nodes if self._goes(node))
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
         for node in list(ir.graph.nodes):
             if node.op != "call_function":
                 continue
-            if node.target in _ASSERTIONS:
+            if node.target in ASSERTIONS:
                 ir.graph.erase_node(node)
                 count += 1
-            elif node.target in _VIEWS and not _is_identity(node):
+            elif node.target in _VIEWS and not is_identity(node):
                 # Copies go, so strides are no longer known: reshape copies where a view would not do.
                 node.target = aten.reshape.default
                 node.args = (node.args[0], list(node.meta["val"].shape))
@@ -58,9 +58,8 @@ class Canonicalize(Pass):
                 count += spelled
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
-            elif _is_identity(node) and not (self.keep_detached and node.target is aten.detach.default):
-                node.replace_all_uses_with(node.args[0])
-                ir.graph.erase_node(node)
+            elif self._goes(node):
+                ir.replace(node, node.args[0])
                 count += 1
         return count
 
@@ -73,7 +72,7 @@ def _spell_out(ir: Ir, node: fx.Node) -> int:
     for at, index in enumerate(indices):
         if not isinstance(index, fx.Node) or index.op != "placeholder":
             continue
-        spec, value = index.meta["input"], index.meta["val"]
+        spec, value = role(index), index.meta["val"]
         if spec.name in ir.state and value.dtype is torch.bool and value.dim() == 1:
             positions = ir.state[spec.name].nonzero().squeeze(1)
             indices[at] = ir.add_constant(f"{spec.name}_positions", positions)
@@ -92,20 +91,6 @@ def _take_apart(ir: Ir, node: fx.Node) -> int:
             shape = list(item.meta["val"].shape)
             same = list(operands[at].meta["val"].shape) == shape
             new = operands[at] if same else ir.call(aten.expand.default, operands[at], shape, like=node)
-        item.replace_all_uses_with(new)
-        ir.graph.erase_node(item)
+        ir.replace(item, new)
     ir.graph.erase_node(node)
     return 1
-
-
-def _is_identity(node: fx.Node) -> bool:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    if node.target in _COPIES:
-        return True
-    if node.target is aten.dropout.default:
-        return not arguments(node).train
-    before, after = node.args[0].meta["val"], node.meta["val"]
-    if node.target in (aten._to_copy.default, aten.type_as.default):
-        return before.dtype == after.dtype
-    return node.target in (aten.view.default, aten.reshape.default, aten.expand.default) and before.shape == after.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,10 +11,14 @@ from torch import fx
 
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Property, Violation
 from mobizo_passes.sites.factors import TRANSPOSES, stored
 
 aten = torch.ops.aten
+
+
+def _batched(ir: Ir) -> Iterator[Violation]:
+    return ((n, "one") for n in ir.find(aten.bmm.default) if any(_matrix(each) is not None for each in n.args))
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class CanonicalizeProducts(Pass):
     """
 
     name: ClassVar[str] = "canonicalize-products"
-    requires: ClassVar[str] = "a functional graph with simplified layouts"
-    ensures: ClassVar[str] = "no bmm of one stored matrix; no stored matrix on the left of transposed values"
+    requires = (FUNCTIONAL,)
+    ensures = (Property("no product of batches with one stored matrix", _batched),)
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
@@ -40,8 +45,7 @@ class CanonicalizeProducts(Pass):
                 with ir.graph.inserting_before(node):
                     new = None if node.op != "call_function" else rule(ir, node)
                 if new is not None:
-                    node.replace_all_uses_with(new)
-                    ir.graph.erase_node(node)
+                    ir.replace(node, new)
                     count += 1
                     break
         return count

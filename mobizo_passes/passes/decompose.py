@@ -14,9 +14,9 @@ from mobizo_passes import noise
 from mobizo_passes.capture.finiteness import may_hold_nan
 from mobizo_passes.graph.inline import inline
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.nodes import arguments
+from mobizo_passes.graph.nodes import arguments, named
 from mobizo_passes.graph.ops import DECOMPOSITIONS, one_hot_gather
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass, absent
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo
@@ -53,24 +53,19 @@ class Decompose(Pass):
     """
 
     name: ClassVar[str] = "decompose"
-    requires: ClassVar[str] = "nothing"
-    ensures: ClassVar[str] = "no mobizo:: operator and no cross-entropy of class indices is left"
+    requires = (FUNCTIONAL,)
+    ensures = (absent(*DECOMPOSITIONS, aten.cross_entropy_loss.default),)
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
         shared: dict[Any, fx.Node] = {}
-        traced: dict[Any, fx.Graph] = {}
+        traced: dict[Any, fx.GraphModule] = {}
         for node in list(ir.graph.nodes):
             fn, operands = _definition(ir, node, shared)
             if fn is None:
                 continue
-            with ir.graph.inserting_before(node):
-                new = inline(ir, fn, operands, node, traced)
-            for key in ("noise_of", "expanded"):
-                if key in node.meta:
-                    new.meta[key] = node.meta[key]
-            node.replace_all_uses_with(new)
-            ir.graph.erase_node(node)
+            with ir.before(node):
+                ir.replace(node, inline(ir, fn, operands, node, traced))
             count += 1
         return count
 
@@ -95,8 +90,8 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
         return one_hot_gather, args
     if target in DECOMPOSITIONS:
         return DECOMPOSITIONS[target], args
-    if node.target is aten.cross_entropy_loss.default and not node.kwargs:
-        given = arguments(node)
+    if node.target is aten.cross_entropy_loss.default:
+        given, args = arguments(node), list(named(target, node.args, node.kwargs).values())
         plain = given.target.meta["val"].dtype is torch.int64 and given.self.meta["val"].dim() == 2
         if plain and not given.label_smoothing:
             return token_loss, args[:5]

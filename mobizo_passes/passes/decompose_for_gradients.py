@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from mobizo_passes.graph.inline import WritesInPlace, inline
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, has_input, has_output
 from mobizo_passes.reverse.engine import active_nodes
 from mobizo_passes.reverse.forms import write_out
 from mobizo_passes.reverse.rules.losses import takes
@@ -34,8 +34,7 @@ class DecomposeForGradients(Pass):
     """
 
     name: ClassVar[str] = "decompose-for-gradients"
-    requires: ClassVar[str] = "one scalar loss output; adapter inputs"
-    ensures: ClassVar[str] = "no attention and no norm on a path from the adapter to the loss"
+    requires = (has_output("loss"), has_input("adapter"))
 
     def rewrite(self, ir: Ir) -> int:
         count = 0

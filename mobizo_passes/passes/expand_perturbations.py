@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +11,11 @@ from torch import fx
 
 from mobizo_passes.batching import PER_GROUP, Walk
 from mobizo_passes.batching.batcher import Layouts
+from mobizo_passes.graph.facts import note, role
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.passes.base import Pass
-from mobizo_passes.passes.insert_noise import noise_nodes
+from mobizo_passes.graph.nodes import shape_of
+from mobizo_passes.graph.passes import Pass, Violation, has_output
+from mobizo_passes.passes.insert_noise import NOISE, noise_nodes
 from mobizo_passes.zo.scheme import Scheme
 
 aten = torch.ops.aten
@@ -36,10 +39,18 @@ class ExpandPerturbations(Pass):
     """
 
     name: ClassVar[str] = "expand-perturbations"
-    requires: ClassVar[str] = "mp_lora sites with one group, tracked batch dimensions, a loss per group, noise nodes"
-    ensures: ClassVar[str] = "the losses output holds P values; every operator in between has a proven rule"
+    requires = (
+        has_output("losses"),
+        NOISE,
+    )
 
     estimator: Scheme
+
+    def unmet(self, ir: Ir) -> Iterator[Violation]:
+        """As many losses as groups."""
+        losses = ir.output_node("losses")
+        if ir.find(torch.ops.mobizo.perturb.default) and shape_of(losses) != (self.estimator.groups,):
+            yield losses, f"{list(shape_of(losses))} losses for {self.estimator.groups} groups"
 
     def rewrite(self, ir: Ir) -> int:
         if ir.placeholders("eps"):
@@ -49,19 +60,18 @@ class ExpandPerturbations(Pass):
         seeds: dict[fx.Node, Layouts] = {}
         noise = noise_nodes(ir)
         for adapter in ir.placeholders("adapter"):
-            z = noise[adapter.meta["input"].name]
+            z = noise[role(adapter).name]
             if not adapter.users:  # the loss does not read it
                 continue
             # The noise nodes stand first in the body, so the first reader stands after all of them.
             first = min(adapter.users)
             with ir.graph.inserting_before(first):
                 weight = ir.call(torch.ops.mobizo.perturb.default, adapter, z, eps, self.estimator.kind, like=first)
-            weight.meta["expanded"] = True
+            note(weight, expanded=True)
             batcher.plain[weight] = adapter.meta["val"]
             for user in [u for u in adapter.users if u is not weight]:
                 if user.target is aten.unsqueeze.default and _is_weight(user):
-                    user.replace_all_uses_with(weight)
-                    ir.graph.erase_node(user)
+                    ir.replace(user, weight)
                 else:
                     user.replace_input_with(adapter, weight)
             seeds[weight] = PER_GROUP

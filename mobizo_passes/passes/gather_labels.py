@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, set_arguments
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, Violation
 
 aten = torch.ops.aten
 
@@ -34,10 +36,14 @@ class GatherLabels(Pass):
     """
 
     name: ClassVar[str] = "gather-labels"
-    requires: ClassVar[str] = "token-level cross-entropy over [B*T, V] rows of [B, T, V] logits"
-    ensures: ClassVar[str] = "the loss reads K rows per example"
 
     max_labels: int
+
+    def unmet(self, ir: Ir) -> Iterator[Violation]:
+        """No more rows than labels are asked for."""
+        match = find_token_loss(ir)
+        if match is not None and match.labels.meta["val"].shape[1] > self.max_labels:
+            yield match.loss, f"{match.labels.meta['val'].shape[1]} rows of each example"
 
     def rewrite(self, ir: Ir) -> int:
         match = find_token_loss(ir)
@@ -113,7 +119,7 @@ def class_inputs(ir: Ir) -> list[str]:
             continue
         seen.add(node)
         stack += node.all_input_nodes
-    return [n.meta["input"].name for n in ir.placeholders("batch") if n in seen]
+    return [role(n).name for n in ir.placeholders("batch") if n in seen]
 
 
 def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
@@ -127,7 +133,7 @@ def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
         if node not in needed:
             continue
         if node.op == "placeholder":
-            spec = node.meta["input"]
+            spec = role(node)
             values[node] = inputs[spec.name] if spec.kind == "batch" else ir.state[spec.name]
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, positive_dim
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo
@@ -29,8 +30,7 @@ class HoistSelections(Pass):
     """
 
     name: ClassVar[str] = "hoist-selections"
-    requires: ClassVar[str] = "a functional graph"
-    ensures: ClassVar[str] = "no selection reads a linear or element-wise node that nothing else reads"
+    requires = (FUNCTIONAL,)
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
@@ -68,8 +68,7 @@ class HoistSelections(Pass):
             return False
         with ir.graph.inserting_before(sel):
             new = ir.call(source.target, *operands, like=source, **source.kwargs)
-        sel.replace_all_uses_with(new)
-        ir.graph.erase_node(sel)
+        ir.replace(sel, new)
         ir.graph.erase_node(source)
         return True
 
@@ -102,21 +101,20 @@ class HoistSelections(Pass):
         """A selection of outputs is a smaller weight, if weight and selection are known now."""
         stored = [w for w in (arguments(linear).weight, arguments(linear).bias) if w is not None]
         if sel.target is not aten.index.Tensor or any(
-            w.op != "placeholder" or w.meta["input"].kind not in ("parameter", "constant") for w in stored
+            w.op != "placeholder" or role(w).kind not in ("parameter", "constant") for w in stored
         ):
             return False
         rows: fx.Node = arguments(sel).indices[-1]
-        if rows.op != "placeholder" or rows.meta["input"].kind != "constant":
+        if rows.op != "placeholder" or role(rows).kind != "constant":
             return False
-        index = ir.state[rows.meta["input"].name]
+        index = ir.state[role(rows).name]
         selected = []
         for w in stored:
-            fqn = w.meta["input"].name
-            selected.append(ir.add_constant(f"{fqn}_selected_rows", ir.state[fqn][index]))
+            fqn = role(w).name
+            selected.append(ir.add_constant(f"{fqn}_selected_rows", ir.state[fqn][index].contiguous()))
         with ir.graph.inserting_before(sel):
             new = ir.call(aten.linear.default, linear.all_input_nodes[0], *selected, like=linear)
-        sel.replace_all_uses_with(new)
-        ir.graph.erase_node(sel)
+        ir.replace(sel, new)
         ir.graph.erase_node(linear)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,12 +11,21 @@ from torch import fx
 
 from mobizo_passes.batching import Batch, Layout, track_batch
 from mobizo_passes.errors import UnsupportedOp, describe
+from mobizo_passes.graph.facts import facts, note, role
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, Property, Violation
 from mobizo_passes.sites.factors import Factor, as_product
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo
+
+
+def _trainable(ir: Ir) -> list[Factor]:
+    return [f for node in ir.graph.nodes if (f := as_product(node)) and role(f.weight).kind == "adapter"]
+
+
+def _left(ir: Ir) -> Iterator[Violation]:
+    return ((factor.node, "one") for factor in _trainable(ir) if facts(factor.x).batched)
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,7 @@ class InsertMpLora(Pass):
     """
 
     name: ClassVar[str] = "insert-mp-lora"
-    requires: ClassVar[str] = "lifted adapter inputs"
-    ensures: ClassVar[str] = "every product of the batch with a trainable factor is an mp_lora node"
+    ensures = (Property("no other product of the batch with a trainable factor", _left),)
 
     # Where the inputs hold the batch.
     batch: Batch
@@ -37,7 +46,7 @@ class InsertMpLora(Pass):
     batch_dim: int = 0
 
     def rewrite(self, ir: Ir) -> int:
-        factors = [f for node in ir.graph.nodes if (f := as_product(node)) and f.weight.meta["input"].kind == "adapter"]
+        factors = _trainable(ir)
         if not factors and any(n.target is mobizo.mp_lora.default for n in ir.graph.nodes):
             return 0
         track_batch(ir, self.batch)
@@ -48,7 +57,7 @@ class InsertMpLora(Pass):
             operands: Any = factor.node.args
             x: fx.Node = operands[factor.at]
             # What holds no batch (DoRA's norm of the weights) differs per group only: that is the walk's business.
-            if "batch" not in x.meta:
+            if not facts(x).batched:
                 continue
             if x.meta["val"].dim() < 2:
                 raise UnsupportedOp(
@@ -65,12 +74,11 @@ class InsertMpLora(Pass):
 
     def _replace(self, ir: Ir, factor: Factor, x: fx.Node, weight: fx.Node) -> None:
         node = factor.node
-        place = x.meta["batch"] or Layout(min(self.batch_dim, x.meta["val"].dim() - 2))
+        place = facts(x).layout or Layout(min(self.batch_dim, x.meta["val"].dim() - 2))
         with ir.graph.inserting_before(node):
             new = ir.call(mobizo.mp_lora.default, x, weight, place.dim, place.outer, factor.transposed, like=node)
-            new.meta["batch"] = place
+            note(new, batched=True, layout=place)
             if factor.bias is not None:
                 new = ir.call(aten.add.Tensor, new, factor.bias, like=node)
-                new.meta["batch"] = place
-        node.replace_all_uses_with(new)
-        ir.graph.erase_node(node)
+                note(new, batched=True, layout=place)
+        ir.replace(node, new)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from mobizo_passes.errors import InputError
+from mobizo_passes.graph.facts import note, role
 from mobizo_passes.graph.ir import Input, Ir, Output
+from mobizo_passes.graph.passes import Pass, Property, Violation
 from mobizo_passes.graph.text import type_text
-from mobizo_passes.passes.base import Pass
+
+
+def _outside(ir: Ir) -> Iterator[Violation]:
+    yield from ((node, "an input") for node in ir.placeholders("adapter"))
+    yield from ((None, f"the output {spec.name}") for spec in ir.outputs if spec.kind == "adapter")
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,12 @@ class InternalizeAdapter(Pass):
     """
 
     name: ClassVar[str] = "internalize-adapter"
-    requires: ClassVar[str] = "a new adapter output for each adapter input, and an initial value that fits it"
-    ensures: ClassVar[str] = "no adapter inputs and outputs; state in their place"
+    ensures = (Property("an adapter that is state", _outside),)
 
     initial: Mapping[str, Tensor] = field(repr=False)
 
     def rewrite(self, ir: Ir) -> int:
-        adapters = {node.meta["input"].name: node for node in ir.placeholders("adapter")}
+        adapters = {role(node).name: node for node in ir.placeholders("adapter")}
         nodes: Any = ir.graph.output_node().args[0]
         returned = {spec.name: node for spec, node in zip(ir.outputs, nodes, strict=True) if spec.kind == "adapter"}
         for fqn, node in adapters.items():
@@ -54,8 +59,8 @@ class InternalizeAdapter(Pass):
                 if found != wanted:
                     raise InputError(f"adapter tensor '{fqn}' is {wanted}, its {what} value {found}")
         for fqn, node in adapters.items():
-            node.meta["input"] = Input("state", fqn)
-            node.meta["pass"] = self.name
+            note(node, role=Input("state", fqn))
+            note(node, made_by=self.name)
             ir.state[fqn] = self.initial[fqn].detach().clone()
         ir.set_outputs(
             [

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mobizo_passes.graph.facts import note, role
 from mobizo_passes.graph.ir import Input, Ir
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, Property, Violation, has_input
+
+
+def _behind(ir: Ir) -> Iterator[Violation]:
+    seen = False
+    for node in ir.placeholders("batch", "adapter"):
+        seen = seen or role(node).kind == "batch"
+        if seen and role(node).kind == "adapter":
+            yield node, "it behind one"
 
 
 @dataclass(frozen=True)
@@ -18,21 +28,21 @@ class LiftAdapter(Pass):
     """
 
     name: ClassVar[str] = "lift-adapter"
-    requires: ClassVar[str] = "the named parameters are placeholders"
-    ensures: ClassVar[str] = "adapter inputs stand before batch inputs, in the given order, and are no longer state"
+    requires = (has_input("batch"),)
+    ensures = (Property("adapter inputs in front of those of the batch", _behind),)
 
     fqns: tuple[str, ...]
 
     def rewrite(self, ir: Ir) -> int:
-        present = {n.meta["input"].name: n for n in ir.placeholders("parameter", "buffer")}
+        present = {role(n).name: n for n in ir.placeholders("parameter", "buffer")}
         batch = ir.placeholders("batch")[0]
         count = 0
         for fqn in self.fqns:
             node = present.get(fqn)
             if node is None:
                 continue
-            node.meta["input"] = Input("adapter", fqn)
-            node.meta["pass"] = self.name
+            note(node, role=Input("adapter", fqn))
+            note(node, made_by=self.name)
             ir.state.pop(fqn)
             batch.prepend(node)
             count += 1

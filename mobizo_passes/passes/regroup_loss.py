@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,9 +10,10 @@ import torch
 from torch import fx
 
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.nodes import named
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, Property, Violation, has_output
 
 aten = torch.ops.aten
 # As torch numbers the reductions of losses; 0 is none.
@@ -30,6 +32,12 @@ _TOKEN = (aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_lo
 _WHOLE = {aten.mean.default: "mean", aten.sum.default: "sum", aten.mean.dim: "mean", aten.sum.dim_IntList: "sum"}
 
 
+def _scalar(ir: Ir) -> Iterator[Violation]:
+    losses = ir.output_node("losses")
+    if _dims(losses) != 1:
+        yield losses, f"{_dims(losses)} dimensions"
+
+
 @dataclass(frozen=True)
 class RegroupLoss(Pass):
     """Replace the reduction over the batch by `mobizo::reduce_loss`, one loss per group (one group for now).
@@ -41,8 +49,11 @@ class RegroupLoss(Pass):
     """
 
     name: ClassVar[str] = "regroup-loss"
-    requires: ClassVar[str] = "one scalar or per-example loss output that the adapter reaches"
-    ensures: ClassVar[str] = "the outputs are losses f32[1]; no perturbed scalar feeds anything but the loss"
+    requires = (has_output("loss", "losses"),)
+    ensures = (
+        has_output("losses"),
+        Property("a loss for each group", _scalar),
+    )
 
     def rewrite(self, ir: Ir) -> int:
         if ir.outputs[0].kind == "losses":
@@ -55,14 +66,13 @@ class RegroupLoss(Pass):
         widened: set[fx.Node] = set()
         for node in [n for n in ir.graph.nodes if n in reached and n.op == "call_function"]:
             # A scalar that holds no batch, such as a penalty on the weights, is one value per group already.
-            if _dims(node) != 0 or "batch" not in node.meta:
+            if _dims(node) != 0 or not facts(node).batched:
                 continue
             if all(_dims(a) == 0 or a in widened for a in node.all_input_nodes if a in reached):
                 continue
             with ir.graph.inserting_before(node):
                 new = self._regroup(ir, node)
-            node.replace_all_uses_with(new)
-            ir.graph.erase_node(node)
+            ir.replace(node, new)
             loss = new if node is loss else loss
             self._widen(ir, new, widened)
             count += 1
@@ -128,11 +138,7 @@ def unreduced(ir: Ir, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
 
 def perturbed(ir: Ir) -> set[fx.Node]:
     """Return the nodes that the adapter reaches, adapter inputs included."""
-    reached: set[fx.Node] = set(ir.placeholders("adapter"))
-    for node in ir.graph.nodes:
-        if any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-    return reached
+    return ir.reached(ir.placeholders("adapter"))
 
 
 def _dims(node: fx.Node) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Property, Violation
 from mobizo_passes.sites.factors import TRANSPOSES
 
 aten = torch.ops.aten
@@ -21,6 +21,10 @@ _RESHAPES = (
     aten.squeeze.dims, aten.squeeze.default, aten.flatten.using_ints, aten.unflatten.int,
 )  # fmt: skip
 LAYOUTS = (*_RESHAPES, *TRANSPOSES)
+
+
+def _too_long(ir: Ir) -> Iterator[Violation]:
+    return ((chain[-1], "a longer one") for chain, _ in _longer(ir))
 
 
 @dataclass(frozen=True)
@@ -33,32 +37,36 @@ class SimplifyLayouts(Pass):
     """
 
     name: ClassVar[str] = "simplify-layouts"
-    requires: ClassVar[str] = "a functional graph"
-    ensures: ClassVar[str] = "no chain of layout nodes that a shorter one could replace"
+    requires = (FUNCTIONAL,)
+    ensures = (Property("the shortest chains of layouts", _too_long),)
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
-        for node in list(ir.graph.nodes):
-            users = list(node.users)
-            inside = len(users) == 1 and users[0].target in LAYOUTS
-            if node.target not in LAYOUTS or inside or not users:
-                continue
-            chain = [node]
-            while (before := chain[0].all_input_nodes[0]).target in LAYOUTS and len(before.users) == 1:
-                chain.insert(0, before)
-            source: Any = chain[0].args[0]
-            steps = _shortest(source, chain)
-            if steps is None or len(steps) >= len(chain):
-                continue
-            with ir.graph.inserting_before(node):
-                new = source
+        for chain, steps in _longer(ir):
+            new = chain[0].all_input_nodes[0]
+            with ir.before(chain[-1]):
                 for target, argument in steps:
-                    new = ir.call(target, new, argument, like=node)
-            node.replace_all_uses_with(new)
+                    new = ir.call(target, new, argument)
+            ir.replace(chain.pop(), new)
             for old in reversed(chain):
                 ir.graph.erase_node(old)
             count += 1
         return count
+
+
+def _longer(ir: Ir) -> Iterator[tuple[list[fx.Node], list[tuple[Any, list[int]]]]]:
+    """Chains of layouts, each with the shorter one that is equal to it."""
+    for node in list(ir.graph.nodes):
+        users = list(node.users)
+        inside = len(users) == 1 and users[0].target in LAYOUTS
+        if node.target not in LAYOUTS or inside or not users:
+            continue
+        chain = [node]
+        while (before := chain[0].all_input_nodes[0]).target in LAYOUTS and len(before.users) == 1:
+            chain.insert(0, before)
+        steps = _shortest(chain[0].all_input_nodes[0], chain)
+        if steps is not None and len(steps) < len(chain):
+            yield chain, steps
 
 
 @dataclass

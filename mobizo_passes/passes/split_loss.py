@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,8 +12,10 @@ from torch import fx
 
 from mobizo_passes.batching import Batch, Layout, find_batch, track_batch
 from mobizo_passes.errors import UnsupportedOp, describe
+from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Ir, Output
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.nodes import arguments
+from mobizo_passes.graph.passes import Pass, Property, Violation, has_output
 from mobizo_passes.passes.regroup_loss import unreduced
 from mobizo_passes.sites.factors import literal
 from mobizo_passes.zo.combination import Arg, Combination, Step, Term
@@ -42,6 +44,11 @@ class _Whole(Exception):
     """The loss can't be given out in parts; the message says why."""
 
 
+def _missing(ir: Ir) -> Iterator[Violation]:
+    if ir.combination is None:
+        yield None, "none"
+
+
 @dataclass(frozen=True)
 class SplitLoss(Pass):
     """Return, beside the loss, the sum (and the weight) of every example in each reduction that the loss is made of.
@@ -57,8 +64,8 @@ class SplitLoss(Pass):
     """
 
     name: ClassVar[str] = "split-loss"
-    requires: ClassVar[str] = "one scalar loss output"
-    ensures: ClassVar[str] = "the loss comes from sums per example, which are outputs too"
+    requires = (has_output("loss"),)
+    ensures = (Property("a way to combine the losses of parts", _missing),)
 
     batch: Batch
 
@@ -74,7 +81,7 @@ class SplitLoss(Pass):
         except _Whole as reason:
             ir.combination = Combination(refusal=str(reason))
             return 0
-        ir.module, ir.outputs, ir.state = trial.module, trial.outputs, trial.state
+        ir.graph, ir.outputs, ir.state = trial.graph, trial.outputs, trial.state
         return len(ir.combination.terms)
 
 
@@ -167,7 +174,7 @@ class _Split:
         if target is aten.rsub.Scalar and not node.kwargs and len(operands) == 2:
             return self._step("sub", operands[1], operands[0])
         if target is aten.clamp.default:
-            low, high = (*operands[1:], None, None)[:2]
+            low, high = arguments(node).min, arguments(node).max
             value = self._arg(operands[0])
             value = value if low is None else self._add("maximum", value, self._arg(low))
             return value if high is None else self._add("minimum", value, self._arg(high))
@@ -176,8 +183,7 @@ class _Split:
         if target not in _NUMBERS or set(node.kwargs) - {"alpha"}:
             raise _Whole(f"its examples are put together by {describe(node)}")
         if _NUMBERS[target] in ("add", "sub"):
-            alpha: Any = node.kwargs.get("alpha", operands[2] if len(operands) > 2 else 1)
-            operands = operands[:2]
+            alpha, operands = arguments(node).get("alpha", 1), operands[:2]
             if alpha != 1:
                 scaled = self._add("mul", self._arg(operands[1]), float(alpha))
                 return self._add(_NUMBERS[target], self._arg(operands[0]), scaled)
@@ -207,7 +213,7 @@ class _Split:
 
     def _term(self, node: fx.Node, values: fx.Node, weights: fx.Node | None, kind: str) -> str:
         size, number = self.batch.size, len(self.terms)
-        place = values.meta.get("batch") or self._guess(values)
+        place = facts(values).layout or self._guess(values)
         count = values.meta["val"].numel()
         mean, weighted = kind == "mean", kind == "mean" and weights is not None
         with self.ir.graph.inserting_before(node):
@@ -261,9 +267,5 @@ def _is_number(node: fx.Node) -> bool:
 
 def _depends(ir: Ir, *kinds: str, names: set[str] | None = None) -> set[fx.Node]:
     """Return what depends on inputs of these kinds, and of these names if given."""
-    is_source: Callable[[fx.Node], bool] = lambda n: names is None or n.meta["input"].name in names  # noqa: E731
-    found = {n for n in ir.placeholders(*kinds) if is_source(n)}
-    for node in ir.graph.nodes:
-        if any(a in found for a in node.all_input_nodes):
-            found.add(node)
-    return found
+    is_source: Callable[[fx.Node], bool] = lambda n: names is None or role(n).name in names  # noqa: E731
+    return ir.reached(n for n in ir.placeholders(*kinds) if is_source(n))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,9 +12,22 @@ from torch import fx
 
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments
-from mobizo_passes.passes.base import Pass
+from mobizo_passes.graph.passes import Pass, Property, Violation
 
 mobizo = torch.ops.mobizo
+
+
+def _equal(ir: Ir) -> dict[tuple[Any, ...], list[fx.Node]]:
+    """Noise nodes by all that must agree for them to be drawn together."""
+    groups: dict[tuple[Any, ...], list[fx.Node]] = defaultdict(list)
+    for node in ir.find(mobizo.noise.default):
+        given = arguments(node)
+        groups[given.seed, given.queries, tuple(given.shape), given.kind].append(node)
+    return groups
+
+
+def _unstacked(ir: Ir) -> Iterator[Violation]:
+    return ((nodes[1], "two") for nodes in _equal(ir).values() if len(nodes) > 1)
 
 
 @dataclass(frozen=True)
@@ -26,16 +40,11 @@ class StackNoise(Pass):
     """
 
     name: ClassVar[str] = "stack-noise"
-    requires: ClassVar[str] = "noise nodes"
-    ensures: ClassVar[str] = "at most one noise node per shape"
+    ensures = (Property("one noise node for each shape", _unstacked),)
 
     def rewrite(self, ir: Ir) -> int:
-        groups: dict[tuple[Any, ...], list[fx.Node]] = defaultdict(list)
-        for node in ir.graph.find_nodes(op="call_function", target=mobizo.noise.default):
-            given = arguments(node)
-            groups[given.seed, given.queries, tuple(given.shape), given.kind].append(node)
         count = 0
-        for (seed, queries, shape, kind), nodes in groups.items():
+        for (seed, queries, shape, kind), nodes in _equal(ir).items():
             if len(nodes) < 2:
                 continue
             with ir.graph.inserting_before(nodes[0]):
@@ -43,9 +52,6 @@ class StackNoise(Pass):
                 stack = ir.call(mobizo.noise_stack.default, seed, sites, queries, list(shape), kind)
             for i, node in enumerate(nodes):
                 with ir.graph.inserting_before(node):
-                    part = ir.call(torch.ops.aten.select.int, stack, 0, i)
-                part.meta["noise_of"] = node.meta["noise_of"]
-                node.replace_all_uses_with(part)
-                ir.graph.erase_node(node)
+                    ir.replace(node, ir.call(torch.ops.aten.select.int, stack, 0, i))
                 count += 1
         return count

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.reverse.table import Call
 from mobizo_passes.reverse.values import Tape, Value
@@ -72,7 +73,7 @@ def _mask(n: Call, ir: Ir, length: int, positions: int) -> tuple[Value | None, V
 
 
 def _constant(node: fx.Node, ir: Ir) -> Any:
-    return ir.state.get(node.meta["input"].name) if node.op == "placeholder" else None
+    return ir.state.get(role(node).name) if node.op == "placeholder" else None
 
 
 def _before_repeat(node: fx.Node) -> fx.Node | None:

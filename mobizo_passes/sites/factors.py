@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.nodes import arguments
 
 aten = torch.ops.aten
@@ -52,7 +53,7 @@ class Factor:
     @property
     def fqn(self) -> str:
         """FQN of the weight."""
-        return self.weight.meta["input"].name
+        return role(self.weight).name
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -79,7 +80,7 @@ def stored(node: Any, rank: int | None = 2) -> tuple[fx.Node, bool] | None:
         return None
     kinds = ("parameter", "buffer", "adapter")
     value = node.meta["val"]
-    if node.meta["input"].kind not in kinds or (rank is not None and value.dim() != rank):
+    if role(node).kind not in kinds or (rank is not None and value.dim() != rank):
         return None
     return node, transposed
 
@@ -123,7 +124,7 @@ def as_factor(node: fx.Node) -> Factor | None:
 
 def literal(node: fx.Node, state: Mapping[str, Tensor]) -> float | None:
     """Return the number behind a stored tensor of one element; None for anything else."""
-    if node.op != "placeholder" or node.meta["input"].name not in state:
+    if node.op != "placeholder" or role(node).name not in state:
         return None
-    value = state[node.meta["input"].name]
+    value = state[role(node).name]
     return float(value) if value.numel() == 1 and value.dtype is not torch.bool else None

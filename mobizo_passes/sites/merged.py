@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mobizo_passes.graph.facts import role
 from mobizo_passes.sites.factors import MAPS, TRANSPOSES
 from mobizo_passes.sites.lora_site import (
     Candidate,
@@ -60,7 +61,7 @@ def _read(search: Tracer, node: fx.Node) -> Candidate | None:
     # What a linear node multiplies by is [out, in]: B stands on the left, unless the delta was transposed.
     down, up = (a, b) if use.swapped else (b, a)
     fan_out, fan_in = (columns, rows) if use.swapped else (rows, columns)
-    names = down.meta["input"].name, up.meta["input"].name
+    names = role(down).name, role(up).name
     if is_named(names[1], names[0]):
         # A table's rows are inputs to a look-up and outputs to a tied head: there the names decide.
         names, fan_in, fan_out = (names[1], names[0]), fan_out, fan_in

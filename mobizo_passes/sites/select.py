@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mobizo_passes.errors import InputError, NoLoRASites, describe
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.sites.discovery import Candidates
 from mobizo_passes.sites.lora_site import LoRASite, is_factor, is_up
@@ -45,7 +46,7 @@ def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = (), fr
     names no candidate.
     """
     candidates = Candidates(ir).all()
-    buffers = {n.meta["input"].name for n in ir.placeholders("buffer")}
+    buffers = {role(n).name for n in ir.placeholders("buffer")}
     missed = {c.site: c.reason for c in candidates if c.reason}
     found = []
     for site in (c.site for c in candidates if not c.reason):
@@ -61,7 +62,7 @@ def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = (), fr
         missed |= dict.fromkeys(held, reason)
     chosen = Sites(_choose(found, list(missed), choice))
     taken = {s.lora_B for s in found} | {s.lora_B for s in missed}
-    nodes = {n.meta["input"].name: n for n in ir.placeholders("parameter")}
+    nodes = {role(n).name: n for n in ir.placeholders("parameter")}
     rejected = [Rejected(site.lora_B, reason) for site, reason in missed.items() if site not in chosen]
     for fqn in dict.fromkeys([*nodes, *declared]):
         if is_up(fqn) and fqn not in taken:

@@ -39,12 +39,9 @@ class Tracer:
 
     def __init__(self, ir: Ir) -> None:
         self.ir = ir
-        self.batched: set[fx.Node] = set(ir.placeholders("batch"))
+        self.batched = ir.reached(ir.placeholders("batch"))
         # Linear maps that stand beside a low-rank path: nobody's near miss.
         self.bases: set[fx.Node] = set()
-        for node in ir.graph.nodes:
-            if any(a in self.batched for a in node.all_input_nodes):
-                self.batched.add(node)
 
     def scaled(self, node: fx.Node) -> tuple[fx.Node, Scalings] | None:
         """Read a node as its operand times something that does not depend on the batch."""

@@ -11,9 +11,10 @@ import networkx
 import torch
 from torch import fx
 
+from mobizo_passes.graph.facts import facts, module_of, role
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.text import module_of, op_name, type_text
+from mobizo_passes.graph.text import op_name, type_text
 from mobizo_passes.passes.hoist_selections import selected_dim
 
 mobizo = torch.ops.mobizo
@@ -65,7 +66,7 @@ class Block:
     @property
     def expanded_flops(self) -> int:
         """FLOPs in one step of what is computed for every group."""
-        return sum(node_flops(n) for n in self.nodes if n.meta.get("expanded"))
+        return sum(node_flops(n) for n in self.nodes if facts(n).expanded)
 
     @property
     def frontier(self) -> tuple[tuple[str, str], ...]:
@@ -128,7 +129,7 @@ def signature(block: Block) -> tuple[Any, ...]:
 
     def row(node: fx.Node) -> tuple[Any, ...]:
         origin = _parts(module_of(node))[depth:]
-        return op_name(node), type_text(node.meta.get("val")), bool(node.meta.get("expanded")), origin
+        return op_name(node), type_text(node.meta.get("val")), facts(node).expanded, origin
 
     return pattern(block.name), block.kind, tuple(row(n) for n in block.calls)
 
@@ -198,18 +199,18 @@ def _owners(ir: Ir) -> dict[fx.Node, _Owner]:
             continue
         readers = [owners[user] for user in node.users if user in owners]
         if node.op == "placeholder":
-            kind = node.meta["input"].kind
+            kind = role(node).kind
             if kind not in STATE:
                 owners[node] = _Owner(kind if kind in ("batch", "adapter") else "scalars", ())
             elif node.users:
                 owners[node] = owners[min(node.users)]
         elif readers and (node.target is mobizo.expand.default or _hoisted(node)):
             roles = {owner.role for owner in readers}
-            role = roles.pop() if len(roles) == 1 else "module"
-            owners[node] = _Owner(role, _common([owner.path for owner in readers]))
+            part = roles.pop() if len(roles) == 1 else "module"
+            owners[node] = _Owner(part, _common([owner.path for owner in readers]))
         else:
-            role = _TARGETS.get(node.target) or _CREATORS.get(node.meta.get("pass", ""), "module")
-            owners[node] = _Owner(role, _parts(module_of(node)) if role == "module" else ())
+            part = _TARGETS.get(node.target) or _CREATORS.get(facts(node).made_by, "module")
+            owners[node] = _Owner(part, _parts(module_of(node)) if part == "module" else ())
     for node in ir.graph.nodes:
         sources = _sources(node)
         if node.op == "call_function" and all(owners[s].fixed for s in sources):
@@ -219,12 +220,12 @@ def _owners(ir: Ir) -> dict[fx.Node, _Owner]:
 
 def _hoisted(node: fx.Node) -> bool:
     # Its own origin is where it was written, below all that it has moved above.
-    return node.meta.get("pass") == "hoist-selections" and selected_dim(node) is not None
+    return facts(node).made_by == "hoist-selections" and selected_dim(node) is not None
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     """Where a node's data comes from: weights are no data flow."""
-    return [n for n in node.all_input_nodes if n.op != "placeholder" or n.meta["input"].kind not in STATE]
+    return [n for n in node.all_input_nodes if n.op != "placeholder" or role(n).kind not in STATE]
 
 
 def _split(
@@ -243,9 +244,9 @@ def _split(
             return "expand", ""
         if owner.fixed:
             # With what it is for, so that no block looks shared on its account.
-            expanded = any(user.meta.get("expanded") for user in node.users)
+            expanded = any(facts(user).expanded for user in node.users)
         else:
-            expanded = bool(node.meta.get("expanded"))
+            expanded = facts(node).expanded
         return "operations", "expanded" if expanded else ""
 
     calls = [n for n in nodes if not _is_state(n)]
@@ -282,12 +283,12 @@ def _block(fqn: str, kind: str, members: list[fx.Node], owners: dict[fx.Node, _O
 
 def _computed(nodes: Sequence[fx.Node], owners: dict[fx.Node, _Owner]) -> str:
     calls = [n for n in nodes if n.op == "call_function" and n.target is not mobizo.expand.default]
-    marks = {bool(n.meta.get("expanded")) for n in calls if not owners[n].fixed}
+    marks = {facts(n).expanded for n in calls if not owners[n].fixed}
     return "both" if len(marks) == 2 else "per group" if True in marks else "once"
 
 
 def _is_state(node: fx.Node) -> bool:
-    return node.op == "placeholder" and node.meta["input"].kind in STATE
+    return node.op == "placeholder" and role(node).kind in STATE
 
 
 def _acyclic(

@@ -7,9 +7,10 @@ from typing import Any
 import networkx
 from torch import Tensor
 
+from mobizo_passes.graph.facts import facts, module_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.text import module_of, op_name, type_text
+from mobizo_passes.graph.text import op_name, type_text
 
 
 def to_networkx(ir: Ir) -> networkx.DiGraph:
@@ -21,7 +22,7 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
     graph = networkx.DiGraph()
     for node in ir.graph.nodes:
         value: Any = node.meta.get("val")
-        spec = node.meta.get("input")
+        spec = facts(node).role
         graph.add_node(
             node.name,
             op=op_name(node) if node.op == "call_function" else node.op,
@@ -29,9 +30,9 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
             dtype=str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else None,
             type=type_text(value) if value is not None else "",
             origin=module_of(node),
-            **{"pass": node.meta.get("pass", "")},
+            **{"pass": facts(node).made_by},
             role=spec.kind if spec is not None else None,
-            expanded=bool(node.meta.get("expanded")),
+            expanded=facts(node).expanded,
             flops=node_flops(node),
         )
         for source in node.all_input_nodes:

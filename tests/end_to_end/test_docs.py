@@ -63,6 +63,7 @@ SHORTENED = {
     # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
     "make format": f"{MAKE} --dry-run format",
     "make lint": f"{MAKE} --dry-run lint",
+    "make replay": f"{MAKE} replay REPLAY_ARGS='--only one-lora-layer-x-a-b-stored --out $PWD/replay'",
     ".venv/bin/python -m pytest tests/passes": f"{sys.executable} -m pytest --collect-only --quiet {ROOT}/tests/passes",
     '.venv/bin/python -m pytest -m "not real_model"': (
         f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests'
@@ -171,9 +172,10 @@ def _with_offsets(found: list[Block]) -> list[tuple[int, Block]]:
 
 
 def part_of(block: Block, other: Block) -> bool:
-    """Whether the commands of `block` all stand in `other`, in the same order, among more."""
+    """Whether the commands of `block` all stand in `other`, in the same order, among more, or are those of `other`."""
     rest = iter(commands(other))
-    return len(commands(block)) < len(commands(other)) and all(command in rest for command in commands(block))
+    longer = (len(commands(block)), str(block)) < (len(commands(other)), str(other))
+    return longer and all(command in rest for command in commands(block))
 
 
 ALL_SHELL_BLOCKS = [block for block in ALL_BLOCKS if block.language == "sh"]

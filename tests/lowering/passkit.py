@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.export import ExportedProgram
 
-from lowering.passes.base import run_passes
+from lowering.executorch_compat.programs import rewritten
 from mobizo_passes.graph.operators import overload_name
 
 
@@ -46,14 +46,14 @@ def export(module: torch.nn.Module, args: tuple) -> ExportedProgram:
 def rewrite(module: torch.nn.Module, args: tuple, *passes) -> Rewritten:
     """Run the passes; checks that numbers agree, that shapes and dtypes do, and that a second run changes nothing."""
     before = export(module, args)
-    after, records = run_passes(before, passes)
+    after, records = rewritten(before, passes)
     with torch.no_grad():
         expected, found = before.module()(*args), after.module()(*args)
     expected, found = _flat(expected), _flat(found)
     assert [(e.shape, e.dtype) for e in expected] == [(f.shape, f.dtype) for f in found]
     pairs = zip(expected, found, strict=True)
     error = max(float((e.double() - f.double()).abs().max() / e.double().abs().max().clamp_min(1e-9)) for e, f in pairs)
-    again, second = run_passes(after, passes)
+    again, second = rewritten(after, passes)
     assert len(passes) > 1 or second[0].rewrites == 0, second
     assert ops_of(again) == ops_of(after)
     return Rewritten(before, after, {r.name: r.rewrites for r in records}, error)

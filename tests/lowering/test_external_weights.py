@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import lowering
+from lowering.executorch_compat.programs import rewritten
 from lowering.executorch_compat.tags import is_tagged
 from lowering.lowered import Lowered
-from lowering.passes.base import run_passes
 from lowering.passes.values.fold_constants import FoldConstants
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.tag_weights import TagWeights
@@ -57,7 +57,7 @@ def test_inputs_written_buffers_and_constants_of_the_compiler_are_not_weights():
     program = export(Fn(counts, seen=torch.zeros(1)), (X,))
     assert program.constants
     assert program.graph_signature.buffers_to_mutate
-    after, (record,) = run_passes(program, (TagWeights(),))
+    after, (record,) = rewritten(program, (TagWeights(),))
     assert (record.rewrites, marked(after)) == (0, set())
 
 
@@ -86,7 +86,7 @@ def test_the_copy_of_a_shared_weight_is_marked_as_the_weight_is():
     ids = torch.tensor([[1, 2]])
     for adapter, count in ((frozenset(), 2), (frozenset({"w"}), 0)):
         program = export(Fn(tied, w=torch.rand(8, 16)), (ids,))
-        after, _ = run_passes(program, (TagWeights(adapter), SplitSharedWeights()))
+        after, _ = rewritten(program, (TagWeights(adapter), SplitSharedWeights()))
         assert len(marked(after)) == count
 
 

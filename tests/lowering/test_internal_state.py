@@ -12,10 +12,11 @@ import lowering
 import mobizo_passes as mz
 from lowering import stages
 from lowering.checks import check_state
-from lowering.editor import ProgramEditor
 from lowering.errors import StateLost
-from lowering.passes.base import run_passes
+from lowering.executorch_compat.programs import rewritten
 from lowering.targets.xnnpack.pipeline import PASSES
+from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.ir import Ir
 from tests.models import case
 from tests.passes.contract import Tiny, rows
 
@@ -61,7 +62,7 @@ def test_a_buffer_inside_the_delegate_is_refused() -> None:
 
 def test_a_legalised_program_keeps_its_buffer_outside() -> None:
     program = exported(writes=True)
-    legal, _ = run_passes(program, PASSES)
+    legal, _ = rewritten(program, PASSES)
     after = partitioned(legal)
     assert any("executorch_call_delegate" in str(node.target) for node in after.graph.nodes)
     check_state("step", program, after, STATE)
@@ -87,11 +88,11 @@ def test_a_buffer_whose_value_was_folded_is_refused() -> None:
 
 def test_passes_do_not_take_a_written_buffer_for_a_constant() -> None:
     for writes in (True, False):
-        editor = ProgramEditor(exported(writes))
-        found = {editor.fqn_of(n): editor.is_constant(n) for n in editor.graph.nodes if n.op == "placeholder"}
+        ir = Ir.from_exported_program(exported(writes))
+        found = {role(n).name: ir.is_constant(n) for n in ir.placeholders()}
         assert found["weight"]
         assert found["b"] is not writes
-        kept = editor.finish().graph_signature.buffers_to_mutate.values()
+        kept = ir.to_exported_program().graph_signature.buffers_to_mutate.values()
         assert list(kept) == (["b"] if writes else [])
 
 

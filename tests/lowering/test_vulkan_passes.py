@@ -44,22 +44,12 @@ def test_convert_splits_to_slices(split):
     assert result.error == 0
 
 
-def test_other_nodes_with_several_results_stay():
-    result = rewrite(Fn(lambda _, x: torch.topk(x, 2)[0]), (X,), ConvertSplitsToSlices())
-    assert result.rewrites["convert-splits-to-slices"] == 0
-
-
 def test_convert_gelu_to_exp():
     x = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor([0.0, -0.0, 1e-20, -1e4, 1e4])])
     result = rewrite(Fn(lambda _, x: F.gelu(x)), (x,), ConvertGeluToExp())
     assert result.ops()["gelu"] == 0
     found, exact = result.after.module()(x), F.gelu(x.double())
     assert float(((found - exact) / x.abs().clamp_min(1.0)).abs().max()) < 3e-7
-
-
-def test_the_tanh_gelu_is_left_to_another_pass():
-    result = rewrite(Fn(lambda _, x: F.gelu(x, approximate="tanh")), (X,), ConvertGeluToExp())
-    assert result.rewrites["convert-gelu-to-exp"] == 0
 
 
 class Patches(torch.nn.Module):
@@ -81,17 +71,6 @@ def test_convert_patches_to_linears(bias):
     assert result.error < 1e-6
 
 
-@pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"dilation": 2}])
-def test_overlapping_or_padded_patches_are_left_alone(options):
-    result = rewrite(Patches((2, 2), **options), (torch.randn(2, 3, 8, 6),), ConvertPatchesToLinears())
-    assert result.rewrites["convert-patches-to-linears"] == 0
-
-
-def test_patches_that_leave_a_rest_are_left_alone():
-    result = rewrite(Patches((4, 4)), (torch.randn(2, 3, 9, 8),), ConvertPatchesToLinears())
-    assert result.rewrites["convert-patches-to-linears"] == 0
-
-
 @pytest.mark.parametrize(
     "product", [lambda m, x: torch.addmm(m.b, x[0], m.w), lambda m, x: x[0].mm(m.w), lambda m, x: x @ m.w]
 )
@@ -109,13 +88,6 @@ def test_convert_weights_to_linears(product):
     (linear,) = (node for node in result.after.graph.nodes if node.target is torch.ops.aten.linear.default)
     assert all(isinstance(operand, torch.fx.Node) for operand in linear.args)  # no bias is no argument, not None
     assert result.error < 1e-6
-
-
-def test_products_of_inputs_and_scaled_ones_are_left_alone():
-    result = rewrite(Fn(lambda _, x, w: x @ w), (X, torch.randn(16, 5)), ConvertWeightsToLinears())
-    assert result.rewrites["convert-weights-to-linears"] == 0
-    scaled = Fn(lambda m, x: torch.addmm(m.b, x[0], m.w, alpha=2.0), w=torch.randn(16, 5), b=torch.randn(5))
-    assert rewrite(scaled, (X,), ConvertWeightsToLinears()).rewrites["convert-weights-to-linears"] == 0
 
 
 @pytest.mark.parametrize(
@@ -165,18 +137,6 @@ def test_permutations_of_five_axes(order):
     assert result.rewrites["merge-axes"] == 1
     assert highest_rank(result.after) <= 4
     assert result.error == 0
-
-
-def test_broadcasts_of_five_axes_are_left_alone():
-    result = rewrite(Fn(lambda _, x, y: x + y), (torch.randn(2, 3, 2, 3, 2), torch.randn(3, 1)), MergeAxes())
-    assert result.rewrites["merge-axes"] == 0
-
-
-@pytest.mark.parametrize("rank", [4, 3])
-def test_up_to_four_dimensions_nothing_is_merged(rank):
-    x = torch.randn(2, 3, 2, 3)[(0,) * (4 - rank)]
-    order = tuple(reversed(range(rank)))
-    assert rewrite(Fn(lambda _, x: x.permute(order)), (x,), MergeAxes()).rewrites["merge-axes"] == 0
 
 
 def test_look_ups_along_a_negative_axis_get_a_positive_one():

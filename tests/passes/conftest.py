@@ -12,16 +12,23 @@ import pytest
 from torch import nn
 
 import mobizo_passes as mz
+from tests.captures import captured_once
 from tests.models import case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @functools.cache
-def _compiled(name: str, **options: Any) -> tuple[mz.TrainingProgram, nn.Module, Any]:
+def _built(name: str) -> tuple[nn.Module, Any]:
     wanted = case(name)
-    model, inputs = wanted.build(), wanted.inputs()
-    return mz.transform(model, inputs, **{**wanted.options, **options}), model, inputs
+    return wanted.build(), wanted.inputs()
+
+
+@functools.cache
+def _compiled(name: str, **options: Any) -> tuple[mz.TrainingProgram, nn.Module, Any]:
+    model, inputs = _built(name)
+    with captured_once((name, options.get("loss"))):
+        return mz.transform(model, inputs, **{**case(name).options, **options}), model, inputs
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
+from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.views.blocks import Block, block_tree, fold_runs, signature
 from tests.models import CASES, Lora, integers, random, seeded
 from tests.passes.test_diff import deep
@@ -50,7 +51,7 @@ def test_the_flow_between_siblings_goes_forward_and_is_the_graphs(compiled, name
             (place[source], place[node])
             for node in place
             for source in node.all_input_nodes
-            if source in place and not (source.op == "placeholder" and source.meta["input"].kind in weights)
+            if source in place and not (source.op == "placeholder" and role(source).kind in weights)
         }
         assert {(a, b) for a, b in used if a != b} == set(block.edges)
 
@@ -125,7 +126,7 @@ def test_what_weights_alone_decide_is_no_shared_computation() -> None:
 
     program = mz.transform(seeded(Model()), (random(2, 6), integers(6, 2)), loss=F.cross_entropy)
     (norm,) = named(tree(program), "norm")
-    assert [str(n.target) for n in norm.calls if not n.meta.get("expanded")] == ["aten.add.Tensor"]
+    assert [str(n.target) for n in norm.calls if not facts(n).expanded] == ["aten.add.Tensor"]
     assert (norm.computed, norm.children) == ("per group", ())
 
 
@@ -135,8 +136,8 @@ def test_roles_stand_beside_the_modules(compiled) -> None:
     assert root.name == "base_model.model"
     assert [len(kinds[k].calls) for k in ("noise", "perturb", "update")] == [4, 4, 4]
     assert kinds["perturb"].computed == "per group"
-    assert {n.meta["input"].name for n in kinds["batch"].nodes} == {"input_ids", "attention_mask", "labels"}
-    assert {n.meta["input"].kind for n in kinds["scalars"].nodes} == {"seed", "lr", "eps"}
+    assert {role(n).name for n in kinds["batch"].nodes} == {"input_ids", "attention_mask", "labels"}
+    assert {role(n).kind for n in kinds["scalars"].nodes} == {"seed", "lr", "eps"}
 
 
 def runs(program: mz.TrainingProgram) -> list[list[str]]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
+from tests.captures import captured_once
 from tests.models import BATCH, LENGTH, integers, random, seeded
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -198,7 +199,8 @@ MISSED: dict[str, tuple[Forward, str, str]] = {
 
 def compiled(forward: Forward, x: Tensor, **options: Any) -> mz.TrainingProgram:
     model, labels = seeded(Spelled(forward)), integers(4, BATCH)
-    program = mz.transform(model, (x, labels), loss=F.cross_entropy, estimator=mz.TwoSided(2), **options)
+    with captured_once(forward):
+        program = mz.transform(model, (x, labels), loss=F.cross_entropy, estimator=mz.TwoSided(2), **options)
     result = mz.verify(program, model, (x, labels))
     assert float(result.losses.std()) > 1e-4, "the perturbations change nothing"
     return program
@@ -340,7 +342,8 @@ def test_embeddings_and_convolutions_beside_another_input() -> None:
 def test_near_misses_are_not_taken(name: str) -> None:
     forward, lora_b, reason = MISSED[name]
     model, inputs = seeded(Spelled(forward)), (random(BATCH, LENGTH, FAN_IN), integers(4, BATCH))
-    with pytest.raises(mz.NoLoRASites, match=rf"nearest misses:(.*\n)*  {lora_b}: .*{reason}"):
+    message = rf"nearest misses:(.*\n)*  {lora_b}: .*{reason}"
+    with pytest.raises(mz.NoLoRASites, match=message), captured_once(forward):
         mz.transform(model, inputs, loss=F.cross_entropy)
 
 

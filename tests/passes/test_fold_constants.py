@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import pytest
 
-from mobizo_passes import passes
-from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
+from mobizo_passes.passes import FoldConstants
+from tests.passes.contract import PassContract, left_alone, parsed, targets
 
 
 class TestFoldConstants(PassContract):
-    kind = passes.FoldConstants
+    one = FoldConstants()
+    before = """
+        %y: f32[2, 4] = batch 'y'
 
-    def example(self) -> Stage:
-        def body(y: Tensor) -> Tensor:
-            return y.masked_fill(torch.arange(4)[None, :] > torch.arange(2)[:, None] + 1, -5.0)
+        %arange: i64[4] = aten.arange(4)
+        %unsqueeze: i64[1, 4] = aten.unsqueeze(%arange, 0)
+        %arange_1: i64[2] = aten.arange(2)
+        %unsqueeze_1: i64[2, 1] = aten.unsqueeze(%arange_1, 1)
+        %add: i64[2, 1] = aten.add(%unsqueeze_1, 1)
+        %gt: b8[2, 4] = aten.gt(%unsqueeze, %add)
+        %masked_fill: f32[2, 4] = aten.masked_fill(%y, %gt, -5.0)
 
-        return before(self.kind, Tiny(body), rows())
+        return %masked_fill: f32[2, 4] = logits
+    """
+    after = """
+        %y: f32[2, 4] = batch 'y'
+        %gt_1: b8[2, 4] = constant 'gt'
 
-    def test_it_fires(self) -> None:
-        stage = self.example()
-        after = stage.apply()
-        assert "aten.arange.default" in targets(stage.ir)
-        assert not {"aten.arange.default", "aten.gt.Tensor"} & set(targets(after))
-        (mask,) = after.placeholders("constant")
-        assert after.state[mask.meta["input"].name].int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
+        %masked_fill: f32[2, 4] = aten.masked_fill(%y, %gt_1, -5.0)
 
-    def test_what_reads_an_input_or_a_parameter_is_left_alone(self) -> None:
-        def body(y: Tensor) -> Tensor:
-            return y + torch.zeros_like(y)
+        return %masked_fill: f32[2, 4] = logits
+    """
 
-        class Scaled(Tiny):
-            def forward(self, x: Tensor) -> Tensor:
-                return self.layer(x) * self.layer.base.weight.sum()
+    def test_the_values_of_the_constant(self) -> None:
+        _, new = self.run_pass()
+        assert new.state["gt"].int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
 
-        for model in (Tiny(body), Scaled()):
-            stage = before(self.kind, model, rows())
-            assert stage.count() == 0
+    @pytest.mark.parametrize("call", ["aten.zeros_like(%y)", "aten.neg(%w)"])
+    def test_what_reads_an_input_or_a_parameter_is_left_alone(self, call: str) -> None:
+        text = f"""
+            %w: f32[2, 4] = parameter 'w'
+            %y: f32[2, 4] = batch 'y'
+            %z: f32[2, 4] = {call}
+            %add: f32[2, 4] = aten.add(%y, %z)
+            %mul: f32[2, 4] = aten.mul(%add, %w)
+            return %mul: f32[2, 4] = logits
+        """
+        left_alone(text, self.one)
 
     def test_large_results_stay_computed(self) -> None:
-        stage = self.example()
-        whole = stage.count()
-        assert 0 < passes.FoldConstants(max_elements=3)(stage.ir) < whole
-        assert "aten.gt.Tensor" in targets(stage.ir)
+        ir = parsed(self.before)
+        assert FoldConstants(max_bytes=24)(ir) == 1
+        assert "aten.gt.Tensor" in targets(ir)
 
     def test_equal_results_are_stored_once(self) -> None:
-        def body(y: Tensor) -> Tensor:
-            return y * torch.arange(4) + y / (torch.arange(4))
-
-        assert len(before(self.kind, Tiny(body), rows()).apply().placeholders("constant")) == 1
+        text = """
+            %y: f32[2, 4] = batch 'y'
+            %a: i64[4] = aten.arange(4)
+            %b: i64[4] = aten.arange(4)
+            %mul: f32[2, 4] = aten.mul(%y, %a)
+            %add: f32[2, 4] = aten.add(%mul, %b)
+            return %add: f32[2, 4] = logits
+        """
+        ir = parsed(text)
+        assert self.one(ir) == 2
+        assert len(ir.placeholders("constant")) == 1

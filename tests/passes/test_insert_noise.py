@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from mobizo_passes import passes
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.noise import site_ids
-from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
+from mobizo_passes.passes import InsertNoise
+from tests.passes.contract import PassContract, left_alone, parsed
 
 
 class TestInsertNoise(PassContract):
-    kind = passes.InsertNoise
+    one = InsertNoise(2, "gaussian")
+    before = """
+        %a: f32[4, 1] = adapter 'a'
+        %b: f32[4, 1] = adapter 'b'
 
-    def example(self) -> Stage:
-        return before(self.kind, Tiny(), rows())
+        %mul: f32[4, 1] = aten.mul(%a, %b)
 
-    def test_it_fires(self) -> None:
-        stage = before(self.kind, Tiny(layers=2), rows())
-        after = stage.apply()
-        marked = {n.meta["noise_of"]: n for n in after.graph.nodes if "noise_of" in n.meta}
-        assert list(marked) == ["layer.lora_B.weight", "more.0.lora_B.weight"]
-        ids = site_ids(marked)
-        assert [n.args[1] for n in marked.values()] == list(ids.values())
-        assert [n.meta["val"].shape for n in marked.values()] == [(1, 4, 1), (1, 4, 1)]
-        assert len(after.placeholders("seed")) == 1
+        return %mul: f32[4, 1] = logits
+    """
+    # Computed first and used last.
+    after = """
+        %a: f32[4, 1] = adapter 'a'
+        %b: f32[4, 1] = adapter 'b'
+        %seed: i64[1] = seed  # | insert-noise
 
-    def test_a_graph_without_adapters_is_left_alone(self) -> None:
-        stage = before(passes.LiftAdapter, Tiny(), rows())
-        text = targets(stage.ir)
-        assert passes.InsertNoise(2, "gaussian")(stage.ir) == 0
-        assert targets(stage.ir) == text
-        assert stage.ir.placeholders("seed") == []
+        %noise: f32[2, 4, 1] = mobizo.noise(%seed, 3904355907, 2, [4, 1], 'gaussian')  # | insert-noise | noise of a
+        %noise_1: f32[2, 4, 1] = mobizo.noise(%seed, 1908338681, 2, [4, 1], 'gaussian')  # | insert-noise | noise of b
+        %mul: f32[4, 1] = aten.mul(%a, %b)
+
+        return %mul: f32[4, 1] = logits
+    """
 
     def test_an_id_belongs_to_the_name(self) -> None:
-        one = before(self.kind, Tiny(), rows()).apply()
-        two = before(self.kind, Tiny(layers=3), rows()).apply()
-        first = [next(n.args[1] for n in ir.graph.nodes if "noise_of" in n.meta) for ir in (one, two)]
-        assert first[0] == first[1]
+        _, new = self.run_pass()
+        ids = {facts(n).noise_of: n.args[1] for n in new.graph.nodes if facts(n).noise_of}
+        assert ids == site_ids("ab")
+        alone = parsed(self.before.replace("%a: f32[4, 1] = adapter 'a'", "%a: f32[4, 1] = parameter 'a'"))
+        assert self.one(alone) == 1
+        assert {n.args[1] for n in alone.graph.nodes if facts(n).noise_of} == {ids["b"]}
+
+    def test_a_seed_that_is_there_is_used(self) -> None:
+        text = """
+            %a: f32[4, 1] = adapter 'a'
+            %seed: i64[1] = seed
+            return %a: f32[4, 1] = logits
+        """
+        ir = parsed(text)
+        assert self.one(ir) == 1
+        assert len(ir.placeholders("seed")) == 1
+
+    def test_a_graph_without_adapters_is_left_alone(self) -> None:
+        left_alone(self.before.replace("adapter", "parameter"), self.one)

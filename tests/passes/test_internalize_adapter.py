@@ -2,67 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
 
 import mobizo_passes as mz
-from mobizo_passes import passes
 from mobizo_passes.capture.inputs import bind_inputs
-from mobizo_passes.graph.ir import Output
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes import InternalizeAdapter
 from tests.models import case
-from tests.passes.contract import PassContract, Stage, Tiny, before, rows
+from tests.passes.contract import PassContract, parsed, values_of
 
-B = "layer.lora_B.weight"
 STEPS = 4
+INITIAL = torch.arange(4.0)
 
 
 class TestInternalizeAdapter(PassContract):
-    kind = passes.InternalizeAdapter
+    one = InternalizeAdapter({"b": INITIAL})
+    before = """
+        %b: f32[4] = adapter 'b'
+        %x: f32[2, 4] = batch 'x'
 
-    def example(self) -> Stage:
-        stage = before(passes.StackNoise, Tiny(), rows())
-        return Stage(stage.ir, passes.InternalizeAdapter({B: stage.values[B]}), stage.values)
+        %mul: f32[2, 4] = aten.mul(%x, %b)
+        %sum_1: f32[4] = aten.sum(%mul, [0])
 
-    def test_it_fires(self) -> None:
-        stage = self.example()
-        assert stage.count() == 1
-        after = stage.apply()
-        assert not after.placeholders("adapter")
-        assert [n.meta["input"].name for n in after.placeholders("state")] == [B]
-        assert [o.kind for o in after.outputs] == ["loss", "losses", "projected_gradients", "state"]
+        return %mul: f32[2, 4] = losses
+        return %sum_1: f32[4] = adapter 'b'
+    """
+    after = """
+        %b: f32[4] = state 'b'
+        %x: f32[2, 4] = batch 'x'
 
-    def test_a_second_run_goes_on_from_the_first(self) -> None:
-        stage = self.example()
-        after = stage.apply()
-        first, second = stage.run(after), stage.run(after)
-        assert torch.equal(second[B], stage.ir.run({**stage.values, B: first[B]})[B])
-        assert not torch.equal(first["losses"], second["losses"])
-        # A clone made before has its own state, and so has the stage.
-        assert torch.equal(stage.run(stage.apply())["losses"], first["losses"])
+        %mul: f32[2, 4] = aten.mul(%x, %b)
+        %sum_1: f32[4] = aten.sum(%mul, [0])
+
+        return %mul: f32[2, 4] = losses
+        return %sum_1: f32[4] = state 'b'
+    """
+
+    def compare(self, old: Ir, new: Ir, values: dict[str, Tensor]) -> None:
+        """Each run goes on from the one before; a clone made earlier has its own state."""
+        other = new.clone()
+        want = old.run({**values, "b": INITIAL})
+        for ir in (new, other):
+            got = ir.run(values)
+            assert all(torch.equal(got[name], value) for name, value in want.items())
+        second = new.run(values)
+        assert torch.equal(second["b"], old.run({**values, "b": want["b"]})["b"])
+        assert not torch.equal(second["losses"], want["losses"])
+        assert torch.equal(INITIAL, torch.arange(4.0))
 
     def test_a_program_that_only_reads_its_adapter_is_refused(self) -> None:
-        stage = before(passes.InsertMpLora, Tiny(), rows())
-        with pytest.raises(mz.InputError, match=rf"'{B}' is read, but the program returns no new value for it; only a"):
-            passes.InternalizeAdapter({B: stage.values[B]})(stage.ir)
+        text = self.before.replace("return %sum_1: f32[4] = adapter 'b'", "")
+        with pytest.raises(mz.InputError, match=r"'b' is read, but the program returns no new value for it; only a"):
+            self.one(parsed(text))
 
     def test_an_adapter_that_is_returned_as_it_came_is_refused(self) -> None:
-        stage = self.example()
-        nodes: Any = stage.ir.graph.output_node().args[0]
-        outputs = list(zip(stage.ir.outputs, nodes, strict=True))
-        stage.ir.set_outputs([*outputs[:-1], (Output("adapter", B), stage.ir.input("adapter", B))])
+        text = self.before.replace("return %sum_1:", "return %b:")
         with pytest.raises(mz.InputError, match="itself; inside, it would never be written"):
-            stage.apply()
+            self.one(parsed(text))
 
     @pytest.mark.parametrize(
-        ("initial", "found"), [({}, "none"), ({B: torch.zeros(3)}, r"f32\[3\]"), ({B: torch.zeros(4, 1).half()}, "f16")]
+        ("initial", "found"),
+        [({}, "none"), ({"b": torch.zeros(3)}, r"f32\[3\]"), ({"b": torch.zeros(4).half()}, "f16")],
     )
-    def test_an_initial_value_that_does_not_fit_is_refused(self, initial: dict[str, Any], found: str) -> None:
-        with pytest.raises(mz.InputError, match=rf"'{B}' is f32\[4, 1\], its initial value {found}"):
-            passes.InternalizeAdapter(initial)(self.example().ir)
+    def test_an_initial_value_that_does_not_fit_is_refused(self, initial: Mapping[str, Tensor], found: str) -> None:
+        with pytest.raises(mz.InputError, match=rf"'b' is f32\[4\], its initial value {found}"):
+            InternalizeAdapter(initial)(parsed(self.before))
+
+    def test_a_program_without_an_adapter_is_left_alone(self) -> None:
+        ir = parsed("%x: f32[2] = batch 'x'\nreturn %x: f32[2] = losses")
+        assert InternalizeAdapter({})(ir) == 0
+        assert torch.equal(ir.run(values_of(ir))["losses"], values_of(ir)["x"])
 
 
 @pytest.mark.parametrize("form", ["readable", "core"])

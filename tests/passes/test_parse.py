@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import mobizo_passes as mz
+from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Input
 from mobizo_passes.graph.layout import Layout
 from mobizo_passes.graph.parse import seeded_value
@@ -100,10 +101,10 @@ def test_origin_pass_and_facts() -> None:
     """.replace("%b:", "%s: i64[1] = seed\n%b:")
     ir = mz.parse(text)
     x, _, b, z, y, v, w = list(ir.graph.nodes)[:-1]
-    assert b.meta["input"] == Input("adapter", "layer.lora_B.weight")
-    assert (x.meta["batch"], y.meta["batch"], w.meta["batch"]) == (Layout(0), Layout(0, 2), None)
-    assert (z.meta["noise_of"], y.meta["expanded"], v.meta.get("expanded")) == ("layer.lora_B.weight", True, None)
-    assert [n.meta["pass"] for n in (x, b, z, y, w)] == [
+    assert role(b) == Input("adapter", "layer.lora_B.weight")
+    assert (facts(x).layout, facts(y).layout, facts(w).layout) == (Layout(0), Layout(0, 2), None)
+    assert (facts(z).noise_of, facts(y).expanded, facts(v).expanded) == ("layer.lora_B.weight", True, False)
+    assert [facts(n).made_by for n in (x, b, z, y, w)] == [
         "capture", "lift-adapter", "insert-noise", "capture", "decompose",
     ]  # fmt: skip
     shown = [re.sub(r" {2,}# ", "  # ", line.strip()) for line in to_text(ir, facts=True).splitlines() if line]

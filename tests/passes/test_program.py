@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import mobizo_passes as mz
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.flops import node_flops
 from tests.models import case, llama, llama_inputs
 
@@ -237,7 +238,7 @@ def test_late_expansion_computes_the_lower_layers_once() -> None:
     assert upper.flops.total < everything.flops.total
     assert upper.flops.total == upper.flops.shared + upper.flops.expanded
     mz.verify(upper, model, inputs)
-    expanded = [n for n in upper._methods["step"].graph.nodes if n.meta.get("expanded")]
+    expanded = [n for n in upper._methods["step"].graph.nodes if facts(n).expanded]
     assert not any(
         (n.meta.get("nn_module_stack") or {}) and "attention.0" in str(n.meta["nn_module_stack"]) for n in expanded
     )

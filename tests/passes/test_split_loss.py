@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 import mobizo_passes as mz
 from mobizo_passes.batching import Batch
 from mobizo_passes.capture.inputs import name_inputs
-from mobizo_passes.graph.text import to_text
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.passes import SplitLoss
+from mobizo_passes.zo.combination import Combination, Term
 from runtime_driver.combining import LossTotals
 from runtime_driver.format import EvaluationSpec
 from tests.coverage.row import Row
 from tests.coverage.written_rows import LOSSES
 from tests.models import Block, Lora, Mlp, SequenceFirst, integers, random, seeded
+from tests.passes.contract import PassContract, parsed
 
 ROWS = 3
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0])
@@ -222,12 +225,54 @@ def test_losses_that_do_not_come_apart_say_why(name: str) -> None:
     assert [o["name"] for o in program.manifest()["methods"]["loss"]["outputs"]] == ["loss"]
 
 
-def test_it_runs_once_and_reads_well(golden: Callable[[str, str], None]) -> None:
-    program = mz.transform(seeded(Mlp()), (random(ROWS, 6), integers(4, ROWS)), loss=F.cross_entropy)
-    ir = program._methods["loss"].clone()
-    golden("split_loss", to_text(ir))
-    assert SplitLoss(Batch(ROWS, {}))(ir) == 0
-    assert to_text(ir) == to_text(program._methods["loss"])
+class TestSplitLoss(PassContract):
+    one = SplitLoss(Batch(2, {"x": 0, "target": 0}))
+    before = """
+        %b: f32[4] = adapter 'b'
+        %x: f32[2, 4] = batch 'x'
+        %target: i64[2] = batch 'target'
+
+        %y: f32[2, 4] = aten.add(%x, %b)
+        %loss: f32[] = aten.cross_entropy_loss(%y, %target)
+
+        return %loss: f32[] = loss
+    """
+    after = """
+        %b: f32[4] = adapter 'b'
+        %x: f32[2, 4] = batch 'x'
+        %target: i64[2] = batch 'target'
+
+        %y: f32[2, 4] = aten.add(%x, %b)
+        %cross_entropy_loss: f32[2] = aten.cross_entropy_loss(%y, %target, None, 0, -100, 0.0)  # | split-loss
+        %ne: b8[2] = aten.ne(%target, -100)  # | split-loss
+        %_to_copy: f32[2] = aten._to_copy(%ne, dtype=f32)  # | split-loss
+        %row_sums: f32[2] = mobizo.row_sums(%cross_entropy_loss, 0, 1, 2)  # | split-loss
+        %sum_1: f32[] = aten.sum(%row_sums, [0])  # | split-loss
+        %row_sums_1: f32[2] = mobizo.row_sums(%_to_copy, 0, 1, 2)  # | split-loss
+        %sum_2: f32[] = aten.sum(%row_sums_1, [0])  # | split-loss
+        %div: f32[] = aten.div(%sum_1, %sum_2)  # | split-loss
+
+        return %div: f32[] = loss
+        return %row_sums: f32[2] = loss_sum 'loss_sum_0'
+        return %row_sums_1: f32[2] = loss_weight 'loss_weight_0'
+    """
+
+    def compare(self, old: Ir, new: Ir, values: dict[str, Tensor]) -> None:
+        want, got = old.run(values), new.run(values)
+        torch.testing.assert_close(got["loss"], want["loss"], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got["loss_sum_0"].sum() / got["loss_weight_0"].sum(), want["loss"])
+
+    def test_how_the_parts_combine(self) -> None:
+        _, new = self.run_pass()
+        assert new.combination == Combination(terms=(Term(mean=True, weighted=True),))
+
+    @pytest.mark.parametrize("reduction", ["aten.max(%y)", "aten.median(%y)"])
+    def test_a_reduction_without_a_rule_is_left_whole(self, reduction: str) -> None:
+        ir = parsed(re.sub(r"aten.cross_entropy_loss\(.*\)", reduction, self.before))
+        assert self.one(ir) == 0
+        assert [spec.name for spec in ir.outputs] == ["loss"]
+        assert ir.combination is not None
+        assert ir.combination.refusal
 
 
 def test_random_numbers_and_model_stay_as_they_are() -> None:

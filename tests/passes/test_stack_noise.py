@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mobizo_passes import passes
-from tests.passes.contract import PassContract, Stage, Tiny, before, rows, targets
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.passes import StackNoise
+from tests.passes.contract import PassContract, left_alone, parsed
 
 
 class TestStackNoise(PassContract):
-    kind = passes.StackNoise
+    one = StackNoise()
+    before = """
+        %seed: i64[1] = seed
 
-    def example(self) -> Stage:
-        return before(self.kind, Tiny(layers=2), rows())
+        %noise: f32[2, 4, 1] = mobizo.noise(%seed, 11, 2, [4, 1], 'gaussian')  # | insert-noise | noise of a
+        %noise_1: f32[2, 3] = mobizo.noise(%seed, 33, 2, [3], 'gaussian')  # | insert-noise | noise of c
+        %noise_2: f32[2, 4, 1] = mobizo.noise(%seed, 22, 2, [4, 1], 'gaussian')  # | insert-noise | noise of b
 
-    def compare(self, old: dict[str, Tensor], new: dict[str, Tensor], stage: Stage) -> None:
-        assert all(torch.equal(new[name], value) for name, value in old.items()), "the same bits"
+        return %noise: f32[2, 4, 1] = logits
+        return %noise_1: f32[2, 3] = loss
+        return %noise_2: f32[2, 4, 1] = losses
+    """
+    # A shape of its own is left alone; sites keep their marks.
+    after = """
+        %seed: i64[1] = seed
 
-    def test_it_fires(self) -> None:
-        stage = self.example()
-        assert targets(stage.ir).count("mobizo.noise.default") == 2
-        after = targets(stage.apply())
-        assert after.count("mobizo.noise.default") == 0
-        assert after.count("mobizo.noise_stack.default") == 1
+        %noise_stack: f32[2, 2, 4, 1] = mobizo.noise_stack(%seed, [11, 22], 2, [4, 1], 'gaussian')  # | stack-noise
+        %select: f32[2, 4, 1] = aten.select(%noise_stack, 0, 0)  # | stack-noise | noise of a
+        %noise_1: f32[2, 3] = mobizo.noise(%seed, 33, 2, [3], 'gaussian')  # | insert-noise | noise of c
+        %select_1: f32[2, 4, 1] = aten.select(%noise_stack, 0, 1)  # | stack-noise | noise of b
 
-    def test_a_shape_of_its_own_is_left_alone(self) -> None:
-        class Mixed(Tiny):
-            def __init__(self) -> None:
-                super().__init__(layers=2)
-                self.more[0] = nn.Sequential(nn.Identity())
-                self.wide = Tiny()
+        return %select: f32[2, 4, 1] = logits
+        return %noise_1: f32[2, 3] = loss
+        return %select_1: f32[2, 4, 1] = losses
+    """
 
-            def forward(self, x: Tensor) -> Tensor:
-                return self.layer(x) + F.pad(self.wide.layer(x)[:, :3], (0, 1))
+    def compare(self, old: Ir, new: Ir, values: dict[str, Tensor]) -> None:
+        want, got = old.run(values), new.run(values)
+        assert all(torch.equal(got[name], value) for name, value in want.items()), "the same bits"
 
-        single = before(self.kind, Tiny(), rows())
-        assert single.count() == 0
-        assert before(self.kind, Mixed(), rows()).count() == 2
-
-    def test_sites_keep_their_marks(self) -> None:
-        after = self.example().apply()
-        marks = [n.meta["noise_of"] for n in after.graph.nodes if "noise_of" in n.meta]
-        assert sorted(marks) == ["layer.lora_B.weight", "more.0.lora_B.weight"]
+    def test_another_kind_or_another_number_is_left_alone(self) -> None:
+        text = """
+            %seed: i64[1] = seed
+            %a: f32[2, 4] = mobizo.noise(%seed, 11, 2, [4], 'gaussian')  # | | noise of a
+            %b: f32[2, 4] = mobizo.noise(%seed, 22, 2, [4], 'rademacher')  # | | noise of b
+            %c: f32[3, 4] = mobizo.noise(%seed, 33, 3, [4], 'gaussian')  # | | noise of c
+            return %a: f32[2, 4] = logits
+            return %b: f32[2, 4] = loss
+            return %c: f32[3, 4] = losses
+        """
+        left_alone(text, self.one)
+        assert "noise of" not in str(parsed(text).outputs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mobizo_passes as mz
 from tests.models import llama, llama_inputs
+from tests.passes.contract import Tiny, rows
 
 ONE = mz.TwoSided(queries=1)
 
@@ -69,7 +70,14 @@ def test_compiled_in_place() -> None:
     model.compile(backend="eager")
     program = mz.transform(model, llama_inputs(), estimator=ONE)
     assert len(program.sites) == 2
-    mz.verify(program, model, llama_inputs())
+    # Its equal, which need not be compiled for each forward of the reference.
+    mz.verify(program, llama(("q_proj",)), llama_inputs())
+
+
+def test_the_reference_runs_what_is_compiled_in_place() -> None:
+    model, inputs = Tiny(), rows()
+    model.compile(backend="eager")
+    mz.verify(mz.transform(model, inputs, estimator=ONE, loss=F.cross_entropy), model, inputs)
 
 
 class FullyShardedDataParallel(nn.Module):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
+from mobizo_passes.graph.passes import NodePass, absent
 
 aten = torch.ops.aten
 
@@ -26,7 +28,7 @@ _RESHAPES = (
 
 
 @dataclass(frozen=True)
-class CanonicalizeReshapes:
+class CanonicalizeReshapes(NodePass):
     """Views, unsqueezes, squeezes and flattens become `reshape`; `select` becomes `slice` + `reshape`.
 
     BEFORE  u = unsqueeze(x: f32[B,T,d], 1); v = view(u, [B, T, -1])
@@ -39,48 +41,26 @@ class CanonicalizeReshapes:
     collapse. `reshape` (unlike `view`) asks nothing of strides, so later passes may change the producer.
     """
 
-    name: str = "canonicalize-reshapes"
+    name: ClassVar[str] = "canonicalize-reshapes"
+    operators = (*_RESHAPES, aten.select.int, aten.reshape.default)
+    ensures = (absent(*_RESHAPES, aten.select.int),)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(*_RESHAPES, aten.select.int, aten.reshape.default):
-            if node.target is aten.select.int:
-                _rewrite_select(editor, node)
-            elif node.target is aten.reshape.default:
-                source = _source(node)
-                if source is node.args[0] and list(node.args[1]) == list(shape_of(node)):  # pyright: ignore[reportArgumentType]
-                    continue
-                _rewrite(editor, node)
-            else:
-                _rewrite(editor, node)
-            rewrites += 1
-        return rewrites
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        if node.target is aten.select.int:
+            given = arguments(node)
+            shape = shape_of(given.self)
+            dim = positive_dim(given.dim, len(shape))
+            start = positive_dim(given.index, shape[dim])
+            piece = ir.call(aten.slice.Tensor, given.self, dim, start, start + 1)
+            return ir.reshape(piece, shape_of(node))
+        source = _source(node)
+        is_plain = node.target is aten.reshape.default and source is arguments(node).self
+        return (
+            None if is_plain and tuple(arguments(node).shape) == shape_of(node) else ir.reshape(source, shape_of(node))
+        )
 
 
 def _source(node: Node) -> Node:
-    source = node.args[0]
-    while (
-        isinstance(source, Node)
-        and source.op == "call_function"
-        and source.target in (*_RESHAPES, aten.reshape.default)
-    ):
-        source = source.args[0]
-    assert isinstance(source, Node)
-    return source
-
-
-def _rewrite(editor: ProgramEditor, node: Node) -> None:
-    with editor.before(node):
-        editor.replace(node, editor.reshape(_source(node), list(shape_of(node))))
-
-
-def _rewrite_select(editor: ProgramEditor, node: Node) -> None:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    shape = shape_of(source)
-    dim = positive_dim(arguments(node).dim, len(shape))
-    index = arguments(node).index
-    start = index + shape[dim] if index < 0 else index
-    with editor.before(node):
-        piece = editor.call(aten.slice.Tensor, source, dim, start, start + 1)
-        editor.replace(node, editor.reshape(piece, list(shape_of(node))))
+    while node.target in (*_RESHAPES, aten.reshape.default):
+        node = arguments(node).self
+    return node

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float, positive_dim, shape_of, val
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
@@ -28,7 +29,7 @@ _BROADCASTING = (
 
 
 @dataclass(frozen=True)
-class ConvertExpandsToCopies:
+class ConvertExpandsToCopies(Pass):
     """An `expand` that broadcasting makes needless goes; one that copies along an axis becomes `mul` or `cat`.
 
     BEFORE  z = add(a: f32[P,B,d], expand(b: f32[1,B,d], [P,B,d]))
@@ -47,51 +48,51 @@ class ConvertExpandsToCopies:
 
     multiply_floats: bool = True
     max_copies: int = 64
-    name: str = "convert-expands-to-copies"
+    name: ClassVar[str] = "convert-expands-to-copies"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(aten.expand.default):
+        for node in ir.find(aten.expand.default):
             source: Any = node.args[0]
             rewrites += _drop_where_broadcast(node, source)
             if not node.users:
-                editor.graph.erase_node(node)
+                ir.graph.erase_node(node)
                 continue
             before, after = shape_of(source), shape_of(node)
             before = (1,) * (len(after) - len(before)) + before
             grown = [i for i, (x, y) in enumerate(zip(before, after, strict=True)) if x != y]
             if len(grown) != 1 or not 2 <= after[grown[0]] <= self.max_copies:
                 continue
-            with editor.before(node):
+            with ir.before(node):
                 if self.multiply_floats and is_float(source):
-                    copies = _copied(editor, source, after[grown[0]], after, grown[0])
+                    copies = _copied(ir, source, after[grown[0]], after, grown[0])
                 else:
-                    piece = editor.reshape(source, list(before))
-                    copies = editor.call(aten.cat.default, [piece] * after[grown[0]], grown[0])
-                editor.replace(node, copies)
+                    piece = ir.reshape(source, list(before))
+                    copies = ir.call(aten.cat.default, [piece] * after[grown[0]], grown[0])
+                ir.replace(node, copies)
             rewrites += 1
-        return rewrites + (self._repeated_cats(editor) if self.multiply_floats else 0)
+        return rewrites + (self._repeated_cats(ir) if self.multiply_floats else 0)
 
-    def _repeated_cats(self, editor: ProgramEditor) -> int:
+    def _repeated_cats(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(aten.cat.default):
+        for node in ir.find(aten.cat.default):
             pieces: Any = node.args[0]
             if len(pieces) < 2 or any(piece is not pieces[0] for piece in pieces) or not is_float(pieces[0]):
                 continue
             shape = shape_of(node)
             axis = positive_dim(arguments(node).dim, len(shape))
-            with editor.before(node):
-                editor.replace(node, _copied(editor, pieces[0], len(pieces), shape, axis))
+            with ir.before(node):
+                ir.replace(node, _copied(ir, pieces[0], len(pieces), shape, axis))
             rewrites += 1
         return rewrites
 
 
-def _copied(editor: ProgramEditor, source: Node, copies: int, after: tuple[int, ...], axis: int) -> Node:
+def _copied(ir: Ir, source: Node, copies: int, after: tuple[int, ...], axis: int) -> Node:
     """`copies` of `source` after each other along `axis`, which has the extent `after[axis]` then."""
     dtype = val(source).dtype
-    ones = editor.constant(torch.ones(1, copies, 1, dtype=dtype), "ones", ("ones", copies, dtype))
-    flat = editor.reshape(source, [math.prod(after[:axis]), 1, math.prod(after[axis:]) // copies])
-    return editor.reshape(editor.call(aten.mul.Tensor, flat, ones), list(after))
+    ones = ir.add_constant("ones", torch.ones(1, copies, 1, dtype=dtype), ("ones", copies, dtype))
+    flat = ir.reshape(source, [math.prod(after[:axis]), 1, math.prod(after[axis:]) // copies])
+    return ir.reshape(ir.call(aten.mul.Tensor, flat, ones), list(after))
 
 
 def _drop_where_broadcast(node: Node, source: Node) -> int:

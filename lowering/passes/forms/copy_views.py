@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.passes import Pass, absent
 
 aten = torch.ops.aten
 
@@ -20,7 +21,7 @@ _COPIES: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class CopyViews:
+class CopyViews(Pass):
     """`reshape`, `permute`, `slice` and `expand` become their functional `_copy` forms; runs last.
 
     BEFORE  y = reshape(permute(x: f32[N,H,T,d], [0,2,1,3]), [N,T,H*d])
@@ -31,13 +32,14 @@ class CopyViews:
     none keeps the memory layout of a view or of a node that is gone.
     """
 
-    name: str = "copy-views"
+    name: ClassVar[str] = "copy-views"
+    ensures = (absent(*_COPIES),)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        nodes = editor.find(*_COPIES)
+    def rewrite(self, ir: Ir) -> int:
+        nodes = ir.find(*_COPIES)
         for node in nodes:
             node.target = _COPIES[node.target]
-        for node in editor.graph.nodes:
+        for node in ir.graph.nodes:
             if node.op == "call_function":
-                editor.revalue(node)
+                ir.refresh(node)
         return len(nodes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float, shape_of
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
@@ -25,7 +27,7 @@ _BROADCASTING = (
 
 
 @dataclass(frozen=True)
-class EqualizeRanks:
+class EqualizeRanks(Pass):
     """A float operand with fewer axes than the result gets leading axes of extent 1; what broadcasting does anyway.
 
     BEFORE  y = add(x: f32[B,T,d], b: f32[d])
@@ -34,11 +36,11 @@ class EqualizeRanks:
     QNN aligns the axes of operands only when all have the same number of them. Reshapes of constants are then folded.
     """
 
-    name: str = "equalize-ranks"
+    name: ClassVar[str] = "equalize-ranks"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(*_BROADCASTING):
+        for node in ir.find(*_BROADCASTING):
             if not is_float(node):
                 continue
             rank = len(shape_of(node))
@@ -46,7 +48,7 @@ class EqualizeRanks:
                 if not isinstance(operand, Node) or not is_float(operand) or len(shape_of(operand)) == rank:
                     continue
                 shape = shape_of(operand)
-                with editor.before(node):
-                    node.update_arg(place, editor.reshape(operand, [1] * (rank - len(shape)) + list(shape)))
+                with ir.before(node):
+                    node.update_arg(place, ir.reshape(operand, [1] * (rank - len(shape)) + list(shape)))
                 rewrites += 1
         return rewrites

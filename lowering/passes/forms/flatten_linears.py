@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
+from torch.fx import Node
 
-from lowering.editor import ProgramEditor
-from mobizo_passes.graph.nodes import is_float, shape_of
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class FlattenLinears:
+class FlattenLinears(NodePass):
     """`linear` on a tensor of rank `least_rank` or more works on its rows.
 
     BEFORE  y = linear(x: f32[N,T,d], w: f32[o,d])
@@ -27,18 +29,14 @@ class FlattenLinears:
 
     least_rank: int = 3
 
-    name: str = "flatten-linears"
+    name: ClassVar[str] = "flatten-linears"
+    operators = (aten.linear.default,)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.linear.default):
-            x: Any = node.args[0]
-            shape = shape_of(x)
-            if len(shape) < self.least_rank or not is_float(node):
-                continue
-            with editor.before(node):
-                rows = editor.reshape(x, [math.prod(shape[:-1]), shape[-1]])
-                product = editor.call(aten.linear.default, rows, *node.args[1:], **node.kwargs)
-                editor.replace(node, editor.reshape(product, list(shape_of(node))))
-            rewrites += 1
-        return rewrites
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        given = arguments(node)
+        shape = shape_of(given.input)
+        if len(shape) < self.least_rank or not is_float(node):
+            return None
+        rows = ir.reshape(given.input, [math.prod(shape[:-1]), shape[-1]])
+        product = ir.call(aten.linear.default, rows, *node.args[1:], **node.kwargs)
+        return ir.reshape(product, shape_of(node))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
-from mobizo_passes.graph.nodes import arguments, shape_of, val
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of, val
+from mobizo_passes.graph.passes import NodePass, absent
 
 aten = torch.ops.aten
 
@@ -23,6 +24,7 @@ _TWINS: dict[Any, Any] = {
     aten.__rshift__.Scalar: aten.bitwise_right_shift.Tensor_Scalar,
     aten.__lshift__.Scalar: aten.bitwise_left_shift.Tensor_Scalar,
 }
+_FILLS: dict[Any, int] = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
 _SOFTMAXES: dict[Any, Any] = {
     aten.softmax.int: aten._softmax.default,
     aten.log_softmax.int: aten._log_softmax.default,
@@ -30,7 +32,7 @@ _SOFTMAXES: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class LowerToCoreAten:
+class LowerToCoreAten(NodePass):
     """Python-operator and composite overloads become the core operators that they call.
 
     BEFORE  c = __and__(a: bool[B,1,T,T], b);  p = softmax(x: f32[B,C], -1);  y = __rshift__(i: i64[n], 16)
@@ -42,53 +44,27 @@ class LowerToCoreAten:
     ExecuTorch's runtime has no kernels for the former, and with the latter it need not decompose the program at all.
     """
 
-    name: str = "lower-to-core-aten"
+    name: ClassVar[str] = "lower-to-core-aten"
+    operators = (*_TWINS, *_FILLS, *_SOFTMAXES, aten.sum.default, aten.pad.default)
+    ensures = (absent(*_TWINS, *_FILLS, *_SOFTMAXES, aten.sum.default),)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(*_TWINS):
-            node.target = _TWINS[node.target]
-            rewrites += 1
-        for node in editor.find(aten.zeros_like.default, aten.ones_like.default, aten.sum.default):
-            rewrites += _rewrite_fill_or_sum(editor, node)
-        for node in editor.find(aten.pad.default):
-            rewrites += _rewrite_pad(node)
-        for node in editor.find(*_SOFTMAXES):
-            rewrites += _rewrite_softmax(editor, node)
-        return rewrites
-
-
-def _rewrite_softmax(editor: ProgramEditor, node: Node) -> bool:
-    source: Any = node.args[0]
-    dtype = arguments(node).dtype
-    with editor.before(node):
-        if dtype is not None and dtype != val(source).dtype:
-            source = editor.call(aten._to_copy.default, source, dtype=dtype)
-        editor.replace(node, editor.call(_SOFTMAXES[node.target], source, arguments(node).dim, False))
-    return True
-
-
-def _rewrite_pad(node: Node) -> bool:
-    if arguments(node).mode != "constant":
-        return False
-    fill = arguments(node).value
-    node.target = aten.constant_pad_nd.default
-    fill = 0 if fill is None else fill
-    is_float_tensor = val(node).is_floating_point()
-    node.args = (node.args[0], arguments(node).pad, float(fill) if is_float_tensor else int(fill))
-    node.kwargs = {}
-    return True
-
-
-def _rewrite_fill_or_sum(editor: ProgramEditor, node: Node) -> bool:
-    shape = list(shape_of(node))
-    dtype = val(node).dtype
-    with editor.before(node):
-        if node.target is aten.sum.default:
-            source: Any = node.args[0]
-            result = editor.call(aten.sum.dim_IntList, source, list(range(len(shape_of(source)))), dtype=dtype)
-        else:
-            fill = 0 if node.target is aten.zeros_like.default else 1
-            result = editor.call(aten.full.default, shape, fill, dtype=dtype)
-        editor.replace(node, result)
-    return True
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        target: Any = node.target
+        given = arguments(node)
+        if target in _TWINS:
+            return ir.call(_TWINS[target], *node.args, **node.kwargs)
+        if target in _FILLS:
+            return ir.call(aten.full.default, list(shape_of(node)), _FILLS[target], dtype=val(node).dtype)
+        if target is aten.sum.default:
+            dims = list(range(len(shape_of(given.self))))
+            return ir.call(aten.sum.dim_IntList, given.self, dims, dtype=val(node).dtype)
+        if target in _SOFTMAXES:
+            source = given.self
+            if given.dtype not in (None, val(source).dtype):
+                source = ir.call(aten._to_copy.default, source, dtype=given.dtype)
+            return ir.call(_SOFTMAXES[target], source, given.dim, False)
+        if given.mode != "constant":
+            return None
+        fill = 0 if given.value is None else given.value
+        fill = float(fill) if is_float(node) else int(fill)
+        return ir.call(aten.constant_pad_nd.default, given.self, given.pad, fill)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
@@ -30,7 +31,7 @@ _ELEMENTWISE = (
 
 
 @dataclass(frozen=True)
-class MergeAxes:
+class MergeAxes(NodePass):
     """Permutations, slices, concatenations and elementwise operations of rank 5 and more run on merged axes.
 
     BEFORE  y = permute(x: f32[B,T,3,H,d], [2,0,3,1,4])                                            f32[3,B,H,T,d]
@@ -44,39 +45,33 @@ class MergeAxes:
     """
 
     most: int = 4
-    name: str = "merge-axes"
+    name: ClassVar[str] = "merge-axes"
+    operators = (aten.permute.default, aten.slice.Tensor, aten.cat.default, *_ELEMENTWISE)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.permute.default, aten.slice.Tensor, aten.cat.default, *_ELEMENTWISE):
-            if max(len(shape_of(each)) for each in (node, *node.all_input_nodes)) <= self.most:
-                continue
-            with editor.before(node):
-                result = self._rewrite(editor, node)
-                if result is None:
-                    continue
-                editor.replace(node, editor.reshape(result, list(shape_of(node))))
-            rewrites += 1
-        return rewrites
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        if max(len(shape_of(each)) for each in (node, *node.all_input_nodes)) <= self.most:
+            return None
+        result = self._rewrite(ir, node)
+        return None if result is None else ir.reshape(result, shape_of(node))
 
-    def _rewrite(self, editor: ProgramEditor, node: Node) -> Node | None:
+    def _rewrite(self, ir: Ir, node: Node) -> Node | None:
         target: Any = node.target
         shape = shape_of(node)
         if target is aten.permute.default:
-            return self._permute(editor, node)
+            return self._permute(ir, node)
         if target in (aten.slice.Tensor, aten.cat.default):
             dim = positive_dim(arguments(node).dim, len(shape))
             if target is aten.slice.Tensor:
-                return editor.call(target, _three(editor, node.args[0], dim), 1, *node.args[2:])
+                return ir.call(target, _three(ir, node.args[0], dim), 1, *node.args[2:])
             pieces: Any = node.args[0]
-            return editor.call(target, [_three(editor, piece, dim) for piece in pieces], 1)
+            return ir.call(target, [_three(ir, piece, dim) for piece in pieces], 1)
         sources = [each for each in node.args if isinstance(each, Node)]
         if any(shape_of(each) != shape for each in sources):
             return None
-        flat = [editor.reshape(each, [1, math.prod(shape)]) if isinstance(each, Node) else each for each in node.args]
-        return editor.call(target, *flat, **node.kwargs)
+        flat = [ir.reshape(each, [1, math.prod(shape)]) if isinstance(each, Node) else each for each in node.args]
+        return ir.call(target, *flat, **node.kwargs)
 
-    def _permute(self, editor: ProgramEditor, node: Node) -> Node:
+    def _permute(self, ir: Ir, node: Node) -> Node:
         x: Any = node.args[0]
         shape = shape_of(x)
         order = [positive_dim(dim, len(shape)) for dim in arguments(node).dims]
@@ -91,11 +86,11 @@ class MergeAxes:
         sizes = [math.prod(shape[dim] for dim in block) for block in sources]
         wanted = [sources.index(block) for block in blocks]
         if len(blocks) <= self.most:
-            return editor.call(aten.permute.default, editor.reshape(x, sizes), wanted)
-        return _moved(editor, x, sizes, wanted)
+            return ir.call(aten.permute.default, ir.reshape(x, sizes), wanted)
+        return _moved(ir, x, sizes, wanted)
 
 
-def _moved(editor: ProgramEditor, x: Node, sizes: list[int], wanted: list[int]) -> Node:
+def _moved(ir: Ir, x: Node, sizes: list[int], wanted: list[int]) -> Node:
     """Axes brought into the wanted order one by one: what stands before, between, the axis itself, and after it."""
     present = list(range(len(sizes)))
     for place, axis in enumerate(wanted):
@@ -103,13 +98,13 @@ def _moved(editor: ProgramEditor, x: Node, sizes: list[int], wanted: list[int]) 
         if at == place:
             continue
         spans = (present[:place], present[place:at], [axis], present[at + 1 :])
-        parts = editor.reshape(x, [math.prod(sizes[each] for each in span) for span in spans])
-        x = editor.call(aten.permute.default, parts, [0, 2, 1, 3])
+        parts = ir.reshape(x, [math.prod(sizes[each] for each in span) for span in spans])
+        x = ir.call(aten.permute.default, parts, [0, 2, 1, 3])
         present = [*spans[0], axis, *spans[1], *spans[3]]
     return x
 
 
-def _three(editor: ProgramEditor, x: Any, dim: int) -> Node:
+def _three(ir: Ir, x: Any, dim: int) -> Node:
     """`x` with all axes before `dim` as one, and all after it as one."""
     shape = shape_of(x)
-    return editor.reshape(x, [math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])])
+    return ir.reshape(x, [math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])])

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
-from mobizo_passes.graph.nodes import arguments, positive_dim, shape_of
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments, shape_of
+from mobizo_passes.graph.passes import Pass, Property, Violation, absent
 
 aten = torch.ops.aten
 
-_DIM_AT = {
-    aten.softmax.int: 1,
-    aten._softmax.default: 1,
-    aten.log_softmax.int: 1,
-    aten._log_softmax.default: 1,
-    aten.gather.default: 1,
-    aten.index_select.default: 1,
-    aten.argmax.default: 1,
-    aten.cumsum.default: 1,
-}
+_ALONG = (
+    aten.cat.default,
+    aten.slice.Tensor,
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    aten.gather.default,
+    aten.index_select.default,
+    aten.argmax.default,
+    aten.cumsum.default,
+)
+_SWAPS = (aten.transpose.int, aten.t.default)
+
+
+def _from_the_end(ir: Ir) -> Iterator[Violation]:
+    dims = ((node, arguments(node).dim) for node in ir.find(*_ALONG))
+    return ((node, str(dim)) for node, dim in dims if dim is not None and dim < 0)
 
 
 @dataclass(frozen=True)
-class NormalizeDims:
+class NormalizeDims(Pass):
     """Positive axes and bounded slices; `transpose` becomes `permute`.
 
     BEFORE  cat([a, b], -1); slice(x: f32[B,T,64], 2, 32, 9223372036854775807); transpose(y: f32[B,T,H,d], 1, 2)
@@ -35,60 +45,42 @@ class NormalizeDims:
     Nothing computes differently; delegates that read axes literally (XNNPACK's softmax and slice, QNN) are spared.
     """
 
-    name: str = "normalize-dims"
+    name: ClassVar[str] = "normalize-dims"
+    ensures = (absent(*_SWAPS), Property("axes counted from the front", _from_the_end))
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in list(editor.graph.nodes):
-            if node.op != "call_function":
-                continue
-            if node.target is aten.cat.default:
-                dim = arguments(node).dim
-                rewrites += _set_args(node, (node.args[0], positive_dim(dim, len(shape_of(node)))))
-            elif node.target is aten.slice.Tensor:
-                rewrites += _set_args(node, _slice_arguments(node))
-            elif node.target in (aten.transpose.int, aten.t.default):
-                _to_permute(editor, node)
-                rewrites += 1
-            elif node.target in _DIM_AT:
-                at = _DIM_AT[node.target]
-                dim = node.args[at] if len(node.args) > at else None
-                if isinstance(dim, int) and dim < 0:
-                    rank = len(shape_of(node.args[0]))
-                    rewrites += _set_args(node, (*node.args[:at], dim + rank, *node.args[at + 1 :]))
+        for node in ir.find(*_ALONG):
+            before = node.args, node.kwargs
+            given = arguments(node)
+            if node.target is aten.slice.Tensor:
+                node.args, node.kwargs = _slice_arguments(node), {}
+            elif node.target is aten.cat.default:
+                node.args, node.kwargs = (given.tensors, positive_dim(given.dim, len(shape_of(node)))), {}
+            elif given.dim is not None:
+                set_arguments(node, dim=positive_dim(given.dim, len(shape_of(given.self))))
+            rewrites += (node.args, node.kwargs) != before
+        for node in ir.find(*_SWAPS):
+            with ir.before(node):
+                ir.replace(node, ir.call(aten.permute.default, arguments(node).self, _order(node)))
+            rewrites += 1
         return rewrites
 
 
-def _set_args(node: Node, args: tuple[Any, ...]) -> bool:
-    if tuple(node.args) == args and not (node.kwargs and node.target in (aten.cat.default, aten.slice.Tensor)):
-        return False
-    node.args = args
-    if node.target in (aten.cat.default, aten.slice.Tensor):
-        node.kwargs = {}
-    return True
-
-
 def _slice_arguments(node: Node) -> tuple[Any, ...]:
-    shape = shape_of(node.args[0])
-    dim = positive_dim(arguments(node).dim, len(shape))
+    given = arguments(node)
+    shape = shape_of(given.self)
+    dim = positive_dim(given.dim, len(shape))
     size = shape[dim]
-    start = arguments(node).start
-    end = arguments(node).end
-    step = arguments(node).step
-    start = 0 if start is None else min(start + size if start < 0 else start, size)
-    end = size if end is None else min(end + size if end < 0 else end, size)
-    start, end = max(start, 0), max(end, 0)
-    return (node.args[0], dim, start, end) if step == 1 else (node.args[0], dim, start, end, step)
+    start, end = 0 if given.start is None else given.start, size if given.end is None else given.end
+    start, end = (max(min(at + size if at < 0 else at, size), 0) for at in (start, end))
+    return (given.self, dim, start, end) if given.step == 1 else (given.self, dim, start, end, given.step)
 
 
-def _to_permute(editor: ProgramEditor, node: Node) -> None:
-    rank = len(shape_of(node))
-    order = list(range(rank))
-    if node.target is aten.t.default:
-        a, b = (0, 1) if rank == 2 else (0, 0)
-    else:
-        a, b = (positive_dim(dim, rank) for dim in (arguments(node).dim0, arguments(node).dim1))
-    if rank:
+def _order(node: Node) -> list[int]:
+    order = list(range(len(shape_of(node))))
+    given = arguments(node)
+    a, b = (0, -1) if node.target is aten.t.default else (given.dim0, given.dim1)
+    if order:
         order[a], order[b] = order[b], order[a]
-    with editor.before(node):
-        editor.replace(node, editor.call(aten.permute.default, node.args[0], order))
+    return order

@@ -3,75 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
-from mobizo_passes.graph.nodes import arguments, shape_of, val
+from mobizo_passes.graph.identities import ASSERTIONS, COPIES, is_identity, same_type
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.passes import Pass, absent
 
 aten = torch.ops.aten
 
-_CHECKS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
-_ALIASES = (aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default)
-_COPIES = (
-    aten.clone.default,
-    aten.contiguous.default,
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.to.device,
-    aten.type_as.default,
-)
+# Their other operand, if it is this number, changes nothing.
+_NEUTRAL = {aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.mul.Tensor: 1, aten.div.Tensor: 1}
 
 
 @dataclass(frozen=True)
-class RemoveNoops:
+class RemoveNoops(Pass):
     """Metadata assertions go; aliases, copies and identities give way to their operand.
 
     BEFORE  _assert_tensor_metadata(x); y = _to_copy(x: f32[B,T,d], dtype=f32); z = mul(y, 1.0); use(z)
     AFTER   use(x)
 
-    A copy is an identity only when dtype and device stay; reshapes and expands count when the shape stays; `add 0`
+    A copy is an identity only when the dtype stays; reshapes, expands and slices count when the shape stays; `add 0`
     and `mul 1` when the dtype stays. Memory layout is not considered: the passes use `reshape`, which takes any.
     """
 
-    name: str = "remove-noops"
+    name: ClassVar[str] = "remove-noops"
+    ensures = (absent(*ASSERTIONS, *COPIES),)
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(*_CHECKS):
-            editor.graph.erase_node(node)
+        for node in [each for each in ir.graph.nodes if each.op == "call_function"]:
+            if node.target in ASSERTIONS:
+                ir.graph.erase_node(node)
+            elif is_identity(node) or _is_neutral(node):
+                ir.replace(node, node.all_input_nodes[0])
+            else:
+                continue
             rewrites += 1
-        for node in editor.find(*_ALIASES, *_COPIES, *_SHAPED, *_ARITHMETIC, aten.dropout.default):
-            if _is_identity(node):
-                editor.replace(node, node.args[0])  # pyright: ignore[reportArgumentType]
-                rewrites += 1
         return rewrites
 
 
-_SHAPED = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.expand.default,
-    aten.slice.Tensor,
-)
-_ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-
-
-def _is_identity(node: Node) -> bool:
-    source = node.args[0]
-    if not isinstance(source, Node) or not isinstance(source.meta.get("val"), torch.Tensor):
-        return False
-    if val(source).dtype != val(node).dtype or shape_of(source) != shape_of(node):
-        return False
-    if node.target in _COPIES or node.target in _ALIASES:
-        return val(source).device == val(node).device
-    if node.target in _SHAPED:
-        return True
-    if node.target is aten.dropout.default:
-        return not arguments(node).train or arguments(node).p == 0.0
-    neutral = 0 if node.target in (aten.add.Tensor, aten.sub.Tensor) else 1
-    other = node.args[1]
-    return isinstance(other, (int, float)) and not isinstance(other, bool) and other == neutral
+def _is_neutral(node: Node) -> bool:
+    if node.target is aten.slice.Tensor:
+        return same_type(node, node.args[0])
+    x, other = (*node.args, None, None)[:2]
+    number = isinstance(other, (int, float)) and not isinstance(other, bool) and isinstance(x, Node)
+    return number and node.target in _NEUTRAL and other == _NEUTRAL[node.target] and same_type(node, x)

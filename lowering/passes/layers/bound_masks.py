@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float, val
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
@@ -35,7 +37,7 @@ _FILLS: dict[Any, int] = {
 
 
 @dataclass(frozen=True)
-class BoundMasks:
+class BoundMasks(Pass):
     """What a mask adds to scores, or puts in their place, before a softmax is at least `-bound`.
 
     BEFORE  p = _softmax(add(s: f32[N,H,T,S], mask: f32[1,1,T,S] of 0 and -3.4e38), 3)
@@ -49,13 +51,13 @@ class BoundMasks:
     """
 
     bound: float = 30_000.0
-    name: str = "bound-masks"
+    name: ClassVar[str] = "bound-masks"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in self._before_softmax(editor):
-            if editor.is_constant(node) and is_float(node):
-                rewrites += self._clamp(editor, node)
+        for node in self._before_softmax(ir):
+            if ir.is_constant(node) and is_float(node):
+                rewrites += self._clamp(ir, node)
             elif node.target in _FILLS:
                 place = _FILLS[node.target]
                 value = node.args[place]
@@ -64,11 +66,11 @@ class BoundMasks:
                     rewrites += 1
         return rewrites
 
-    def _before_softmax(self, editor: ProgramEditor) -> list[Node]:
+    def _before_softmax(self, ir: Ir) -> list[Node]:
         """What flows into a softmax through additions, selections and reshapes alone."""
         found: dict[Node, None] = {}
         waiting: list[Any] = [
-            node.args[0] for node in editor.find(aten._softmax.default, aten.softmax.int, aten._safe_softmax.default)
+            node.args[0] for node in ir.find(aten._softmax.default, aten.softmax.int, aten._safe_softmax.default)
         ]
         while waiting:
             node = waiting.pop()
@@ -79,12 +81,12 @@ class BoundMasks:
                 waiting.extend(source for source in node.all_input_nodes if is_float(source))
         return list(found)
 
-    def _clamp(self, editor: ProgramEditor, node: Node) -> int:
-        value = editor.constant_value(node)
+    def _clamp(self, ir: Ir, node: Node) -> int:
+        value = ir.constant_value(node)
         if not bool((value < -self.bound).any()):
             return 0
         readers = [user for user in node.users if user.target in _FLOWS]
-        bounded = editor.constant(value.clamp_min(-self.bound), "finite_mask", ("finite_mask", editor.fqn_of(node)))
+        bounded = ir.add_constant("finite_mask", value.clamp_min(-self.bound), ("finite_mask", role(node).name))
         assert val(bounded).dtype == val(node).dtype
         for reader in readers:
             reader.replace_input_with(node, bounded)

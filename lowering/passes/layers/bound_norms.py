@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
 from lowering.passes.layers.fuse_norms import written_out
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import shape_of
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
@@ -21,7 +23,7 @@ _TINY = 1e-4
 
 
 @dataclass(frozen=True)
-class BoundNorms:
+class BoundNorms(NodePass):
     """An RMS norm written out divides each row by its size before it squares.
 
     BEFORE  y = x * rsqrt(mean(x * x, -1) + eps)                                                     x: f32[N,T,d]
@@ -33,27 +35,22 @@ class BoundNorms:
     after `decompose-norms`, whose rows are centred there.
     """
 
-    name: str = "bound-norms"
+    name: ClassVar[str] = "bound-norms"
+    operators = (aten.mul.Tensor,)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.mul.Tensor):
-            found = written_out(node)
-            if found is not None:
-                with editor.before(node):
-                    editor.replace(node, _bounded(editor, *found))
-                rewrites += 1
-        return rewrites
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        found = written_out(node)
+        return None if found is None else _bounded(ir, *found)
 
 
-def _bounded(editor: ProgramEditor, x: Node, eps: float) -> Node:
-    size = editor.call(aten.mean.dim, editor.call(aten.abs.default, x), [-1], True)
-    size = editor.call(aten.mul.Tensor, size, max(1.0, shape_of(x)[-1] / _LARGEST))
-    size = editor.call(aten.add.Tensor, size, _TINY)
-    u = editor.call(aten.div.Tensor, x, size)
-    root = editor.call(aten.rsqrt.default, size)
-    t = editor.call(aten.mul.Tensor, editor.call(aten.mul.Tensor, root, root), math.sqrt(eps))
-    square = editor.call(aten.mean.dim, editor.call(aten.mul.Tensor, u, u), [-1], True)
-    spread = editor.call(aten.add.Tensor, square, editor.call(aten.mul.Tensor, t, t))
+def _bounded(ir: Ir, x: Node, eps: float) -> Node:
+    size = ir.call(aten.mean.dim, ir.call(aten.abs.default, x), [-1], True)
+    size = ir.call(aten.mul.Tensor, size, max(1.0, shape_of(x)[-1] / _LARGEST))
+    size = ir.call(aten.add.Tensor, size, _TINY)
+    u = ir.call(aten.div.Tensor, x, size)
+    root = ir.call(aten.rsqrt.default, size)
+    t = ir.call(aten.mul.Tensor, ir.call(aten.mul.Tensor, root, root), math.sqrt(eps))
+    square = ir.call(aten.mean.dim, ir.call(aten.mul.Tensor, u, u), [-1], True)
+    spread = ir.call(aten.add.Tensor, square, ir.call(aten.mul.Tensor, t, t))
     # Not `rsqrt`: ExecuTorch's Vulkan stage would take that for a norm of its own, and fail on an eps that is computed.
-    return editor.call(aten.div.Tensor, u, editor.call(aten.sqrt.default, spread))
+    return ir.call(aten.div.Tensor, u, ir.call(aten.sqrt.default, spread))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
@@ -20,7 +21,7 @@ _COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.2548295
 
 
 @dataclass(frozen=True)
-class ConvertGeluToExp:
+class ConvertGeluToExp(NodePass):
     """Exact `gelu` becomes a polynomial times an exponential.
 
     BEFORE  y = gelu(x)                                                        x * normal_cdf(x)
@@ -30,31 +31,25 @@ class ConvertGeluToExp:
     most 1e-7 * |x|. The tanh form itself is left to `DecomposeActivations`.
     """
 
-    name: str = "convert-gelu-to-exp"
+    name: ClassVar[str] = "convert-gelu-to-exp"
+    operators = (aten.gelu.default,)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.gelu.default):
-            if arguments(node).approximate != "none" or not is_float(node):
-                continue
-            with editor.before(node):
-                editor.replace(node, _rewrite(editor, node.args[0]))
-            rewrites += 1
-        return rewrites
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        return _rewrite(ir, node.args[0]) if arguments(node).approximate == "none" and is_float(node) else None
 
 
-def _rewrite(editor: ProgramEditor, x: Any) -> Node:
+def _rewrite(ir: Ir, x: Any) -> Node:
     def multiply(a: Node, b: Node | float) -> Node:
-        return editor.call(aten.mul.Tensor, a, b)
+        return ir.call(aten.mul.Tensor, a, b)
 
-    size = editor.call(aten.abs.default, x)
+    size = ir.call(aten.abs.default, x)
     # exp(-log(1 + c*a)) would do as well; a division costs less.
-    below = editor.call(aten.add.Tensor, multiply(size, _P / math.sqrt(2.0)), 1.0)
-    one = editor.constant(torch.ones(1, dtype=x.meta["val"].dtype), "one", ("one", x.meta["val"].dtype))
-    t = editor.call(aten.div.Tensor, one, below)
+    below = ir.call(aten.add.Tensor, multiply(size, _P / math.sqrt(2.0)), 1.0)
+    one = ir.add_constant("one", torch.ones(1, dtype=x.meta["val"].dtype), ("one", x.meta["val"].dtype))
+    t = ir.call(aten.div.Tensor, one, below)
     poly = multiply(t, 0.5 * _COEFFICIENTS[0])
     for coefficient in _COEFFICIENTS[1:]:
-        poly = multiply(editor.call(aten.add.Tensor, poly, 0.5 * coefficient), t)
-    fall = editor.call(aten.exp.default, multiply(multiply(size, size), -0.5))
+        poly = multiply(ir.call(aten.add.Tensor, poly, 0.5 * coefficient), t)
+    fall = ir.call(aten.exp.default, multiply(multiply(size, size), -0.5))
     tail = multiply(size, multiply(poly, fall))
-    return editor.call(aten.sub.Tensor, editor.call(aten.relu.default, x), tail)
+    return ir.call(aten.sub.Tensor, ir.call(aten.relu.default, x), tail)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float, shape_of, val
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class ConvertMeansToLinears:
+class ConvertMeansToLinears(NodePass):
     """`mean` (or `sum`) over the last axis becomes `linear` with one constant output row.
 
     BEFORE  m = mean(x: f32[B,T,d], [-1], keepdim=True)                       f32[B,T,1]
@@ -26,24 +27,17 @@ class ConvertMeansToLinears:
     """
 
     min_size: int = 8
-    name: str = "convert-means-to-linears"
+    name: ClassVar[str] = "convert-means-to-linears"
+    operators = (aten.mean.dim, aten.sum.dim_IntList)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.mean.dim, aten.sum.dim_IntList):
-            x: Any = node.args[0]
-            if not self._matches(node):
-                continue
-            size = shape_of(x)[-1]
-            factor = 1.0 / size if node.target is aten.mean.dim else 1.0
-            dtype = val(x).dtype
-            row = torch.full((1, size), factor, dtype=dtype)
-            with editor.before(node):
-                constant = editor.constant(row, "mean_row")
-                result = editor.call(aten.linear.default, x, constant)
-                editor.replace(node, editor.reshape(result, list(shape_of(node))))
-            rewrites += 1
-        return rewrites
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        x: Any = node.args[0]
+        if not self._matches(node):
+            return None
+        size = shape_of(x)[-1]
+        factor = 1.0 / size if node.target is aten.mean.dim else 1.0
+        row = ir.add_constant("mean_row", torch.full((1, size), factor, dtype=val(x).dtype))
+        return ir.reshape(ir.call(aten.linear.default, x, row), shape_of(node))
 
     def _matches(self, node: Node) -> bool:
         x: Any = node.args[0]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float, shape_of
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class ConvertProductsToBmm:
+class ConvertProductsToBmm(NodePass):
     """`linear`, `mm` and `matmul` whose right factor is computed (an adapter, not a weight) become `bmm`.
 
     BEFORE  y = linear(h: f32[B,T,r], B: f32[o,r])           B an input
@@ -29,62 +30,45 @@ class ConvertProductsToBmm:
     factors at run time. Products with weights are left alone, as are broadcasting matmuls.
     """
 
-    name: str = "convert-products-to-bmm"
+    name: ClassVar[str] = "convert-products-to-bmm"
+    operators = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default):
-            result = _rewrite(editor, node)
-            if result is not None:
-                editor.replace(node, result)
-                rewrites += 1
-        return rewrites
-
-
-def _rewrite(editor: ProgramEditor, node: Node) -> Node | None:
-    bias: Any = None
-    left: Any
-    right: Any
-    if node.target is aten.addmm.default:
-        bias, left, right = node.args[:3]
-        if node.kwargs:
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        bias: Any = None
+        left: Any
+        right: Any
+        if node.target is aten.addmm.default:
+            bias, left, right = node.args[:3]
+            if node.kwargs:
+                return None
+        else:
+            left, right = node.args[:2]
+            bias = arguments(node).get("bias")
+        if not is_float(left) or not is_float(right):
             return None
-    else:
-        left, right = node.args[:2]
+        if node.target is aten.matmul.default and len(shape_of(right)) != 2:
+            return _batched(ir, node, left, right)
+        if ir.is_constant(_through_permutes(right)) or len(shape_of(right)) != 2 or len(shape_of(left)) < 2:
+            return None
+        rows, inner = math.prod(shape_of(left)[:-1]), shape_of(left)[-1]
+        factor = ir.reshape(right, [1, *shape_of(right)])
         if node.target is aten.linear.default:
-            bias = arguments(node).bias
-    if not is_float(left) or not is_float(right):
-        return None
-    if node.target is aten.matmul.default and len(shape_of(right)) != 2:
-        return _batched(editor, node, left, right)
-    if editor.is_constant(_through_permutes(right)) or len(shape_of(right)) != 2 or len(shape_of(left)) < 2:
-        return None
-    inner = shape_of(left)[-1]
-    rows = math.prod(shape_of(left)[:-1])
-    with editor.before(node):
-        factor = editor.reshape(right, [1, *shape_of(right)])
-        if node.target is aten.linear.default:
-            factor = editor.call(aten.permute.default, factor, [0, 2, 1])
-        product = editor.call(aten.bmm.default, editor.reshape(left, [1, rows, inner]), factor)
-        result = editor.reshape(product, list(shape_of(node)))
-        return result if bias is None else editor.call(aten.add.Tensor, result, bias)
+            factor = ir.call(aten.permute.default, factor, [0, 2, 1])
+        product = ir.call(aten.bmm.default, ir.reshape(left, [1, rows, inner]), factor)
+        result = ir.reshape(product, shape_of(node))
+        return result if bias is None else ir.call(aten.add.Tensor, result, bias)
 
 
-def _batched(editor: ProgramEditor, node: Node, left: Node, right: Node) -> Node | None:
+def _batched(ir: Ir, node: Node, left: Node, right: Node) -> Node | None:
     a, b = shape_of(left), shape_of(right)
     if len(a) < 3 or a[:-2] != b[:-2]:
         return None
     batch = math.prod(a[:-2])
-    with editor.before(node):
-        product = editor.call(
-            aten.bmm.default, editor.reshape(left, [batch, *a[-2:]]), editor.reshape(right, [batch, *b[-2:]])
-        )
-        return editor.reshape(product, list(shape_of(node)))
+    product = ir.call(aten.bmm.default, ir.reshape(left, [batch, *a[-2:]]), ir.reshape(right, [batch, *b[-2:]]))
+    return ir.reshape(product, shape_of(node))
 
 
 def _through_permutes(node: Node) -> Node:
     while node.op == "call_function" and node.target in (aten.permute.default, aten.transpose.int, aten.t.default):
-        source = node.args[0]
-        assert isinstance(source, Node)
-        node = source
+        node = arguments(node).self
     return node

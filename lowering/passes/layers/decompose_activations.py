@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class DecomposeActivations:
+class DecomposeActivations(NodePass):
     """`silu`, tanh-`gelu` and small integer powers in products, sigmoids and tanhs.
 
     BEFORE  silu(x);  gelu(x, approximate="tanh");  pow(x, 3.0)
@@ -26,37 +27,26 @@ class DecomposeActivations:
     and would compute the exact one. XNNPACK's only power is the integer 2.
     """
 
-    name: str = "decompose-activations"
+    name: ClassVar[str] = "decompose-activations"
+    operators = (aten.silu.default, aten.gelu.default, aten.pow.Tensor_Scalar)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.silu.default, aten.gelu.default, aten.pow.Tensor_Scalar):
-            if not is_float(node.args[0]) or not is_float(node):
-                continue
-            with editor.before(node):
-                result = _rewrite(editor, node)
-                if result is None:
-                    continue
-                editor.replace(node, result)
-            rewrites += 1
-        return rewrites
-
-
-def _rewrite(editor: ProgramEditor, node: Node) -> Node | None:
-    x: Any = node.args[0]
-    if node.target is aten.silu.default:
-        return editor.call(aten.mul.Tensor, x, editor.call(aten.sigmoid.default, x))
-    if node.target is aten.gelu.default:
-        return _tanh_gelu(editor, x) if arguments(node).approximate == "tanh" else None
-    exponent = node.args[1]
-    if exponent not in (2, 3):
-        return None
-    square = editor.call(aten.mul.Tensor, x, x)
-    return square if exponent == 2 else editor.call(aten.mul.Tensor, square, x)
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        x: Any = node.args[0]
+        if not is_float(x) or not is_float(node):
+            return None
+        if node.target is aten.silu.default:
+            return ir.call(aten.mul.Tensor, x, ir.call(aten.sigmoid.default, x))
+        if node.target is aten.gelu.default:
+            return _tanh_gelu(ir, x) if arguments(node).approximate == "tanh" else None
+        exponent = arguments(node).exponent
+        if exponent not in (2, 3):
+            return None
+        square = ir.call(aten.mul.Tensor, x, x)
+        return square if exponent == 2 else ir.call(aten.mul.Tensor, square, x)
 
 
-def _tanh_gelu(editor: ProgramEditor, x: Node) -> Node:
-    cube = editor.call(aten.mul.Tensor, editor.call(aten.mul.Tensor, x, x), x)
-    inner = editor.call(aten.add.Tensor, x, editor.call(aten.mul.Tensor, cube, 0.044715))
-    bend = editor.call(aten.tanh.default, editor.call(aten.mul.Tensor, inner, math.sqrt(2.0 / math.pi)))
-    return editor.call(aten.mul.Tensor, editor.call(aten.mul.Tensor, x, 0.5), editor.call(aten.add.Tensor, bend, 1.0))
+def _tanh_gelu(ir: Ir, x: Node) -> Node:
+    cube = ir.call(aten.mul.Tensor, ir.call(aten.mul.Tensor, x, x), x)
+    inner = ir.call(aten.add.Tensor, x, ir.call(aten.mul.Tensor, cube, 0.044715))
+    bend = ir.call(aten.tanh.default, ir.call(aten.mul.Tensor, inner, math.sqrt(2.0 / math.pi)))
+    return ir.call(aten.mul.Tensor, ir.call(aten.mul.Tensor, x, 0.5), ir.call(aten.add.Tensor, bend, 1.0))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
-from mobizo_passes.graph.nodes import arguments, is_float
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, is_float, val
+from mobizo_passes.graph.passes import NodePass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class DecomposeNorms:
+class DecomposeNorms(NodePass):
     """Normalisations over the last axis become mean, subtract, square, `rsqrt`, multiply.
 
     BEFORE  y = layer_norm(x: f32[B,T,d], [d], w, b, eps)
@@ -27,34 +28,22 @@ class DecomposeNorms:
     XNNPACK has no layer norm, and ExecuTorch's own decomposition ends in a portable `native_layer_norm`.
     """
 
-    name: str = "decompose-norms"
+    name: ClassVar[str] = "decompose-norms"
+    operators = (aten.layer_norm.default, aten.rms_norm.default)
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        rewrites = 0
-        for node in editor.find(aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default):
-            shape = arguments(node).normalized_shape
-            if len(shape) != 1 or not is_float(node.args[0]) or node.target is aten.native_layer_norm.default:
-                continue
-            with editor.before(node):
-                editor.replace(node, _rewrite(editor, node))
-            rewrites += 1
-        return rewrites
-
-
-def _rewrite(editor: ProgramEditor, node: Node) -> Node:
-    x: Any = node.args[0]
-    weight = arguments(node).weight
-    bias = None
-    if node.target is aten.layer_norm.default:
-        bias = arguments(node).bias
-        eps = arguments(node).eps
-        x = editor.call(aten.sub.Tensor, x, editor.call(aten.mean.dim, x, [-1], True))
-    else:
-        eps = arguments(node).eps
-        eps = torch.finfo(x.meta["val"].dtype).eps if eps is None else eps
-    square = editor.call(aten.mul.Tensor, x, x)
-    spread = editor.call(aten.add.Tensor, editor.call(aten.mean.dim, square, [-1], True), eps)
-    y = editor.call(aten.mul.Tensor, x, editor.call(aten.rsqrt.default, spread))
-    if weight is not None:
-        y = editor.call(aten.mul.Tensor, y, weight)
-    return y if bias is None else editor.call(aten.add.Tensor, y, bias)
+    def replacement(self, ir: Ir, node: Node) -> Node | None:
+        given = arguments(node)
+        x: Any = given.input
+        if len(given.normalized_shape) != 1 or not is_float(x):
+            return None
+        eps, bias = given.eps, given.get("bias")
+        if node.target is aten.layer_norm.default:
+            x = ir.call(aten.sub.Tensor, x, ir.call(aten.mean.dim, x, [-1], True))
+        elif eps is None:
+            eps = torch.finfo(val(x).dtype).eps
+        square = ir.call(aten.mul.Tensor, x, x)
+        spread = ir.call(aten.add.Tensor, ir.call(aten.mean.dim, square, [-1], True), eps)
+        y = ir.call(aten.mul.Tensor, x, ir.call(aten.rsqrt.default, spread))
+        if given.weight is not None:
+            y = ir.call(aten.mul.Tensor, y, given.weight)
+        return y if bias is None else ir.call(aten.add.Tensor, y, bias)

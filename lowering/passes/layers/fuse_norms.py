@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float, shape_of, val
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class FuseNorms:
+class FuseNorms(Pass):
     """An RMS norm written out becomes `rms_norm`; both norms work on rows and have constant weights.
 
     BEFORE  y = x * rsqrt(mean(x * x, -1, keepdim) + eps)                  x: f32[N,T,d]; or pow(x, 2)
@@ -31,32 +32,30 @@ class FuseNorms:
     on. A norm over more than the last axis, or with a weight that is not constant, is left alone.
     """
 
-    name: str = "fuse-norms"
+    name: ClassVar[str] = "fuse-norms"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(aten.mul.Tensor):
+        for node in ir.find(aten.mul.Tensor):
             found = written_out(node)
             if found is None:
                 continue
             x, eps = found
-            with editor.before(node):
-                _replace_rms(editor, node, x, None, eps)
+            with ir.before(node):
+                _replace_rms(ir, node, x, None, eps)
             rewrites += 1
-        for node in editor.find(aten.layer_norm.default, aten.rms_norm.default):
+        for node in ir.find(aten.layer_norm.default, aten.rms_norm.default):
             if _ready(node) or len(arguments(node).normalized_shape) != 1 or not is_float(node):
                 continue
-            weight, bias = arguments(node).weight, None
-            is_layer = node.target is aten.layer_norm.default
-            if is_layer:
-                bias = arguments(node).bias
-            if not all(each is None or editor.is_constant(each) for each in (weight, bias)):
+            given = arguments(node)
+            weight, bias = given.weight, given.get("bias")
+            if not all(each is None or ir.is_constant(each) for each in (weight, bias)):
                 continue
-            with editor.before(node):
-                if is_layer:
-                    _replace_layer(editor, node, weight, bias)
+            with ir.before(node):
+                if node.target is aten.layer_norm.default:
+                    _replace_layer(ir, node, weight, bias)
                 else:
-                    _replace_rms(editor, node, node.args[0], weight, arguments(node).eps)
+                    _replace_rms(ir, node, given.input, weight, given.eps)
             rewrites += 1
         return rewrites
 
@@ -66,30 +65,30 @@ def _ready(node: Node) -> bool:
     return node.target is aten.rms_norm.default and len(shape_of(node)) == 2 and given
 
 
-def _replace_rms(editor: ProgramEditor, node: Node, x: Any, weight: Node | None, eps: float | None) -> None:
+def _replace_rms(ir: Ir, node: Node, x: Any, weight: Node | None, eps: float | None) -> None:
     size = shape_of(x)[-1]
-    weight = _constant(editor, size, 1.0, val(x).dtype) if weight is None else weight
+    weight = _constant(ir, size, 1.0, val(x).dtype) if weight is None else weight
     eps = torch.finfo(val(x).dtype).eps if eps is None else eps
-    whole = editor.call(aten.rms_norm.default, _rows(editor, x), [size], weight, eps)
-    editor.replace(node, editor.reshape(whole, list(shape_of(node))))
+    whole = ir.call(aten.rms_norm.default, _rows(ir, x), [size], weight, eps)
+    ir.replace(node, ir.reshape(whole, shape_of(node)))
 
 
-def _replace_layer(editor: ProgramEditor, node: Node, weight: Node | None, bias: Node | None) -> None:
+def _replace_layer(ir: Ir, node: Node, weight: Node | None, bias: Node | None) -> None:
     x: Any = node.args[0]
     size, dtype = shape_of(x)[-1], val(x).dtype
-    weight = _constant(editor, size, 1.0, dtype) if weight is None else weight
-    bias = _constant(editor, size, 0.0, dtype) if bias is None else bias
+    weight = _constant(ir, size, 1.0, dtype) if weight is None else weight
+    bias = _constant(ir, size, 0.0, dtype) if bias is None else bias
     eps = arguments(node).eps
-    whole = editor.call(aten.native_layer_norm.default, _rows(editor, x), [size], weight, bias, eps)
-    editor.replace(node, editor.reshape(editor.call(operator.getitem, whole, 0), list(shape_of(node))))
+    whole = ir.call(aten.native_layer_norm.default, _rows(ir, x), [size], weight, bias, eps)
+    ir.replace(node, ir.reshape(ir.call(operator.getitem, whole, 0), shape_of(node)))
 
 
-def _rows(editor: ProgramEditor, x: Any) -> Node:
-    return editor.reshape(x, [math.prod(shape_of(x)[:-1]), shape_of(x)[-1]])
+def _rows(ir: Ir, x: Any) -> Node:
+    return ir.reshape(x, [math.prod(shape_of(x)[:-1]), shape_of(x)[-1]])
 
 
-def _constant(editor: ProgramEditor, size: int, value: float, dtype: torch.dtype) -> Node:
-    return editor.constant(torch.full((size,), value, dtype=dtype), "norm", ("norm", size, value, dtype))
+def _constant(ir: Ir, size: int, value: float, dtype: torch.dtype) -> Node:
+    return ir.add_constant("norm", torch.full((size,), value, dtype=dtype), ("norm", size, value, dtype))
 
 
 def written_out(node: Node) -> tuple[Node, float] | None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, shape_of
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class GroupRepeatedHeads:
+class GroupRepeatedHeads(Pass):
     """Attention over repeated key/value heads becomes attention with `enable_gqa`, on the heads there are.
 
     BEFORE  k2 = reshape(clone(expand(reshape(k: f32[N,G,T,d], [N,G,1,T,d]), [N,G,r,T,d])), [N,G*r,T,d]); v2 likewise
@@ -26,11 +27,11 @@ class GroupRepeatedHeads:
     `repeat_interleave(k, r, dim=1)`.
     """
 
-    name: str = "group-repeated-heads"
+    name: ClassVar[str] = "group-repeated-heads"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(aten.scaled_dot_product_attention.default):
+        for node in ir.find(aten.scaled_dot_product_attention.default):
             query, key, value = node.args[:3]
             short_key, short_value = _before_repeat(key), _before_repeat(value)
             if short_key is None or short_value is None or arguments(node).enable_gqa:
@@ -39,7 +40,7 @@ class GroupRepeatedHeads:
                 continue
             node.args = (query, short_key, short_value, *node.args[3:])
             node.kwargs = {**node.kwargs, "enable_gqa": True}
-            editor.revalue(node)
+            ir.refresh(node)
             rewrites += 1
         return rewrites
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
-from lowering.editor import ProgramEditor
-from mobizo_passes.graph.nodes import is_float, shape_of
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments, is_float, shape_of
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class ScaleSmallerFactor:
+class ScaleSmallerFactor(Pass):
     """A scalar times a `bmm` becomes a `bmm` of a scaled factor, when a factor is smaller than the result.
 
     BEFORE  y = mul(reshape(bmm(h: f32[P,B*T,r], b: f32[P,r,o]), [P*B,T,o]), 2.0)
@@ -25,11 +26,11 @@ class ScaleSmallerFactor:
     A low-rank adapter's scaling then touches r numbers a token instead of o. The product must have no other user.
     """
 
-    name: str = "scale-smaller-factor"
+    name: ClassVar[str] = "scale-smaller-factor"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(aten.mul.Tensor):
+        for node in ir.find(aten.mul.Tensor):
             scalar = node.args[1]
             product = _product(node.args[0])
             if product is None or not isinstance(scalar, (int, float)) or not is_float(node):
@@ -38,10 +39,10 @@ class ScaleSmallerFactor:
             index, factor = (0, left) if _size(left) <= _size(right) else (1, right)
             if _size(factor) >= _size(product):
                 continue
-            with editor.before(product):
-                scaled = editor.call(aten.mul.Tensor, factor, scalar)
+            with ir.before(product):
+                scaled = ir.call(aten.mul.Tensor, factor, scalar)
             product.update_arg(index, scaled)
-            editor.replace(node, node.args[0])  # pyright: ignore[reportArgumentType]
+            ir.replace(node, arguments(node).self)
             rewrites += 1
         return rewrites
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float, shape_of, val
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
@@ -23,7 +24,7 @@ _SCALAR_FORMS: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class ConvertScalarsToConstants:
+class ConvertScalarsToConstants(Pass):
     """The number in `x * 2`, `1 - x` or `x ** 1.5` becomes a one-element tensor of x's rank, shared by equal uses.
 
     BEFORE  y = mul(x: f32[B,T,d], 2.0)
@@ -33,11 +34,11 @@ class ConvertScalarsToConstants:
     are the step's scalars, and stay outside of the delegate. `add` and `sub` with an `alpha` are left alone too.
     """
 
-    name: str = "convert-scalars-to-constants"
+    name: ClassVar[str] = "convert-scalars-to-constants"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(*_ARITHMETIC, *_SCALAR_FORMS):
+        for node in ir.find(*_ARITHMETIC, *_SCALAR_FORMS):
             if not is_float(node) or not node.args[1:] or node.kwargs or len(node.args) > 2:
                 continue
             tensors = [each for each in node.args if is_float(each)]
@@ -47,7 +48,7 @@ class ConvertScalarsToConstants:
                 continue
             value: Any = node.args[places[0]]
             number = torch.full((1,) * rank, float(value), dtype=val(node).dtype)
-            constant = editor.constant(number, "number", ("number", float(value), rank, number.dtype))
+            constant = ir.add_constant("number", number, ("number", float(value), rank, number.dtype))
             node.update_arg(places[0], constant)
             node.target = _SCALAR_FORMS.get(node.target, node.target)
             rewrites += 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from lowering.editor import ProgramEditor
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
@@ -15,7 +17,7 @@ _ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tenso
 
 
 @dataclass(frozen=True)
-class ConvertScalarsToFloat:
+class ConvertScalarsToFloat(Pass):
     """Python ints in float arithmetic become floats.
 
     BEFORE  y = div(x: f32[q], 4)
@@ -24,11 +26,11 @@ class ConvertScalarsToFloat:
     ExecuTorch turns a scalar into a tensor of its own type, so an int costs an int64 constant and a cast at each call.
     """
 
-    name: str = "convert-scalars-to-float"
+    name: ClassVar[str] = "convert-scalars-to-float"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(*_ARITHMETIC):
+        for node in ir.find(*_ARITHMETIC):
             scalar = node.args[1]
             if isinstance(scalar, int) and not isinstance(scalar, bool) and is_float(node.args[0]) and is_float(node):
                 node.args = (node.args[0], float(scalar), *node.args[2:])

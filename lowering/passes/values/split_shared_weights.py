@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from lowering.editor import ProgramEditor
 from lowering.executorch_compat.tags import tag_like
+from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
@@ -16,7 +18,7 @@ _WEIGHTED = (aten.linear.default, aten.mm.default, aten.convolution.default, ate
 
 
 @dataclass(frozen=True)
-class SplitSharedWeights:
+class SplitSharedWeights(Pass):
     """A weight that a product shares with another node gets a second placeholder, over the same tensor.
 
     BEFORE  e = embedding(w: f32[V,d], ids);  y = linear(x, w)
@@ -27,15 +29,15 @@ class SplitSharedWeights:
     """
 
     whole: frozenset[str] = frozenset()
-    name: str = "split-shared-weights"
+    name: ClassVar[str] = "split-shared-weights"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in editor.find(*_WEIGHTED):
+        for node in ir.find(*_WEIGHTED):
             weight: Any = node.args[1]
-            if not editor.is_constant(weight) or len(weight.users) < 2 or editor.fqn_of(weight) in self.whole:
+            if not ir.is_constant(weight) or len(weight.users) < 2 or role(weight).name in self.whole:
                 continue
-            own = editor.constant(editor.constant_value(weight), "own_weight")
+            own = ir.add_constant("own_weight", ir.constant_value(weight))
             tag_like(own, [weight])
             node.replace_input_with(weight, own)
             rewrites += 1

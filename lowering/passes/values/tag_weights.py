@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch.export.graph_signature import InputKind
-
-from lowering.editor import ProgramEditor
 from lowering.executorch_compat.tags import is_tagged, tag
+from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.passes import Pass
 
 
 @dataclass(frozen=True)
-class TagWeights:
+class TagWeights(Pass):
     """The model's parameters and buffers are tagged, to be stored in a file outside of the program.
 
     BEFORE  w: f32[d,k] (parameter);  A: f32[r,k] (parameter, of the adapter);  t: i64[T] (made by the compiler)
@@ -23,15 +24,12 @@ class TagWeights:
     """
 
     adapter: frozenset[str] = frozenset()
-    name: str = "tag-weights"
+    name: ClassVar[str] = "tag-weights"
 
-    def __call__(self, editor: ProgramEditor) -> int:
+    def rewrite(self, ir: Ir) -> int:
         found = 0
-        for node in editor.graph.nodes:
-            kind = editor.kind_of(node)
-            if kind not in (InputKind.PARAMETER, InputKind.BUFFER) or not editor.is_constant(node):
-                continue
-            if editor.fqn_of(node) not in self.adapter and not is_tagged(node):
+        for node in ir.placeholders("parameter", "buffer"):
+            if role(node).name not in self.adapter and not is_tagged(node):
                 tag(node)
                 found += 1
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lowering.editor import ProgramEditor
-from lowering.passes.base import run_passes
+from lowering.executorch_compat.programs import rewritten
+from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import val
+from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 HALVES = (torch.float16, torch.bfloat16)
@@ -24,7 +25,7 @@ _copies: Any = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
-class WidenHalves:
+class WidenHalves(Pass):
     """Weights stored in float16 or bfloat16 become float32, and so does what is computed from them.
 
     BEFORE  y: f16[B,T,o] = linear(_to_copy(x: f32[B,T,d], dtype=f16), w: f16[o,d]);  z = _to_copy(y, dtype=f32)
@@ -34,34 +35,34 @@ class WidenHalves:
     accumulate in float32, do not. Inputs and outputs keep their dtypes: a copy stands behind or before each.
     """
 
-    name: str = "widen-halves"
+    name: ClassVar[str] = "widen-halves"
 
-    def __call__(self, editor: ProgramEditor) -> int:
-        halves = [node for node in editor.graph.nodes if _is_half(node)]
-        if not halves or all(node.op != "call_function" and not _to_widen(editor, node) for node in halves):
+    def rewrite(self, ir: Ir) -> int:
+        halves = [node for node in ir.graph.nodes if _is_half(node)]
+        if not halves or all(node.op != "call_function" and not _to_widen(ir, node) for node in halves):
             return 0
-        output = next(node for node in reversed(editor.graph.nodes) if node.op == "output")
+        output = next(node for node in reversed(ir.graph.nodes) if node.op == "output")
         returned = [val(node).dtype if isinstance(node, Node) else None for node in output.args[0]]
-        first = next(node for node in editor.graph.nodes if node.op != "placeholder")
+        first = next(node for node in ir.graph.nodes if node.op != "placeholder")
         count = 0
         for node in halves:
-            if _to_widen(editor, node):
-                editor.store(node, _widened(editor.constant_value(node)))
+            if _to_widen(ir, node):
+                ir.store(node, _widened(ir.constant_value(node)))
             elif node.op == "placeholder":
-                with editor.before(first):
-                    wide = editor.call(aten._to_copy.default, node, dtype=torch.float32)
+                with ir.before(first):
+                    wide = ir.call(aten._to_copy.default, node, dtype=torch.float32)
                 node.replace_all_uses_with(wide, delete_user_cb=lambda user, wide=wide: user is not wide)
             count += 1
-        for node in editor.graph.nodes:
+        for node in ir.graph.nodes:
             if node.op == "call_function":
                 args, kwargs = pytree.tree_map_only(torch.dtype, _wide_dtype, (node.args, node.kwargs))
                 node.args, node.kwargs = args, kwargs
-                editor.revalue(node)
+                ir.refresh(node)
         results: list[Any] = list(output.args[0])
         for index, (node, dtype) in enumerate(zip(results, returned, strict=True)):
             if isinstance(node, Node) and dtype in HALVES:
-                with editor.before(output):
-                    results[index] = editor.call(aten._to_copy.default, node, dtype=dtype)
+                with ir.before(output):
+                    results[index] = ir.call(aten._to_copy.default, node, dtype=dtype)
         output.args = (tuple(results),)
         return count
 
@@ -74,7 +75,7 @@ def halves_in(program: ExportedProgram) -> tuple[str, ...]:
 
 def widened(program: ExportedProgram) -> ExportedProgram:
     """The program without halves inside; itself if it has none."""
-    return run_passes(program, (WidenHalves(),))[0] if halves_in(program) else program
+    return rewritten(program, (WidenHalves(),))[0] if halves_in(program) else program
 
 
 def _is_half(node: Node) -> bool:
@@ -82,8 +83,8 @@ def _is_half(node: Node) -> bool:
     return isinstance(value, Tensor) and value.dtype in HALVES
 
 
-def _to_widen(editor: ProgramEditor, node: Node) -> bool:
-    return node.op == "placeholder" and editor.is_constant(node)
+def _to_widen(ir: Ir, node: Node) -> bool:
+    return node.op == "placeholder" and ir.is_constant(node)
 
 
 def _widened(value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lowering.passes.base import LegalisationPass
 from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
 from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
 from lowering.passes.forms.copy_views import CopyViews
@@ -11,8 +10,9 @@ from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
 from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
+from mobizo_passes.graph.passes import Pass
 
-PASSES: tuple[LegalisationPass, ...] = (
+PASSES: tuple[Pass, ...] = (
     RemoveNoops(),
     FoldConstants(),
     LowerToCoreAten(),

@@ -16,8 +16,9 @@ from torch.fx import Node
 
 from lowering.errors import OperatorNotTaken
 from lowering.executorch_compat.retracing import KEPT_WHOLE
-from lowering.report import Refusal, origin_of, source_line
+from lowering.report import Refusal
 from lowering.targets.partitions import downstream, tensors_of, upstream, wrong_dtype
+from mobizo_passes.graph.facts import module_of, source_line
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 
@@ -88,7 +89,7 @@ class HtpPartitioner(Partitioner):
                     node.name,
                     overload_name(node),
                     _described(node),
-                    origin_of(node),
+                    module_of(node),
                     source_line(node),
                     self.reasons.get(node.name, _REFUSED).why,
                 )

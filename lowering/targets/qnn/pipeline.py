@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lowering.passes.base import LegalisationPass
 from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
 from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
 from lowering.passes.forms.convert_splits_to_slices import ConvertSplitsToSlices
@@ -24,9 +23,10 @@ from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
 from lowering.passes.values.convert_scalars_to_constants import ConvertScalarsToConstants
 from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
+from mobizo_passes.graph.passes import Pass
 
 
-def _passes(mask: float) -> tuple[LegalisationPass, ...]:
+def _passes(mask: float) -> tuple[Pass, ...]:
     """Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank."""
     return (
         RemoveNoops(),

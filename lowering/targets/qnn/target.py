@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from lowering.calibration import Calibration
-    from lowering.passes.base import LegalisationPass
+    from mobizo_passes.graph.passes import Pass
 
 # ExecuTorch's names, which are Qualcomm's part numbers; see docs/qnn.md for those that were compiled for here.
 SOCS = (
@@ -91,7 +91,7 @@ class QnnTarget(Target):
         return {"fp16": 1e-2, "16a8w": 0.1, "8a8w": 0.5}[self.precision]
 
     @property
-    def passes(self) -> Sequence[LegalisationPass]:
+    def passes(self) -> Sequence[Pass]:
         from lowering.targets.qnn.pipeline import PASSES
 
         return PASSES[self.precision]
@@ -100,7 +100,7 @@ class QnnTarget(Target):
     def quantizes(self) -> bool:
         return self.precision != "fp16"
 
-    def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[LegalisationPass]:
+    def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[Pass]:
         from lowering.passes.forms.copy_views import CopyViews
         from lowering.passes.values.quantize_body import QuantizeBody
         from lowering.targets.qnn.partitioner import body_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lowering.passes.base import LegalisationPass
 from lowering.passes.forms.canonicalize_reshapes import CanonicalizeReshapes
 from lowering.passes.forms.convert_expands_to_copies import ConvertExpandsToCopies
 from lowering.passes.forms.convert_splits_to_slices import ConvertSplitsToSlices
@@ -25,9 +24,10 @@ from lowering.passes.layers.group_repeated_heads import GroupRepeatedHeads
 from lowering.passes.layers.scale_smaller_factor import ScaleSmallerFactor
 from lowering.passes.values.convert_scalars_to_float import ConvertScalarsToFloat
 from lowering.passes.values.fold_constants import FoldConstants
+from mobizo_passes.graph.passes import Pass
 
 
-def _passes(mask: float, norms: tuple[LegalisationPass, ...] = ()) -> tuple[LegalisationPass, ...]:
+def _passes(mask: float, norms: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
     """`mask`: what is subtracted from scores that do not count; the delegate's floats must hold it, and what `norms`
     make of norms written out."""
     return (

@@ -13,7 +13,7 @@ from lowering.targets.vulkan import BACKEND, NAME
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from lowering.passes.base import LegalisationPass
+    from mobizo_passes.graph.passes import Pass
 
 
 class VulkanTarget(Target):
@@ -40,7 +40,7 @@ class VulkanTarget(Target):
         return 1e-2 if self.precision == "fp16" else super().loss_tolerance
 
     @property
-    def passes(self) -> Sequence[LegalisationPass]:
+    def passes(self) -> Sequence[Pass]:
         from lowering.targets.vulkan.pipeline import PASSES
 
         return PASSES[self.precision]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lowering.targets.base import Target
 
 if TYPE_CHECKING:
-    from lowering.passes.base import LegalisationPass
+    from mobizo_passes.graph.passes import Pass
 
 
 class XnnpackTarget(Target):
@@ -19,7 +19,7 @@ class XnnpackTarget(Target):
     external_weights = True
 
     @property
-    def passes(self) -> Sequence[LegalisationPass]:
+    def passes(self) -> Sequence[Pass]:
         from lowering.targets.xnnpack.pipeline import PASSES
 
         return PASSES

@@ -9,6 +9,7 @@ from html import escape
 
 import torch
 
+from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.text import op_name
 from mobizo_passes.views.blocks import Block
 from mobizo_passes.views.picture.layout import (
@@ -292,7 +293,7 @@ def _remove_aside(view: View) -> None:
 def _carries_groups(source: View, target: View) -> bool:
     inside = {node for block in source.run for node in block.nodes}
     return any(
-        other in inside and (other.meta.get("expanded") or other.target is mobizo.expand.default)
+        other in inside and (facts(other).expanded or other.target is mobizo.expand.default)
         for block in target.run
         for node in block.nodes
         for other in node.all_input_nodes

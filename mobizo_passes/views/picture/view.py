@@ -9,6 +9,7 @@ import networkx
 import torch
 from torch import fx
 
+from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.text import op_name
 from mobizo_passes.views.blocks import Block, fold_runs, pattern
@@ -100,7 +101,7 @@ def _view(run: tuple[Block, ...], above: str, shown: Counter[str]) -> View:
             view.children, view.edges = _children(block, block.name, shown)
             return view
     if block.kind == "batch":
-        return View(run, "box", "batch", detail=", ".join(n.meta["input"].name for n in block.nodes))
+        return View(run, "box", "batch", detail=", ".join(role(n).name for n in block.nodes))
     if block.kind == "loss":
         return View(run, "box", "loss", detail=operations(block))
     if block.children:
@@ -154,7 +155,7 @@ def _chips(block: Block) -> list[Chip]:
             continue
         repeated = any(user.target is mobizo.expand.default for user in node.users)
         label = _factor(node, block.name) or op_name(node).rpartition(".")[2]
-        chips.append(Chip(label, bool(node.meta.get("expanded")), repeated, node in low))
+        chips.append(Chip(label, facts(node).expanded, repeated, node in low))
     return chips
 
 
@@ -164,8 +165,8 @@ def _factor(node: fx.Node, site: str) -> str:
         source = operand
         while source.op != "placeholder" and source.all_input_nodes and source.target is not mobizo.expand.default:
             source = source.all_input_nodes[0]
-        if source.op == "placeholder" and source.meta["input"].kind != "batch":
-            name = source.meta["input"].name.removeprefix(site).strip(".")
+        if source.op == "placeholder" and role(source).kind != "batch":
+            name = role(source).name.removeprefix(site).strip(".")
             parts = [p for p in name.split(".") if p not in ("weight", "default")] or ["weight"]
             return parts[-1].removeprefix("lora_").removesuffix("_layer")
     return ""
@@ -204,4 +205,4 @@ def _dissolve(view: View, number: int) -> None:
 
 
 def _weight(node: fx.Node) -> bool:
-    return node.op == "placeholder" and node.meta["input"].kind in ("parameter", "buffer", "constant")
+    return node.op == "placeholder" and role(node).kind in ("parameter", "buffer", "constant")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from mobizo_passes.errors import InputError
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.reverse.values import Tape, Value
 
@@ -122,7 +123,7 @@ def append_optimizer(ir: Ir, optimizer: Optimizer, gradients: Sequence[fx.Node],
     The state becomes inputs, between adapter and batch.
     """
     tape = Tape(ir)
-    inputs = {node.meta["input"].name: node for node in ir.placeholders("adapter")}
+    inputs = {role(node).name: node for node in ir.placeholders("adapter")}
     examples = {fqn: torch.empty(tuple(n.meta["val"].shape), dtype=n.meta["val"].dtype) for fqn, n in inputs.items()}
     after = list(inputs.values())[-1]
     state = {}

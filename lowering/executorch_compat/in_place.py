@@ -1,0 +1,154 @@
+"""Spare ExecuTorch's retraces of whole graphs where a change of single nodes does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from executorch.exir.passes import OpReplacePass
+from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, should_lower_to_edge
+from executorch.exir.passes.scalar_to_tensor_pass import ScalarToTensorPass
+from torch.fx import GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.traceback import NodeSource, NodeSourceAction
+from torch.utils import _pytree as pytree
+
+from lowering.executorch_compat.patching import patched
+
+
+@contextmanager
+def rewriting_in_place() -> Iterator[None]:
+    """Within, operators become those of the edge dialect, and numbers tensors, without a trace of the whole graph.
+
+    Both of ExecuTorch's passes would otherwise interpret every node on fake tensors, a millisecond each.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(patched(OpReplacePass, "call", _replace_operators))
+        stack.enter_context(patched(ScalarToTensorPass, "call", _scalars_first(ScalarToTensorPass.call)))
+        yield
+
+
+@contextmanager
+def code_on_demand() -> Iterator[None]:
+    """Within, Python code of a graph module is generated at its first call, not after each of some sixty passes."""
+    real = GraphModule.recompile
+
+    def recompile(self: GraphModule) -> Any:
+        if isinstance(self, _LazyGraphModule) or _is_flattened(self):
+            return real(self)
+        kind: Any = type(self)
+
+        def forward(module: GraphModule, *args: Any, **kwargs: Any) -> Any:
+            real(module)
+            return module.forward(*args, **kwargs)
+
+        kind.forward = forward
+        # ExecuTorch formats whole modules for log lines that nobody reads.
+        self._code = "(generated at the first call)"
+        return None
+
+    with patched(GraphModule, "recompile", recompile):
+        yield
+
+
+def _is_flattened(module: GraphModule) -> bool:
+    """Whether its inputs are unflattened first: then its signature is read, not only called."""
+    return isinstance(module.graph._codegen, torch.fx.graph._PyTreeCodeGen)
+
+
+def _replace_operators(self: Any, graph_module: GraphModule) -> PassResult:
+    if _holds_graphs(graph_module):
+        return super(OpReplacePass, self).call(graph_module)
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and should_lower_to_edge(node.target):
+            node.target = aten_to_edge(node.target)
+        if node.op not in ("placeholder", "output"):
+            # A trace says where each node is from, and debug handles are made of that.
+            node.meta.setdefault("from_node", [NodeSource(node, "OpReplacePass", NodeSourceAction.REPLACE)])
+    return PassResult(graph_module, True)
+
+
+def _scalars_first(call: Any) -> Any:
+    """`call` after the numbers that stand for tensors have become constants, where that changes no value."""
+
+    def called(self: Any, graph_module: GraphModule) -> PassResult:
+        changed = not _holds_graphs(graph_module) and _scalars_to_tensors(graph_module)
+        result = call(self, graph_module)
+        return PassResult(result.graph_module, result.modified or changed)
+
+    return called
+
+
+def _scalars_to_tensors(graph_module: GraphModule) -> bool:
+    changed = False
+    constants: dict[Any, str] = {}
+    for node in list(graph_module.graph.nodes):
+        places = _numbers_for_tensors(node)
+        if not places or not _same_with_tensors(node, places):
+            continue
+        for name, value in places.items():
+            key = (type(value), value)
+            if key not in constants:
+                constants[key] = _unused(graph_module, f"_number_{len(constants)}")
+                graph_module.register_buffer(constants[key], torch.tensor(value))
+            with graph_module.graph.inserting_before(node):
+                constant = graph_module.graph.get_attr(constants[key])
+            constant.meta["val"] = _fake_mode(node).from_tensor(torch.tensor(value), static_shapes=True)
+            if isinstance(name, int):
+                node.update_arg(name, constant)
+            else:
+                node.update_kwarg(name, constant)
+        changed = True
+    return changed
+
+
+def _numbers_for_tensors(node: Node) -> dict[int | str, Any]:
+    """Place or name of each argument that is a number where the schema has a tensor."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return {}
+    found: dict[int | str, Any] = {}
+    for place, argument in enumerate(node.target._schema.arguments):
+        if not isinstance(argument.type, torch.TensorType):
+            continue
+        if argument.name in node.kwargs:
+            key, value = argument.name, node.kwargs[argument.name]
+        elif not argument.kwarg_only and place < len(node.args):
+            key, value = place, node.args[place]
+        else:
+            continue
+        if isinstance(value, bool | int | float):
+            found[key] = value
+    return found
+
+
+def _same_with_tensors(node: Node, places: dict[int | str, Any]) -> bool:
+    """Whether the node's value has the same dtype and shape with tensors for these numbers."""
+    mode = _fake_mode(node)
+    args, kwargs = pytree.tree_map_only(Node, lambda n: n.meta["val"], (list(node.args), dict(node.kwargs)))
+    with mode, torch.no_grad():
+        for name, value in places.items():
+            where: Any = args if isinstance(name, int) else kwargs
+            where[name] = torch.tensor(value)
+        target: Any = node.target
+        made = target(*args, **kwargs)
+    expected = node.meta["val"]
+    return made.dtype is expected.dtype and made.shape == expected.shape and made.stride() == expected.stride()
+
+
+def _fake_mode(node: Node) -> Any:
+    return node.meta["val"].fake_mode
+
+
+def _unused(module: torch.nn.Module, name: str) -> str:
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+def _holds_graphs(module: GraphModule) -> bool:
+    return any(isinstance(each, GraphModule) for each in module.children())

@@ -1,0 +1,86 @@
+"""What is known of a node beyond its operator, arguments and value, and what a node passes on to the one after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.fx import Node
+
+from mobizo_passes.graph.layout import Layout
+
+_KEY = "mobizo"
+# Where torch notes what a node was captured from.
+_ORIGIN = ("nn_module_stack", "stack_trace")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A placeholder's role: `kind` is parameter, buffer or constant (held by the program), state (held, and written
+    anew at every run), adapter, optimizer (its state), batch, seed, lr, eps or projected_gradients (inputs), or input
+    (of a program that comes from elsewhere)."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """Facts about one node; `note` changes them."""
+
+    #: Of a placeholder.
+    role: Input | None = None
+    #: Name of the pass that made it.
+    made_by: str = ""
+    #: Whether it is computed once per group.
+    expanded: bool = False
+    #: Whether it holds the batch, and where, unless tracking lost it on the way.
+    batched: bool = False
+    layout: Layout | None = None
+    #: FQN of the adapter tensor that it is the noise of.
+    noise_of: str = ""
+
+
+_NONE = NodeFacts()
+
+
+def facts(node: Node) -> NodeFacts:
+    """Return the facts about a node."""
+    return node.meta.get(_KEY, _NONE)
+
+
+def note(node: Node, **changes: Any) -> None:
+    """Change some of the facts about a node."""
+    node.meta[_KEY] = replace(facts(node), **changes)
+
+
+def role(node: Node) -> Input:
+    """Return a placeholder's role; raises `ValueError` for a node that has none."""
+    found = facts(node).role
+    if found is None:
+        raise ValueError(f"%{node.name} is no input of the program")
+    return found
+
+
+def come_from(node: Node, like: Node) -> None:
+    """A new node was captured where `like` was."""
+    node.meta.update({key: like.meta[key] for key in _ORIGIN if key in like.meta})
+
+
+def succeed(node: Node, old: Node) -> None:
+    """A node that takes the place of another is computed as often, and is the same noise."""
+    before = facts(old)
+    if before.expanded or before.noise_of:
+        note(node, expanded=before.expanded or facts(node).expanded, noise_of=before.noise_of or facts(node).noise_of)
+
+
+def module_of(node: Node) -> str:
+    """Return the FQN of the innermost module that a node was captured in; "" if none is known."""
+    stack = [each for each in (node.meta.get("nn_module_stack") or {}).values() if isinstance(each, tuple) and each]
+    return str(stack[-1][0]) if stack else ""
+
+
+def source_line(node: Node) -> str:
+    """Return ``File "model.py", line 12, in forward`` of the innermost frame that torch noted; "" if there is none."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    return next((line for line in reversed(lines) if line.startswith("File ")), "")
