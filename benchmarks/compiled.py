@@ -8,12 +8,12 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from benchmarks.task import EPSILON, LAYERS, LEARNING_RATE, Task, load_lora_model, make_batch
+from benchmarks.task import EPSILON, EXACT_LEARNING_RATE, LAYERS, LEARNING_RATE, Task, load_lora_model, make_batch
 
 COMPILER_PACKAGES = ("mobizo_passes", "runtime_driver.format", "lowering", "benchmarks", "examples")
 
 
-def program_path(directory: Path, target: str, upper_layers: int) -> Path:
+def program_path(directory: Path, target: str, upper_layers: int, estimator: str) -> Path:
     """Where the program with these options belongs; the name holds a digest of the compiler that would make it."""
     digest = hashlib.sha256()
     for package in COMPILER_PACKAGES:
@@ -21,12 +21,15 @@ def program_path(directory: Path, target: str, upper_layers: int) -> Path:
         for location in (spec.submodule_search_locations or []) if spec else []:
             for source in sorted(Path(location).rglob("*.py")):
                 digest.update(source.read_bytes())
-    return directory / f"{target}-upper{upper_layers}-{digest.hexdigest()[:12]}" / "step.pte"
+    return directory / f"{target}-{estimator}-upper{upper_layers}-{digest.hexdigest()[:12]}" / "step.pte"
 
 
-def compile_step(directory: Path, target: str, upper_layers: int) -> Path:
-    """Transform and lower the task's model, unless a program of the same compiler is there already."""
-    path = program_path(directory, target, upper_layers)
+def compile_step(directory: Path, target: str, upper_layers: int, estimator: str) -> Path:
+    """Transform and lower the task's model, unless a program of the same compiler is there already.
+
+    The exact step is what eager backprop does: AdamW on both factors.
+    """
+    path = program_path(directory, target, upper_layers, estimator)
     if path.exists():
         return path
     import lowering
@@ -34,7 +37,12 @@ def compile_step(directory: Path, target: str, upper_layers: int) -> Path:
 
     task = Task()
     model = load_lora_model(task, upper_layers)
-    program = mz.transform(model, make_batch(task), estimator=mz.TwoSided(queries=task.queries))
+    batch = make_batch(task)
+    if estimator == "exact":
+        both = "lora_A+lora_B"
+        program = mz.transform(model, batch, estimator=mz.Exact(), optimizer=mz.AdamW(), trainable=both)
+    else:
+        program = mz.transform(model, batch, estimator=mz.TwoSided(queries=task.queries))
     lowered = lowering.lower(program, target=target)
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
@@ -43,15 +51,18 @@ def compile_step(directory: Path, target: str, upper_layers: int) -> Path:
 
 
 class CompiledStep:
-    """One call of the program's `step`: all 2q perturbed forwards and the update."""
+    """One call of the program's `step`: all 2q perturbed forwards, or forward and gradient, and the update."""
 
     def __init__(self, task: Task, program: Path) -> None:
         import runtime_driver
 
         self.session = runtime_driver.Session(program)
         self.batch = make_batch(task)
+        self.exact = self.session.manifest.estimator.queries == 0
 
     def step(self, number: int) -> float:
+        if self.exact:
+            return self.session.step(self.batch, lr=EXACT_LEARNING_RATE).loss
         return self.session.step(self.batch, seed=number, lr=LEARNING_RATE, eps=EPSILON).loss
 
 
@@ -74,9 +85,10 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--target", default="xnnpack")
     parser.add_argument("--upper-layers", type=int, default=LAYERS)
+    parser.add_argument("--estimator", choices=("two-sided", "exact"), default="two-sided")
     options = parser.parse_args()
     answer, sys.stdout = sys.stdout, sys.stderr
-    print(compile_step(options.directory, options.target, options.upper_layers), file=answer)
+    print(compile_step(options.directory, options.target, options.upper_layers, options.estimator), file=answer)
 
 
 if __name__ == "__main__":

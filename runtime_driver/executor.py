@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from runtime_driver import finite
+from runtime_driver import finite, optimizer_state
 from runtime_driver.batches import BatchBinder
 from runtime_driver.errors import BatchError, InternalStateError, MissingMethodError
 from runtime_driver.results import StepOutput
@@ -46,7 +46,7 @@ class Executor:
 
     def fresh_optimizer(self) -> dict[str, Tensor]:
         """The optimizer's state before the first step."""
-        return self.manifest.initial_optimizer()
+        return optimizer_state.fresh(self.manifest)
 
     @property
     def state(self) -> dict[str, Tensor]:

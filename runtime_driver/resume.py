@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime_driver import optimizer_state
 from runtime_driver.adapter_io import adapter_sha256, checked_adapter, read_tensors, write_tensors
 from runtime_driver.errors import AdapterError, JournalError, JournalMismatchError, SnapshotWarning
 from runtime_driver.format.records import Header, Record
@@ -191,7 +192,7 @@ def read_snapshot(path: Path, contents: JournalContents, manifest: Manifest) -> 
 
 def _checked_state(manifest: Manifest, tensors: State) -> State:
     """Raises :class:`AdapterError` for tensors that are not an adapter and a state of the program's optimizer."""
-    expected = manifest.initial_optimizer()
+    expected = optimizer_state.fresh(manifest)
     adapter = checked_adapter(manifest.trainable_adapter, {k: v for k, v in tensors.items() if k not in expected})
     for name, zeros in expected.items():
         found = tensors.get(name)

@@ -120,13 +120,6 @@ class Manifest(BaseModel):
         """The LoRA tensors that training leaves alone (``lora_A`` by default)."""
         return tuple(tensor for tensor in self.adapter if not tensor.trainable)
 
-    def initial_optimizer(self) -> dict[str, Any]:
-        """The optimizer's state before the first step, zeros by name; empty for an optimizer without one."""
-        import torch
-
-        state = [item for item in self.methods["step"].inputs if item.role == "optimizer"]
-        return {item.name: torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in state}
-
     @property
     def files(self) -> tuple[AdapterFile, ...]:
         """The directories of a saved adapter; of a program of version 1 the one that its ``peft_key``s make."""

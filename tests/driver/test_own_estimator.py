@@ -89,7 +89,9 @@ def test_the_command_line_offers_it(cli: Cli, tmp_path: Path):
     model = text_model.save_model(tmp_path / "model")
     task = ["--template", "{text} It was", "--labels", "0=terrible,1=great", "--max-length", 8, "--batch", 2]
     arguments = ["lower", model, "-o", "x.pte", "--target", "portable", *task, "--queries", 1, "--no-check"]
-    fails(cli(*arguments, "--estimator", "forward-gradient"), "expected one of two-sided, one-sided, three-point.")
+    fails(
+        cli(*arguments, "--estimator", "forward-gradient"), "expected one of two-sided, one-sided, exact, three-point."
+    )
     done = cli(*arguments, "--estimator", "three-point")
     assert done.code == 0, done.err
     assert Manifest.load(tmp_path / "x.json").estimator.kind == "three_point"

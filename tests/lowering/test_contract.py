@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ SECTION = re.compile(r"^(BEFORE|AFTER|LEFT ALONE: .+)$", re.MULTILINE)
 
 def passes() -> dict[str, Callable[[], Pass]]:
     """The classes of all passes, by their name."""
-    found: dict[str, Callable[[], Pass]] = {}
+    found: dict[str, Any] = {}
     for module in pkgutil.walk_packages(lowering.passes.__path__, "lowering.passes."):
         for value in vars(importlib.import_module(module.name)).values():
             name = getattr(value, "name", None)
@@ -97,6 +98,7 @@ def test_contract(one: Shown) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=10 * tolerance, atol=tolerance)
     text = to_text(after)
+    assert to_text(parse(text)) == text
     assert run(after) == 0
     assert to_text(after) == text
 

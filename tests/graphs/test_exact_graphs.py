@@ -1,0 +1,53 @@
+"""Random graphs with exact gradients: each equals autograd's in float64, or is refused and the reason names a node."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import event, given, seed, settings
+
+import mobizo_passes as mz
+from tests.graphs.cases import Case, cases
+from tests.graphs.judge import NODE
+from tests.strategies import trainables
+
+# As for estimates: many short runs try more kinds of graph. A fifth as many: the graphs are the same, and each model is
+# captured anew, which is what takes the time.
+CHUNKS = 8
+PER_CHUNK = -(-max(settings.default.max_examples if settings.default else 0, 8 * CHUNKS) // CHUNKS)
+seen: Counter[str] = Counter()
+
+
+def judge(case: Case, trainable: str) -> mz.UnsupportedOp | None:
+    """Return the refusal, or None if the gradient is autograd's; anything else raises."""
+    model, inputs = case.build(), case.inputs()
+    try:
+        program = mz.transform(model, inputs, loss=case.loss_fn(), estimator=mz.Exact(), trainable=trainable)
+    except mz.UnsupportedOp as refusal:
+        if not NODE.search(str(refusal)):
+            raise AssertionError("the refusal names no node") from refusal
+        return refusal.with_traceback(None)
+    mz.verify(program, model, inputs)
+    return None
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_graphs(chunk: int) -> None:
+    @seed(1000 + chunk)
+    @settings(max_examples=PER_CHUNK)
+    @given(case=cases(), trainable=trainables())
+    def agrees_or_is_refused(case: Case, trainable: str) -> None:
+        refusal = judge(case, trainable)
+        kind = f"{'coupled' if case.coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"
+        event(kind)
+        seen[kind] += 1
+
+    agrees_or_is_refused()
+
+
+def test_few_models_without_coupling_are_refused() -> None:
+    total = seen["free, agrees"] + seen["free, refused"]
+    if total < 30:
+        pytest.skip(f"only {total} random models were tried in this process")
+    assert seen["free, refused"] <= 0.1 * total, seen
