@@ -5,29 +5,22 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from lowering.passes.forms.canonicalize_reshapes import RESHAPES
+from lowering.passes.forms.convert_splits_to_slices import SPLITS
+from lowering.passes.forms.copy_views import COPIES
+from lowering.passes.forms.lower_to_core_aten import FILLS, SOFTMAXES, TWINS
+from lowering.passes.values.convert_scalars_to_float import ARITHMETIC
 from mobizo_passes.dialects import CORE
 from mobizo_passes.graph.dialect import Dialect, Rule
-from mobizo_passes.graph.identities import ASSERTIONS, COPIES
+from mobizo_passes.graph.identities import ASSERTIONS
+from mobizo_passes.graph.identities import COPIES as IDENTITIES
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, is_float, shape_of
 from mobizo_passes.graph.ops import DECOMPOSITIONS
 
 aten = torch.ops.aten
 
-ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-_VIEWS = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.flatten.using_ints,
-    aten.select.int,
-    aten.transpose.int,
-    aten.t.default,
-)
+_VIEWS = tuple(each for each in RESHAPES if each not in COPIES.values())
 _ALONG = (
     aten.cat.default,
     aten.slice_copy.Tensor,
@@ -58,19 +51,25 @@ def _int(ir: Ir, node: Node) -> str:
 #: Rules for all targets.
 RULES = (
     Rule("no operator of the compiler's own", tuple(DECOMPOSITIONS)),
-    Rule("no copies and assertions", (*ASSERTIONS, *COPIES)),
-    Rule("reshapes and permutations instead of views", _VIEWS),
+    Rule("no copies and assertions", (*ASSERTIONS, *IDENTITIES)),
+    Rule("reshapes, slices and permutations", (*_VIEWS, aten.select.int, aten.transpose.int, aten.t.default)),
     Rule("axes counted from the front", _ALONG, _negative),
     Rule("slices that end within their axis", (aten.slice_copy.Tensor,), _beyond),
     Rule("floats in float arithmetic", ARITHMETIC, _int),
-    Rule("core operators for softmaxes, sums and fills", (
-        aten.softmax.int, aten.log_softmax.int, aten.sum.default, aten.zeros_like.default, aten.ones_like.default,
-    )),
-)  # fmt: skip
-#: What remains a view, unless a later stage knows only these.
-COPIED = Rule(
-    "copies instead of views", (aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.expand.default)
+    Rule("core operators", (*TWINS, *FILLS, *SOFTMAXES, aten.sum.default)),
 )
+#: What remains a view, unless a later stage knows only these.
+COPIED = Rule("copies instead of views", tuple(COPIES))
+
+
+def _over_one_axis(ir: Ir, node: Node) -> str:
+    return "one over the last axis" if len(arguments(node).normalized_shape) == 1 else ""
+
+
+#: Of delegates that have neither splits nor SiLU.
+NO_SPLITS = Rule("slices instead of splits", SPLITS)
+NO_SILU = Rule("x * sigmoid(x)", (aten.silu.default,))
+NO_NORMS = Rule("norms taken apart", (aten.layer_norm.default, aten.rms_norm.default), _over_one_axis)
 
 
 def legal(target: str, *rules: Rule) -> Dialect:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from lowering.dialect import ARITHMETIC, COPIED, SPLITS, legal, longer_than
+from lowering.dialect import COPIED, NO_SILU, NO_SPLITS, legal, longer_than
+from lowering.passes.values.convert_scalars_to_float import ARITHMETIC
 from mobizo_passes.graph.dialect import Dialect, Rule
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float, shape_of
@@ -29,9 +30,9 @@ def dialect(copies: bool) -> Dialect:
     return legal(
         "QNN",
         *((COPIED,) if copies else ()),
-        Rule("slices instead of splits", SPLITS),
+        NO_SPLITS,
         Rule("tensors in float arithmetic", ARITHMETIC, _number),
         Rule("operands of one rank", ARITHMETIC, _ranks),
-        Rule("x * sigmoid(x)", (aten.silu.default,)),
+        NO_SILU,
         longer_than(2, aten.linear.default),
     )
