@@ -100,7 +100,9 @@ def lower_to(
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
         check_program(name, each.core, manifest.methods[name], state[name])
-    outside = weights_kept_outside({name: each.program for name, each in methods.items()}, target.small_share)
+    # A head outside would stand between forward and backward, and cut the body of an exact step in two.
+    share = target.small_share if manifest.estimator.queries else 0.0
+    outside = weights_kept_outside({name: each.program for name, each in methods.items()}, share)
     split = SplitSharedWeights(outside)
     legal = {name: rewritten(each.program, (split,))[0] for name, each in methods.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}

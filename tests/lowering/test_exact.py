@@ -1,0 +1,117 @@
+"""Exact steps on delegates: one partition with forward, backward and optimizer, weights in the file once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import lowering
+import mobizo_passes as mz
+from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
+from lowering.targets.partitions import one_body, trailing_nodes
+from tests.lowering.passkit import Fn, rewrite
+from tests.models import Mlp, integers, random, seeded
+
+LENGTH = 16
+
+
+def llama() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Two layers with shared heads and a tied head, sizes that are no multiples of one another by accident."""
+    import peft
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    model = seeded(peft.get_peft_model(transformers.LlamaForCausalLM(config), lora), scale=0.2)
+    tokens = integers(96, 2, LENGTH)
+    labels = torch.full_like(tokens, -100)
+    labels[:, -1] = tokens[:, -1]
+    return model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+
+def test_a_llama_is_one_partition_with_its_optimizer(tmp_path: Path) -> None:
+    model, inputs = llama()
+    program = mz.transform(model, inputs, estimator=mz.Exact(), optimizer=mz.AdamW(), trainable="lora_A+lora_B")
+    lowered = lowering.lower(program, target="xnnpack", check=True)
+    step = lowered.report.methods["step"]
+    assert step.partitions == 1
+    assert step.delegated_share >= 0.99
+    # Matrices that a product and its gradient read: not turned, so not stored twice.
+    passes = {record.name: record.rewrites for record in step.passes}
+    assert passes["convert-weights-to-linears"] > 0
+    assert lowered.report.self_check.compared
+
+
+@pytest.mark.parametrize("target", ["portable", "xnnpack"])
+def test_gradients_are_a_method_that_runs(target: str) -> None:
+    model, inputs = seeded(Mlp()), (random(3, 6), integers(4, 3))
+    program = mz.transform(model, inputs, estimator=mz.Exact(gradients=True), loss=F.cross_entropy)
+    lowered = lowering.lower(program, target=target, check=True)
+    assert {each.method for each in lowered.report.self_check.compared} >= {"step", "gradients"}
+
+
+def test_an_adapter_inside_is_refused() -> None:
+    program = mz.transform(seeded(Mlp()), (random(3, 6), integers(4, 3)), estimator=mz.Exact(), loss=F.cross_entropy)
+    with pytest.raises(mz.InputError, match="lower with adapter='external'"):
+        lowering.lower(program, target="portable", adapter="internal")
+
+
+def test_a_matrix_of_a_linear_and_its_gradient_is_not_turned() -> None:
+    def both(module: Any, x: Tensor) -> Tensor:
+        y = F.linear(x, module.w)
+        return torch.matmul(y * y, module.w)
+
+    result = rewrite(Fn(both, w=random(7, 5)), (random(2, 3, 5),), ConvertWeightsToLinears(keep_shared=True))
+    assert result.rewrites == {"convert-weights-to-linears": 1}
+    assert (result.ops()["mm"], result.ops()["linear"], result.ops()["permute"]) == (1, 1, 0)
+    turned = rewrite(Fn(both, w=random(7, 5)), (random(2, 3, 5),), ConvertWeightsToLinears())
+    assert (turned.ops()["linear"], turned.ops()["permute"]) == (2, 1)
+
+
+def graph(fn: Callable[..., Any], *args: Tensor) -> dict[str, fx.Node]:
+    nodes = torch.export.export(Fn(fn), args).graph.nodes
+    return {node.name: node for node in nodes}
+
+
+X = random(4, 4)
+
+
+def test_what_trails_the_loss_is_not_in_the_body() -> None:
+    def step(_: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.mm(x, x)
+        loss = torch.log_softmax(y, 1) * 2.0
+        return loss, torch.mm(y * 3.0, x)
+
+    nodes = graph(step, X)
+    outside = {node for name, node in nodes.items() if "log_softmax" in name}
+    supported = {node for node in nodes.values() if node.op == "call_function"} - outside
+    assert {node.name for node in trailing_nodes(nodes["mm"].graph, supported)} == {"mul"}
+    body = one_body(nodes["mm"].graph, supported - {nodes["mul"]})
+    assert body is not None
+    assert {node.name for node in body} == {"mm", "mul_1", "mm_1"}
+
+
+def test_a_body_that_something_outside_leads_back_into_is_none() -> None:
+    def step(_: Any, x: Tensor) -> Tensor:
+        y = torch.mm(x, x)
+        return torch.mm(torch.log_softmax(y, 1) + y, x)
+
+    nodes = graph(step, X)
+    outside = {node for name, node in nodes.items() if "log_softmax" in name}
+    supported = {node for node in nodes.values() if node.op == "call_function"} - outside
+    assert one_body(nodes["mm"].graph, supported) is None
+
+
+def test_products_that_fall_apart_are_no_body() -> None:
+    nodes = graph(lambda _, x: (torch.mm(x, x), torch.mm(x * 2.0, x)), X)
+    supported = {node for node in nodes.values() if node.op == "call_function"}
+    assert one_body(nodes["mm"].graph, supported) is None
