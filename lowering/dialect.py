@@ -1,4 +1,4 @@
-"""What may stand in a legalised program of any target; each target's `dialect` adds its own rules."""
+"""What may stand in a legalized program of any target; each target's `dialect` adds its own rules."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ NO_NORMS = Rule("norms taken apart", (aten.layer_norm.default, aten.rms_norm.def
 
 
 def legal(target: str, *rules: Rule) -> Dialect:
-    """The dialect of a target's legalised programs: the rules for all targets, and its own."""
-    return Dialect(f"{target}, legalised", CORE.inputs | {"input"}, (*RULES, *rules))
+    """The dialect of a target's legalized programs: the rules for all targets, and its own."""
+    return Dialect(f"{target}, legalized", CORE.inputs | {"input"}, (*RULES, *rules))
 
 
 def longer_than(most: int, *operators: object) -> Rule:

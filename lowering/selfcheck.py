@@ -277,7 +277,7 @@ class _Check:
 
 
 class _InFloat32:
-    """A half-precision program as it was before it was legalised, but computed in float32."""
+    """A half-precision program as it was before it was legalized, but computed in float32."""
 
     def __init__(self, program: Checkable, manifest: Manifest, cores: Mapping[str, ExportedProgram]) -> None:
         self.program = program

@@ -60,11 +60,11 @@ class Target(ABC):
     @property
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
-        """The legalisation passes, in order."""
+        """The legalization passes, in order."""
 
     @property
     def dialect(self) -> Dialect:
-        """What may stand in a legalised program."""
+        """What may stand in a legalized program."""
         from lowering.dialect import COPIED, legal
 
         return legal(self.name, COPIED)
@@ -77,7 +77,7 @@ class Target(ABC):
         """
 
     def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[Pass]:
-        """Passes that follow `passes` where the chosen options quantise; `legal` is the method as those left it."""
+        """Passes that follow `passes` where the chosen options quantize; `legal` is the method as those left it."""
         raise NotImplementedError
 
     @property
@@ -94,7 +94,7 @@ class Target(ABC):
         return nullcontext()
 
     def lowering_context(self) -> AbstractContextManager[None]:
-        """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
+        """What must hold around ExecuTorch while it partitions and serializes; nothing for most targets."""
         return nullcontext()
 
     def reasons(self, partitioner: Any) -> dict[str, Refusal]:
@@ -174,7 +174,7 @@ class Target(ABC):
             )
         if calibration is not None and not self.quantizes:
             raise InvalidCalibration(
-                f"target {self.name!r} with {_listed(self.chosen)} does not quantise; leave it out"
+                f"target {self.name!r} with {_listed(self.chosen)} does not quantize; leave it out"
             )
 
     def require(self) -> None:

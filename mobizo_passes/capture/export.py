@@ -26,7 +26,7 @@ from mobizo_passes.graph.ir import Input, Ir, Output, identifier
 aten = torch.ops.aten
 
 _KINDS = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
-# Composites that canonicalisation removes, though no rule covers them.
+# Composites that canonicalization removes, though no rule covers them.
 _KEPT = (aten.dropout.default, aten.broadcast_tensors.default, aten.type_as.default)
 
 

@@ -99,8 +99,8 @@ def _before_repeat(node: fx.Node) -> fx.Node | None:
 def layer_norm(n: Call, ir: Ir) -> Value:
     """(x − mean) · rsqrt(mean((x − mean)²) + ε) · weight + bias over the last dimensions."""
     dims = list(range(-len(n.normalized_shape), 0))
-    centred = n.input - _mean(n.input, dims)
-    return _affine(_scaled(centred, dims, n.eps), n.weight, n.bias)
+    centered = n.input - _mean(n.input, dims)
+    return _affine(_scaled(centered, dims, n.eps), n.weight, n.bias)
 
 
 def rms_norm(n: Call, ir: Ir) -> Value:
@@ -126,8 +126,8 @@ def variance(n: Call, ir: Ir) -> Value | None:
     rank = len(n.self.shape)
     dims = [dim % rank for dim in (range(rank) if n.dim is None else n.dim)]
     count = math.prod(n.self.shape[dim] for dim in dims) - (1 if n.correction is None else n.correction)
-    centred = n.self - _mean(n.self, dims)
-    spread = (centred * centred).sum(dims, keepdim=n.keepdim) * (1 / count if count else math.inf)
+    centered = n.self - _mean(n.self, dims)
+    spread = (centered * centered).sum(dims, keepdim=n.keepdim) * (1 / count if count else math.inf)
     return spread.sqrt() if n.node.target is aten.std.correction else spread
 
 

@@ -1,4 +1,4 @@
-"""The contract of every legalisation pass, on programs written down as text in `programs/`.
+"""The contract of every legalization pass, on programs written down as text in `programs/`.
 
 A file has a pass's name. ``BEFORE`` and ``AFTER`` show a rewrite, which must keep the numbers and leave nothing to do
 for a second run; ``LEFT ALONE: why`` is a near miss. Under MOBIZO_UPDATE_GOLDEN=1 what stands under ``AFTER`` is

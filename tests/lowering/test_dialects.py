@@ -1,4 +1,4 @@
-"""Dialects of legalised programs: each target's own rules find what is planted."""
+"""Dialects of legalized programs: each target's own rules find what is planted."""
 
 from __future__ import annotations
 

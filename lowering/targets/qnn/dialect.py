@@ -1,4 +1,4 @@
-"""What may stand in a program that was legalised for Qualcomm's NPU."""
+"""What may stand in a program that was legalized for Qualcomm's NPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _ranks(ir: Ir, node: Node) -> str:
 
 
 def dialect(copies: bool) -> Dialect:
-    """With `copies`, views are copies already; where values are quantised first, they become so later."""
+    """With `copies`, views are copies already; where values are quantized first, they become so later."""
     return legal(
         "QNN",
         *((COPIED,) if copies else ()),

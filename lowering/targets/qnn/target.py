@@ -129,7 +129,7 @@ class QnnTarget(Target):
 
     @contextmanager
     def quantizing_context(self) -> Iterator[None]:
-        """Within, nothing is heard of what torchao and QNN's quantiser miss on this machine."""
+        """Within, nothing is heard of what torchao and QNN's quantizer miss on this machine."""
         from lowering.executorch_compat.qnn import only_warnings
 
         with only_warnings(), captured_output(CapturedOutput()):

@@ -1,4 +1,4 @@
-"""What may stand in a program that was legalised for Vulkan."""
+"""What may stand in a program that was legalized for Vulkan."""
 
 from __future__ import annotations
 

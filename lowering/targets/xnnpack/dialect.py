@@ -1,4 +1,4 @@
-"""What may stand in a program that was legalised for XNNPACK."""
+"""What may stand in a program that was legalized for XNNPACK."""
 
 from __future__ import annotations
 
