@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,11 @@ def graph_of(name: str) -> GraphModule:
     return export(Fn(FUNCTIONS[name]), (X,)).graph_module
 
 
+def after(one: Any, module: GraphModule) -> GraphModule:
+    """The graph after a pass."""
+    return one(module).graph_module
+
+
 def values(module: GraphModule) -> list[tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]]:
     found = [node.meta.get("val") for node in module.graph.nodes if node.op == "call_function"]
     return [(v.dtype, tuple(v.shape), v.stride()) for v in found if isinstance(v, torch.Tensor)]
@@ -37,10 +43,10 @@ def values(module: GraphModule) -> list[tuple[torch.dtype, tuple[int, ...], tupl
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_edge_operators_in_place(name: str):
     """If this fails with a new ExecuTorch: OpReplacePass does more than name operators. Leave it unpatched."""
-    tensors = ScalarToTensorPass()(graph_of(name)).graph_module
-    traced = OpReplacePass()(copy.deepcopy(tensors)).graph_module
+    tensors = after(ScalarToTensorPass(), graph_of(name))
+    traced = after(OpReplacePass(), copy.deepcopy(tensors))
     with rewriting_in_place():
-        replaced = OpReplacePass()(tensors).graph_module
+        replaced = after(OpReplacePass(), tensors)
     assert replaced is tensors
     assert [str(n.target) for n in replaced.graph.nodes if n.op == "call_function"] == [
         str(n.target) for n in traced.graph.nodes if n.op == "call_function"
@@ -53,9 +59,9 @@ def test_edge_operators_in_place(name: str):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_numbers_become_tensors_in_place(name: str):
     """If this fails with a new ExecuTorch: ScalarToTensorPass coerces other arguments. Leave it unpatched."""
-    traced = ScalarToTensorPass()(graph_of(name)).graph_module
+    traced = after(ScalarToTensorPass(), graph_of(name))
     with rewriting_in_place():
-        replaced = ScalarToTensorPass()(graph_of(name)).graph_module
+        replaced = after(ScalarToTensorPass(), graph_of(name))
     assert values(replaced) == values(traced)
     numbers = [[float(getattr(m, n.target)) for n in m.graph.nodes if n.op == "get_attr"] for m in (replaced, traced)]
     assert numbers[0] == numbers[1]
