@@ -3,7 +3,7 @@
     python benchmarks/targets.py [--write docs/targets.md] [--full] [--only MODEL ...] [--target TARGET ...]
 
 Every target that can be lowered to here has one column of settings for each of its precisions. Errors are those of one
-step against the eager program: where a target's runtime is here, of the .pte; else, in brackets, of the legalised and
+step against the eager program: where a target's runtime is here, of the .pte; else, in brackets, of the legalized and
 partitioned graph run in PyTorch, rounded as the delegate would round it (see `lowering.simulate`).
 """
 

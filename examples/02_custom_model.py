@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 def make_batches(count: int) -> list[dict[str, Tensor]]:
-    """Points around three centres; the label is the centre."""
+    """Points around three centres; the label is the center."""
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(CLASSES, FEATURES, generator=generator)
     batches = []

@@ -108,7 +108,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The configuration remembers that the weights came quantised, and `save_pretrained` refuses such a model even
+    # The configuration remembers that the weights came quantized, and `save_pretrained` refuses such a model even
     # though they are plain fp32 by now: build the same model from the configuration without that remark.
     config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     model = type(loaded)(type(loaded.config).from_dict(config))

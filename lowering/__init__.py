@@ -67,7 +67,7 @@ def lower(
         application: free-form JSON for the manifest's `application` field, read back by whoever wrote it.
         adapter: `"external"`: the step takes the adapter and returns it. `"internal"`: the step holds it, from the
             initial one on, and writes it at every call (the paper's form; see ADR 6 for what that gives up).
-        calibration: batches, as `program.step` takes them, on which the ranges of a quantised program are measured;
+        calibration: batches, as `program.step` takes them, on which the ranges of a quantized program are measured;
             precisions in integers want it, and nothing else does.
         external_weights: the model's frozen weights go to a file of their own, which `save("model.pte")` writes as
             `model.ptd`. Programs of the same model and target write the same file and can share one; see ADR 10.

@@ -24,7 +24,7 @@ _EPS = 1e-2
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches, as `program.step` takes them, on which a quantised program's ranges are measured.
+    """Batches, as `program.step` takes them, on which a quantized program's ranges are measured.
 
     Each batch runs twice: with the initial adapter, and with one whose trainable tensors are moved by Gaussian noise of
     standard deviation `SPREAD`, so that the adapter and what it adds can grow while it is trained.
@@ -47,7 +47,7 @@ class Calibration:
         return cls(manifest, named, adapter)
 
     def values(self, method: str, program: ExportedProgram, wanted: Sequence[Node]) -> Iterator[list[Tensor]]:
-        """What the nodes `wanted` of a legalised method compute, run by run."""
+        """What the nodes `wanted` of a legalized method compute, run by run."""
         specs = self.manifest.methods[method].inputs
         written = set(program.graph_signature.buffers_to_mutate.values())
         stored: dict[str | None, Any] = {**program.constants, **program.state_dict}

@@ -92,7 +92,7 @@ def check_state(method: str, before: ExportedProgram, partitioned: ExportedProgr
 
 
 def check_initial_values(method: str, plan: ExecutionPlan, state: Collection[str]) -> None:
-    """The serialised method has a stored initial value for each tensor of `state`.
+    """The serialized method has a stored initial value for each tensor of `state`.
 
     ExecuTorch keeps a mutated buffer's shape alone unless told otherwise; it would start from whatever memory holds.
 
@@ -100,7 +100,7 @@ def check_initial_values(method: str, plan: ExecutionPlan, state: Collection[str
         StateLost: there are fewer.
     """
     tensors = [value.val for value in plan.values if isinstance(value.val, Tensor)]
-    # Only a buffer that is both written and initialised has a place in memory and one in the file; so have its views.
+    # Only a buffer that is both written and initialized has a place in memory and one in the file; so have its views.
     places = (each.allocation_info for each in tensors if each.data_buffer_idx > 0)
     stored = len({(p.memory_id, p.memory_offset_low, p.memory_offset_high) for p in places if p is not None})
     if stored != len(state):
@@ -109,7 +109,7 @@ def check_initial_values(method: str, plan: ExecutionPlan, state: Collection[str
 
 
 def check_methods(plans: Mapping[str, ExecutionPlan], manifest: Manifest) -> None:
-    """The serialised methods take and give tensors of the dtypes and shapes that the manifest lists.
+    """The serialized methods take and give tensors of the dtypes and shapes that the manifest lists.
 
     Raises:
         MethodMismatch: naming the first method that does not.

@@ -79,7 +79,7 @@ class TargetUnavailable(LoweringError):
 
 
 class InvalidCalibration(LoweringError):
-    """The batches for measuring a quantised program's ranges are missing, unwanted or do not fit the program."""
+    """The batches for measuring a quantized program's ranges are missing, unwanted or do not fit the program."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
@@ -180,7 +180,7 @@ class WeightsFileUnusable(LoweringError):
 
 
 class StateLost(LoweringError):
-    """An adapter tensor inside the program did not survive lowering as a buffer: initialised, read and written."""
+    """An adapter tensor inside the program did not survive lowering as a buffer: initialized, read and written."""
 
     def __init__(self, method: str, name: str, detail: str) -> None:
         self.method = method
@@ -205,7 +205,7 @@ class MethodMismatch(LoweringError):
 
 
 class RuleBroken(LoweringError):
-    """A serialised delegate holds something that the target's runtime is known to get wrong."""
+    """A serialized delegate holds something that the target's runtime is known to get wrong."""
 
     def __init__(self, target: str, method: str, where: str, rule: str) -> None:
         self.target = target

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from lowering.errors import NonFiniteExample, SelfCheckFailed
-from lowering.executorch_compat.output import CapturedOutput, captured_output
+from lowering.method_runner import MethodRunner, stored
 from lowering.report import Compared, SelfCheck
 from lowering.targets import Target
 from runtime_driver.format import InputSpec, Manifest
@@ -31,7 +28,6 @@ GRADIENT_TOLERANCE, STATE = 1e-3, 0.01
 SLACK = 4.0
 # What rounding to 11 and to 8 bits at every value of a model does to a loss, relative to the larger of it and 1.
 HALF_TOLERANCE = {"float16": 1e-2, "bfloat16": 5e-2}
-_REASONS = ("Check failed", "failed at instruction", "Error", "error")
 
 Values = dict[str, Tensor]
 
@@ -78,9 +74,9 @@ def self_check(
         NonFiniteExample: the eager program itself gives a loss, a gradient or an adapter that is not finite.
         SelfCheckFailed: the runtime fails, or an output differs by more than rounding explains.
     """
-    with _stored(finished, weights) as (path, data):
+    with stored(finished, weights) as (path, data):
         eager = program.run if not halves or cores is None else _InFloat32(program, manifest, cores).run
-        check = _Check(program, eager, manifest, target, lambda method: _Runner(method, path, data), halves)
+        check = _Check(program, eager, manifest, target, lambda method: MethodRunner(method, path, data), halves)
         for method in manifest.methods:
             getattr(check, method)()
     return SelfCheck(tuple(check.compared))
@@ -95,7 +91,7 @@ class _Check:
         eager: Callable[[str, Values], Values],
         manifest: Manifest,
         target: Target,
-        runner: Callable[[str], _Runner],
+        runner: Callable[[str], MethodRunner],
         halves: Collection[str],
     ) -> None:
         self.program = program
@@ -281,7 +277,7 @@ class _Check:
 
 
 class _InFloat32:
-    """A half-precision program as it was before it was legalised, but computed in float32."""
+    """A half-precision program as it was before it was legalized, but computed in float32."""
 
     def __init__(self, program: Checkable, manifest: Manifest, cores: Mapping[str, ExportedProgram]) -> None:
         self.program = program
@@ -296,57 +292,6 @@ class _InFloat32:
         with torch.no_grad():
             values = self.cores[method].module()(*(inputs[each.name] for each in spec.inputs))
         return {each.name: value for each, value in zip(spec.outputs, values, strict=True)}
-
-
-class _Runner:
-    """One method in ExecuTorch's runtime; its weights are given back at the end of the block."""
-
-    def __init__(self, method: str, path: str, data: str | None) -> None:
-        self.method = method
-        self.path = path
-        self.data = data
-        self._loaded: Any = None
-
-    def __enter__(self) -> Callable[[list[Tensor]], list[Tensor]]:
-        from executorch.runtime import Runtime
-
-        self._loaded = self._heard(
-            lambda: Runtime.get().load_program(Path(self.path), data_path=self.data).load_method(self.method)
-        )
-        return self._run
-
-    def __exit__(self, *_: object) -> None:
-        self._loaded = None
-
-    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
-        given = [torch.empty(value.shape, dtype=value.dtype).copy_(value) for value in inputs]
-        # Copies: the runtime may hand out its own memory, which the next run overwrites.
-        return self._heard(lambda: [value.clone() for value in self._loaded.execute(given)])
-
-    def _heard(self, call: Callable[[], Any]) -> Any:
-        """What the call gives; what the runtime prints meanwhile goes into the error, if there is one."""
-        log = CapturedOutput()
-        try:
-            with captured_output(log):
-                return call()
-        except RuntimeError as error:
-            failure = error
-        raise SelfCheckFailed.broke(self.method, str(failure), log.lines(*_REASONS)) from failure
-
-
-@contextmanager
-def _stored(finished: Any, weights: Any) -> Iterator[tuple[str, str | None]]:
-    """Paths of the program and of its weights file; what is written for it has no name and goes with its handle."""
-    with ExitStack() as stack:
-
-        def written(content: Any) -> str:
-            file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
-            content.write_to_file(file)
-            file.flush()
-            return f"/dev/fd/{file.fileno()}"
-
-        data = str(weights) if isinstance(weights, Path) else None if weights is None else written(weights)
-        yield written(finished), data
 
 
 def moved(adapter: Mapping[str, Tensor]) -> Values:

@@ -16,7 +16,7 @@ from lowering.executorch_compat.programs import rewritten
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.widen_halves import widened
 from lowering.report import MethodReport, method_report
-from lowering.stages import Program, legalise, measured_on, partition
+from lowering.stages import Program, legalize, measured_on, partition
 from lowering.targets import get_target
 from lowering.targets.tied import weights_kept_outside
 from mobizo_passes.graph.operators import operation_name
@@ -43,7 +43,7 @@ def truncated(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Simulation:
-    """One method, legalised and partitioned for a target, and its report."""
+    """One method, legalized and partitioned for a target, and its report."""
 
     partitioned: ExportedProgram
     report: MethodReport
@@ -65,7 +65,7 @@ class Simulation:
 def simulate(
     program: Program, target: str, method: str = "step", calibration: Sequence[Any] | None = None, **options: str
 ) -> Simulation:
-    """Legalise and partition one method as `lower` would, and check it by the target's rules; nothing is stored.
+    """Legalize and partition one method as `lower` would, and check it by the target's rules; nothing is stored.
 
     Raises:
         UnknownTarget, TargetUnavailable, UnknownOption, InvalidOption, LoweringFailed, RuleBroken: as `lower`.
@@ -77,7 +77,7 @@ def simulate(
     described = {**program.manifest("external"), "target": target, "program_id": "simulation"}
     measured = measured_on(program, Manifest.model_validate(described), calibration)
     made = {
-        name: legalise(name, widened(program.core(name, "external")), chosen, measured) for name in {"step", method}
+        name: legalize(name, widened(program.core(name, "external")), chosen, measured) for name in {"step", method}
     }
     outside = weights_kept_outside({name: each.program for name, each in made.items()}, chosen.small_share)
     legal, _ = rewritten(made[method].program, (SplitSharedWeights(outside),))

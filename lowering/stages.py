@@ -1,4 +1,4 @@
-"""The stages of a lowering: legalise, partition, serialise."""
+"""The stages of a lowering: legalize, partition, serialize."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class Legal:
-    """One method: the transform's program, the legalised one, and the passes that made it."""
+    """One method: the transform's program, the legalized one, and the passes that made it."""
 
     core: ExportedProgram
     program: ExportedProgram
@@ -95,7 +95,7 @@ def lower_to(
         }
     )
     measured = measured_on(program, manifest, calibration)
-    methods = {name: legalise(name, core, target, measured, first) for name, core in cores.items()}
+    methods = {name: legalize(name, core, target, measured, first) for name, core in cores.items()}
     inside = [each.fqn for each in manifest.trainable_adapter] if adapter == "internal" else []
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
@@ -147,7 +147,7 @@ def partition(
     target: Target,
     constants: dict[str, Any] | None = None,
 ) -> Any:
-    """Legalised methods, partitioned and their delegates compiled, as ExecuTorch's edge manager.
+    """Legalized methods, partitioned and their delegates compiled, as ExecuTorch's edge manager.
 
     Raises:
         LoweringFailed: ExecuTorch failed, or the target's stage of it did.
@@ -156,20 +156,20 @@ def partition(
         return _to_edge(programs, target, partitioners, constants or {})
 
 
-def legalise(
+def legalize(
     method: str,
     core: ExportedProgram,
     target: Target,
     calibration: Calibration | None,
     first: Sequence[Pass] = (),
 ) -> Legal:
-    """One method after the passes `first` and the target's legalisation passes, quantised if there is a calibration.
+    """One method after the passes `first` and the target's legalization passes, quantized if there is a calibration.
 
     Raises:
         LoweringFailed: a pass failed.
     """
     try:
-        legal, records = rewritten(core, (*first, *target.passes))
+        legal, records = rewritten(core, (*first, *target.passes), target.dialect)
         if calibration is not None:
             with target.quantizing_context():
                 legal, further = rewritten(legal, target.quantizing(method, legal, calibration))
@@ -177,7 +177,7 @@ def legalise(
     except LoweringError:
         raise
     except Exception as error:
-        raise LoweringFailed(method, "legalisation", f"{type(error).__name__}: {error}") from error
+        raise LoweringFailed(method, "legalization", f"{type(error).__name__}: {error}") from error
     return Legal(core, legal, records)
 
 
@@ -222,7 +222,7 @@ def _to_executorch(edge: Any) -> Any:
             return edge.to_executorch(config)
     except Exception as error:
         methods = ", ".join(edge.methods)
-        raise LoweringFailed(methods, "serialisation", f"{type(error).__name__}: {error}") from error
+        raise LoweringFailed(methods, "serialization", f"{type(error).__name__}: {error}") from error
 
 
 def _adapter(program: Program, manifest: Manifest) -> tuple[Tensor, ...]:

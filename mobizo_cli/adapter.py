@@ -107,7 +107,7 @@ def base_of(directory: Path, config: Mapping[str, Any]) -> str:
 def load_adapter(model: nn.Module, directory: Path) -> Any:
     """The model with the adapter of a PEFT directory on it, every tensor of the one in the other.
 
-    Keys that differ from PEFT's by a known prefix are recognised.
+    Keys that differ from PEFT's by a known prefix are recognized.
 
     Raises:
         ModelError: no tensors; some that find no place; places that get none; another shape; or NaN.

@@ -42,6 +42,6 @@ def terminal_width() -> int | None:
 
 
 def diff(text: str) -> None:
-    """Print a diff of graphs, coloured where the output is a terminal."""
+    """Print a diff of graphs, colored where the output is a terminal."""
     for number, line in enumerate(text.splitlines()):
         out.print(Text(line, style="bold" if number < 2 else _DIFF.get(line[:1], "")))

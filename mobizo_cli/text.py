@@ -82,7 +82,7 @@ class _Tokens:
 class PromptEncoder:
     """Turns prompts into fixed-length tensors, padded and cut on the left so that the prompt's end survives.
 
-    Each prompt is tokenised once, when it is first seen.
+    Each prompt is tokenized once, when it is first seen.
     """
 
     def __init__(self, tokenizer: Tokenizer, label_ids: Sequence[int], loss: LossKind, max_length: int) -> None:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from mobizo_passes import manifest as _manifest
 from mobizo_passes.capture.inputs import Inputs, LossFn, bind_inputs
 from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.dialects import CORE
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.flops import Flops, count_flops
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.neutral import neutral
-from mobizo_passes.graph.passes import PassRecord, run_passes
+from mobizo_passes.graph.passes import PassRecord, checking, run_passes
 from mobizo_passes.graph.text import to_text
 from mobizo_passes.passes.gather_labels import label_counts
 from mobizo_passes.pipelines import core, internal
@@ -189,7 +190,10 @@ class TrainingProgram:
     def core_ir(self, method: str, adapter: str = "external") -> Ir:
         """Return one method's `Ir` after the last passes; see `core`."""
         ir = run_passes(self._ir(method).clone(), core())
-        return self._adapter_in(ir, adapter) if method == "step" else ir
+        ir = self._adapter_in(ir, adapter) if method == "step" else ir
+        if checking():
+            CORE.check(ir, f"method '{method}' in core ATen", values=True)
+        return ir
 
     def manifest(self, adapter: str = "external") -> dict[str, Any]:
         """Return the target-independent part of the manifest, as plain JSON values; `adapter` as for `core`."""

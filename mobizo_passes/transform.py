@@ -16,6 +16,7 @@ from mobizo_passes.capture.export import capture
 from mobizo_passes.capture.inputs import LossFn, name_inputs
 from mobizo_passes.capture.modes import check_tensors, ordinary
 from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.dialects import CAPTURED, READABLE
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Ir, Output
@@ -106,7 +107,7 @@ def transform(
     if captured.ropes:
         text = to_text(captured)
         history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
-    run_passes(captured, pipelines.clean(keep_detached=not estimator.projected), history)
+    run_passes(captured, pipelines.clean(keep_detached=not estimator.projected), history, dialect=CAPTURED)
     frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     found = discover(captured, sites, declared, frozen_parameters)
     fqns = trainable_fqns(found, trainable)
@@ -120,18 +121,19 @@ def transform(
 
     # Labels are counted per example along dimension 1; elsewhere the loss reads every position.
     limit = _label_limit(captured, inputs.tensors, max_labels) if batch_dim == 0 else None
-    run_passes(captured, pipelines.lift(fqns), history)
+    run_passes(captured, pipelines.lift(fqns), history, dialect=READABLE)
     methods: dict[str, Ir] = {}
     evaluated = only(captured, "loss")
-    run_passes(evaluated, pipelines.evaluate(limit), history)
+    run_passes(evaluated, pipelines.evaluate(limit), history, dialect=READABLE)
     batch = batch_of(evaluated, batch_dim)
     ready, gradients = evaluated.clone(), None
     if isinstance(estimator, Exact):
-        gradients = run_passes(ready, pipelines.gradients(estimator), history).clone()
-    methods["step"] = run_passes(ready, pipelines.step(estimator, noise, batch, batch_dim, optimizer), history)
+        gradients = run_passes(ready, pipelines.gradients(estimator), history, dialect=READABLE).clone()
+    passes = pipelines.step(estimator, noise, batch, batch_dim, optimizer)
+    methods["step"] = run_passes(ready, passes, history, dialect=READABLE)
     if estimator.projected:
         methods["apply"] = _apply(captured, estimator, optimizer, noise)
-    methods["loss"] = run_passes(evaluated, pipelines.parts(batch))
+    methods["loss"] = run_passes(evaluated, pipelines.parts(batch), dialect=READABLE)
     if any(spec.kind == "logits" for spec in captured.outputs):
         methods["logits"] = _logits(captured)
     if gradients is not None and isinstance(estimator, Exact) and estimator.gradients:
@@ -216,7 +218,7 @@ def _apply(captured: Ir, estimator: Estimator, optimizer: Optimizer, noise: str)
     ir.add_input("seed", "seed", torch.zeros(1, dtype=torch.int64))
     ir.add_input("lr", "lr", torch.zeros(1))
     ir.add_input("projected_gradients", "projected_gradients", torch.zeros(estimator.queries))
-    return run_passes(ir, pipelines.apply(estimator, noise, optimizer))
+    return run_passes(ir, pipelines.apply(estimator, noise, optimizer), dialect=READABLE)
 
 
 def _label_limit(captured: Ir, example: dict[str, torch.Tensor], wanted: int | None) -> int | None:

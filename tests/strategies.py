@@ -154,7 +154,7 @@ def models(draw: st.DrawFn, *, smooth: bool = False) -> ModelSpec:
 
 @st.composite
 def estimators(draw: st.DrawFn) -> mz.TwoSided | mz.OneSided:
-    """Every estimator of 1 to 4 queries, normalised or not; a standard deviation needs two perturbed losses."""
+    """Every estimator of 1 to 4 queries, normalized or not; a standard deviation needs two perturbed losses."""
     kind, queries = draw(st.sampled_from([mz.TwoSided, mz.OneSided])), draw(st.integers(1, 4))
     alone = kind is mz.OneSided and queries == 1
     return kind(queries=queries, normalize=None if alone else draw(st.sampled_from([None, "std"])))

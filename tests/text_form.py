@@ -28,4 +28,4 @@ def check_text(ir: Ir, values: Mapping[str, Tensor] | None = None) -> None:
 def values_of(program: TrainingProgram) -> dict[str, Tensor]:
     """Values of all inputs of a program's step."""
     scalars = {"seed": torch.tensor([3]), "lr": torch.tensor([0.1]), "eps": torch.tensor([0.01])}
-    return {**program.initial_adapter(), **program.example_batch(), **scalars}
+    return {**program.initial_adapter(), **program.initial_optimizer(), **program.example_batch(), **scalars}

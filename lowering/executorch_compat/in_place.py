@@ -12,6 +12,7 @@ from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, sho
 from executorch.exir.passes.scalar_to_tensor_pass import ScalarToTensorPass
 from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.utils import _pytree as pytree
@@ -26,7 +27,7 @@ def rewriting_in_place() -> Iterator[None]:
     Both of ExecuTorch's passes would otherwise interpret every node on fake tensors, a millisecond each.
     """
     with ExitStack() as stack:
-        stack.enter_context(patched(OpReplacePass, "call", _replace_operators))
+        stack.enter_context(patched(OpReplacePass, "call", _operators_in_place(OpReplacePass.call)))
         stack.enter_context(patched(ScalarToTensorPass, "call", _scalars_first(ScalarToTensorPass.call)))
         yield
 
@@ -56,19 +57,22 @@ def code_on_demand() -> Iterator[None]:
 
 def _is_flattened(module: GraphModule) -> bool:
     """Whether its inputs are unflattened first: then its signature is read, not only called."""
-    return isinstance(module.graph._codegen, torch.fx.graph._PyTreeCodeGen)
+    return isinstance(module.graph._codegen, _PyTreeCodeGen)
 
 
-def _replace_operators(self: Any, graph_module: GraphModule) -> PassResult:
-    if _holds_graphs(graph_module):
-        return super(OpReplacePass, self).call(graph_module)
-    for node in graph_module.graph.nodes:
-        if node.op == "call_function" and should_lower_to_edge(node.target):
-            node.target = aten_to_edge(node.target)
-        if node.op not in ("placeholder", "output"):
-            # A trace says where each node is from, and debug handles are made of that.
-            node.meta.setdefault("from_node", [NodeSource(node, "OpReplacePass", NodeSourceAction.REPLACE)])
-    return PassResult(graph_module, True)
+def _operators_in_place(call: Any) -> Any:
+    def called(self: Any, graph_module: GraphModule) -> PassResult:
+        if _holds_graphs(graph_module):
+            return call(self, graph_module)
+        for node in graph_module.graph.nodes:
+            if node.op == "call_function" and should_lower_to_edge(node.target):
+                node.target = aten_to_edge(node.target)
+            if node.op not in ("placeholder", "output"):
+                # A trace says where each node is from, and debug handles are made of that.
+                node.meta.setdefault("from_node", [NodeSource(node, "OpReplacePass", NodeSourceAction.REPLACE)])
+        return PassResult(graph_module, True)
+
+    return called
 
 
 def _scalars_first(call: Any) -> Any:

@@ -23,7 +23,7 @@ class IncrementalProgram(ExportedProgram):
     """An ExportedProgram that decomposes only the nodes that would change, and never what is `kept` whole.
 
     `to_edge_transform_and_lower` retraces every program at least twice, seconds for each ten transformer layers. After
-    the legalisation passes nearly every node is functional core ATen already, and a retrace gives it back as it was.
+    the legalization passes nearly every node is functional core ATen already, and a retrace gives it back as it was.
     """
 
     kept: tuple[Any, ...] = KEPT_WHOLE

@@ -26,7 +26,7 @@ _EXPLAINERS = (generic_node_configs.why, gemm_configs.why, node_configs.why, xnn
 
 def skip_source_search(configs: Mapping[str, Any]) -> None:
     """Take a partitioner's `mm` for what it is: ExecuTorch searches the whole graph, for each of them, for a module
-    whose source it would be a part of, and legalised programs name no such source.
+    whose source it would be a part of, and legalized programs name no such source.
     """
     config = configs["mm.default"]
     config.get_deps = MethodType(gemm_configs.GEMMConfig.get_deps, config)

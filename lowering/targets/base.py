@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lowering.calibration import Calibration
     from lowering.report import Refusal
+    from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
 
@@ -59,7 +60,14 @@ class Target(ABC):
     @property
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
-        """The legalisation passes, in order."""
+        """The legalization passes, in order."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What may stand in a legalized program."""
+        from lowering.dialect import COPIED, legal
+
+        return legal(self.name, COPIED)
 
     @abstractmethod
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
@@ -69,7 +77,7 @@ class Target(ABC):
         """
 
     def quantizing(self, method: str, legal: ExportedProgram, calibration: Calibration) -> Sequence[Pass]:
-        """Passes that follow `passes` where the chosen options quantise; `legal` is the method as those left it."""
+        """Passes that follow `passes` where the chosen options quantize; `legal` is the method as those left it."""
         raise NotImplementedError
 
     @property
@@ -86,7 +94,7 @@ class Target(ABC):
         return nullcontext()
 
     def lowering_context(self) -> AbstractContextManager[None]:
-        """What must hold around ExecuTorch while it partitions and serialises; nothing for most targets."""
+        """What must hold around ExecuTorch while it partitions and serializes; nothing for most targets."""
         return nullcontext()
 
     def reasons(self, partitioner: Any) -> dict[str, Refusal]:
@@ -166,7 +174,7 @@ class Target(ABC):
             )
         if calibration is not None and not self.quantizes:
             raise InvalidCalibration(
-                f"target {self.name!r} with {_listed(self.chosen)} does not quantise; leave it out"
+                f"target {self.name!r} with {_listed(self.chosen)} does not quantize; leave it out"
             )
 
     def require(self) -> None:

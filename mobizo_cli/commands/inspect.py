@@ -140,7 +140,7 @@ def _show_manifest(path: Path, verify: bool) -> None:
             ("target", ", ".join([manifest.target, *(f"{key}={value}" for key, value in manifest.options.items())])),
             ("program id", manifest.program_id),
             ("estimator", f"{estimator.kind}, {estimator.queries} queries, {estimator.groups} groups"),
-            ("normalised by", estimator.normalize or "nothing"),
+            ("normalized by", estimator.normalize or "nothing"),
             ("optimizer", _optimizer(manifest)),
             ("noise", f"{manifest.noise.kind}, version {manifest.noise.version}"),
             ("trained", f"{manifest.trainable}: {len(manifest.trainable_adapter)} tensors, {values:,} values"),

@@ -45,7 +45,7 @@ def normalized(given: Any, rank: int) -> Collection[int]:
 
 
 ALONG: tuple[tuple[str, Dims, tuple[Any, ...]], ...] = (
-    ("it reduces or normalises over the batch dimension", named("dim"), (
+    ("it reduces or normalizes over the batch dimension", named("dim"), (
         aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default,
         aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default,
         aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.var.correction,
@@ -54,7 +54,7 @@ ALONG: tuple[tuple[str, Dims, tuple[Any, ...]], ...] = (
         aten.max.default, aten.min.default, aten.prod.default, aten.linalg_vector_norm.default,
         aten.norm.ScalarOpt_dim, aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default,
     )),
-    ("it normalises over the batch dimension", normalized, (
+    ("it normalizes over the batch dimension", normalized, (
         aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default,
     )),
     ("it ranks examples of the batch against one another", named("dim"), (

@@ -1,4 +1,4 @@
-"""Rules for operators that compute: products, attention, normalisations, reductions, convolutions."""
+"""Rules for operators that compute: products, attention, normalizations, reductions, convolutions."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def attention(batcher: Batcher, node: fx.Node) -> Layout:
 def batch_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None, ...]:
     layout, _ = only_first(batcher, node)
     if node.target is aten.batch_norm.default and arguments(node).training:
-        raise batcher.refuse(node, "BatchNorm in training mode normalises over the batch; call model.eval()")
+        raise batcher.refuse(node, "BatchNorm in training mode normalizes over the batch; call model.eval()")
     if layout.dim == 1:
         raise batcher.refuse(node, "its channels hold the batch")
     return layout if node.target is aten.batch_norm.default else (layout, None, None)
@@ -108,12 +108,12 @@ def batch_norm(batcher: Batcher, node: fx.Node) -> Layout | tuple[Layout | None,
 
 @rule(aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default, aten.native_batch_norm.default)
 def batch_statistics(batcher: Batcher, node: fx.Node) -> tuple[Layout, Layout, Layout]:
-    """Normalises each channel over the batch; instance norm folds the batch into the channels, which keeps it whole."""
+    """Normalizes each channel over the batch; instance norm folds the batch into the channels, which keeps it whole."""
     operands: list[Any] = list(node.args)
     x, layout, _ = source(batcher, node)
     if layout.dim != 1:
         raise batcher.refuse(
-            node, "BatchNorm without running statistics normalises over the batch; use GroupNorm or LayerNorm"
+            node, "BatchNorm without running statistics normalizes over the batch; use GroupNorm or LayerNorm"
         )
     channels = Layout(0, layout.outer)
     node.args = (x, *(batcher.fuse(a, channels) if isinstance(a, fx.Node) else a for a in operands[1:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -79,7 +81,8 @@ def permute(batcher: Batcher, node: fx.Node) -> Layout:
 @rule(aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.numpy_T.default)
 def transpose(batcher: Batcher, node: fx.Node) -> Layout:
     _, layout, shape = source(batcher, node)
-    a, b = (positive_dim(d, len(shape)) for d in node.args[1:] or (0, -1))
+    dims: Any = node.args[1:] or (0, -1)
+    a, b = (positive_dim(dim, len(shape)) for dim in dims)
     return Layout({a: b, b: a}.get(layout.dim, layout.dim), layout.outer)
 
 

@@ -11,22 +11,22 @@ from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind, OutputKind
 
-from mobizo_passes.batching import RECURRENT, RULES
+from mobizo_passes.batching import RULES
 from mobizo_passes.capture.explain import data_dependent, explain
 from mobizo_passes.capture.functional import decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
+from mobizo_passes.graph.dialect import draws
 from mobizo_passes.graph.facts import note
 from mobizo_passes.graph.inline import WritesInPlace, take_apart
 from mobizo_passes.graph.ir import Input, Ir, Output, identifier
-from mobizo_passes.graph.nodes import arguments
 
 aten = torch.ops.aten
 
 _KINDS = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
-# Composites that canonicalisation removes, though no rule covers them.
+# Composites that canonicalization removes, though no rule covers them.
 _KEPT = (aten.dropout.default, aten.broadcast_tensors.default, aten.type_as.default)
 
 
@@ -226,22 +226,12 @@ def _take_apart(ir: Ir) -> None:
 
 
 def _check_random(ir: Ir, model: nn.Module) -> None:
-    for node in ir.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            _check_draws_nothing(node, _trains(model))
-
-
-def _check_draws_nothing(node: fx.Node, trains: bool) -> None:
     """Dropout with training off is the identity; everything else that draws random numbers is refused."""
-    given, target = arguments(node), node.target
-    if target is aten.dropout.default and not given.train:
-        return
-    if target is aten.scaled_dot_product_attention.default and not given.dropout_p:
-        return
-    if target in (*RECURRENT,) and not (given.dropout and given.train):
+    node = next((node for node in ir.graph.nodes if draws(node)), None)
+    if node is None:
         return
     advice = "call model.eval() before transform"
-    if not trains:
+    if not _trains(model):
         advice = (
             "the model is in eval mode, but draws all the same: F.dropout needs training=self.training; "
             "noise or sampling must be left out, or passed as an input"

@@ -7,7 +7,7 @@ those of every target; `from_exported_program` and `to_exported_program` lead fr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +207,7 @@ class Ir:
         finally:
             self._anchor = outer
 
-    def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
+    def call(self, target: Any, *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """Append a call at the current insertion point, with its value inferred; `like` lends its origin module."""
         like = like or self._anchor
         # The operator's bare name: `%expand_3` reads better than fx's own `%expand_default_3`.

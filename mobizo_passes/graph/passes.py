@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch.fx import Node
 
 from mobizo_passes.errors import ContractError, describe
+from mobizo_passes.graph.dialect import Dialect
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.operators import writes
 from mobizo_passes.graph.text import to_text
@@ -151,11 +152,11 @@ def run_passes(
     history: list[PassRecord] | None = None,
     *,
     texts: bool = True,
-    dialect: Property | None = None,
+    dialect: Dialect | None = None,
 ) -> Ir:
     """Run passes in order on `ir` in place, adding a record of each to `history`, with or without texts; returns `ir`.
 
-    Where graphs are checked, `dialect` must hold after every pass.
+    Where graphs are checked, the result of each pass must be of the `dialect`.
     """
     texts = texts and history is not None
     text = to_text(ir) if texts else ""

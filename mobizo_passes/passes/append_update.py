@@ -29,7 +29,7 @@ def _returned(ir: Ir) -> Iterator[Violation]:
 class AppendUpdate(Pass):
     """Turn losses per group into projected gradients and a new adapter (paper, eq. 1 and 2).
 
-    The projected gradients that the step returns are normalised already if the estimator asks for it: the update, and
+    The projected gradients that the step returns are normalized already if the estimator asks for it: the update, and
     the replay of a journal, take them as they are.
 
     BEFORE  return (%losses: f32[8],)

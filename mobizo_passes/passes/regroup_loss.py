@@ -98,7 +98,7 @@ class RegroupLoss(Pass):
             if not scalar_op or (_dims(node) != 0 and node not in widened):
                 raise BatchCoupled(
                     f"a value reduced over the whole batch feeds {describe(node)}\n"
-                    "  examples would see one another; normalise each example on its own\n"
+                    "  examples would see one another; normalize each example on its own\n"
                     "  if it is one of several losses, add them up with + instead of stacking them"
                 )
             ir.refresh(node)

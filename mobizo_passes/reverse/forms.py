@@ -11,6 +11,7 @@ from torch import fx
 
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.reverse.table import Call
 from mobizo_passes.reverse.values import Tape, Value
 
@@ -29,8 +30,9 @@ def attention(n: Call, ir: Ir) -> Value | None:
         return None
     query, key, value = n.query, n.key, n.value
     short = _before_repeat(key.node), _before_repeat(value.node)
-    if all(short) and Value(n.tape, short[0]).shape[1] == Value(n.tape, short[1]).shape[1]:  # type: ignore[arg-type]
-        key, value = (Value(n.tape, each) for each in short)  # type: ignore[arg-type]
+    given = [Value(n.tape, each) for each in short if each is not None]
+    if len(given) == 2 and given[0].shape[1] == given[1].shape[1]:
+        key, value = given
     batch, heads, length, width = query.shape
     groups, positions = key.shape[1:3]
     if (key.shape[0], value.shape[0], value.shape[1]) != (batch, batch, groups) or heads % groups:
@@ -79,7 +81,7 @@ def _constant(node: fx.Node, ir: Ir) -> Any:
 def _before_repeat(node: fx.Node) -> fx.Node | None:
     """The heads before each is repeated for its group: [N, G, T, d] of reshape(expand(…), [N, G·r, T, d])."""
     if node.target is aten.repeat_interleave.self_int:
-        return node.args[0] if node.args[2] in (1, -3) else None  # type: ignore[return-value]
+        return arguments(node).self if arguments(node).dim in (1, -3) else None
     if node.target is not aten.reshape.default:
         return None
     wide: Any = node.args[0]
@@ -99,8 +101,8 @@ def _before_repeat(node: fx.Node) -> fx.Node | None:
 def layer_norm(n: Call, ir: Ir) -> Value:
     """(x − mean) · rsqrt(mean((x − mean)²) + ε) · weight + bias over the last dimensions."""
     dims = list(range(-len(n.normalized_shape), 0))
-    centred = n.input - _mean(n.input, dims)
-    return _affine(_scaled(centred, dims, n.eps), n.weight, n.bias)
+    centered = n.input - _mean(n.input, dims)
+    return _affine(_scaled(centered, dims, n.eps), n.weight, n.bias)
 
 
 def rms_norm(n: Call, ir: Ir) -> Value:
@@ -126,8 +128,8 @@ def variance(n: Call, ir: Ir) -> Value | None:
     rank = len(n.self.shape)
     dims = [dim % rank for dim in (range(rank) if n.dim is None else n.dim)]
     count = math.prod(n.self.shape[dim] for dim in dims) - (1 if n.correction is None else n.correction)
-    centred = n.self - _mean(n.self, dims)
-    spread = (centred * centred).sum(dims, keepdim=n.keepdim) * (1 / count if count else math.inf)
+    centered = n.self - _mean(n.self, dims)
+    spread = (centered * centered).sum(dims, keepdim=n.keepdim) * (1 / count if count else math.inf)
     return spread.sqrt() if n.node.target is aten.std.correction else spread
 
 

@@ -115,6 +115,6 @@ def _follow(search: Tracer, start: fx.Node) -> _Use | None:
             elif user.target in LAYOUTS:
                 queue.append((user, swapped, scalings, added))
             else:
-                # DoRA's normalisation and the like: still a weight, scaled by no one number.
+                # DoRA's normalization and the like: still a weight, scaled by no one number.
                 queue.append((user, swapped, [*scalings, None], added))
     return other_use

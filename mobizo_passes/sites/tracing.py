@@ -92,7 +92,7 @@ class Tracer:
                     self.bases.add(current)
                     return scalings
                 if current.target is aten.addmm.default:
-                    queue.append(current.args[0])  # type: ignore[arg-type]
+                    queue.append(arguments(current).self)
             elif current.target in (*LAYOUTS, *PARTS, *SUMS, *SAME, *PRODUCTS, *QUOTIENTS):
                 queue += current.all_input_nodes
         return None

@@ -9,7 +9,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def _splitmix64(state: int) -> int:
-    """Steele, Lea and Flood's finaliser: a bijection of 64-bit integers that scatters neighbours."""
+    """Steele, Lea and Flood's finalizer: a bijection of 64-bit integers that scatters neighbours."""
     state = (state + 0x9E3779B97F4A7C15) & _MASK64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64

@@ -188,7 +188,7 @@ class Convolved(nn.Module):
         return self.head(F.adaptive_avg_pool2d(self.wide(over_time.unsqueeze(1)), 1).flatten(1))
 
 
-class Regularised(nn.Module):
+class Regularized(nn.Module):
     """The loss also reads the adapter itself: weight decay on LoRA-B."""
 
     def __init__(self) -> None:

@@ -138,7 +138,7 @@ class AlibiSeqFirst(nn.Module):
 
 
 class GraphNet(nn.Module):
-    """GCN-like: adjacency normalised by degree, masked max pooling."""
+    """GCN-like: adjacency normalized by degree, masked max pooling."""
 
     def __init__(self, dim=7, hidden=10):
         super().__init__()

@@ -70,7 +70,7 @@ def absolute_sum(outputs: Tensor, wanted: Tensor) -> Tensor:
     return (outputs - wanted).abs().sum()
 
 
-def normalised(outputs: Tensor, wanted: Tensor) -> Tensor:
+def normalized(outputs: Tensor, wanted: Tensor) -> Tensor:
     """Errors divided by the spread of the predictions over the batch."""
     return ((outputs - wanted).square().mean(1) / outputs.std()).mean()
 
@@ -158,7 +158,7 @@ LOSSES: tuple[Row, ...] = (
     row("loss", "class weights, label smoothing", known.Mlp, rows(6), weighted),
     row("loss", "multi-label, positive weights", known.Mlp, rows(6, target=(4,)), multi_label, BOTH),
     row("loss", "KL distillation", known.Mlp, rows(6, target=(4,)), distilled, SIGNS),
-    Row("loss", "weight decay on the adapter", lambda: filled(own.Regularised(), 0.4), rows(6)),
+    Row("loss", "weight decay on the adapter", lambda: filled(own.Regularized(), 0.4), rows(6)),
 )  # fmt: skip
 
 COUPLED: tuple[Row, ...] = (
@@ -170,10 +170,10 @@ COUPLED: tuple[Row, ...] = (
     row("coupled", "BatchNorm without statistics", lambda: own.Normed(False), *CLASSIFY,
         refused=Refusal(mz.BatchCoupled, "BatchNorm without running statistics.*in module 'norm'")),
     row("coupled", "mean over the batch", own.Centred, *CLASSIFY,
-        refused=Refusal(mz.BatchCoupled, "reduces or normalises over the batch dimension.*aten.mean")),
+        refused=Refusal(mz.BatchCoupled, "reduces or normalizes over the batch dimension.*aten.mean")),
     row("coupled", "neighbours in the batch", own.Neighbours, *CLASSIFY,
         refused=Refusal(mz.BatchCoupled, "shifts the batch dimension.*aten.roll")),
-    row("coupled", "loss normalised over the batch", known.Mlp, rows(6, target=(4,)), normalised,
+    row("coupled", "loss normalized over the batch", known.Mlp, rows(6, target=(4,)), normalized,
         refused=Refusal(mz.UnsupportedOp, "reduced over the batch by an operator without a rule: %std")),
     row("coupled", "pairwise ranking loss", known.Mlp, rows(6, target=(4,)), ranked,
         refused=Refusal(mz.BatchCoupled, "operands hold the batch in different dimensions")),

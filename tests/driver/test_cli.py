@@ -137,7 +137,7 @@ def test_inspect_a_program(world: World, cli: Cli):
     for word in (
         "LlamaForCausalLM",
         "two_sided, 2 queries",
-        "normalised by",
+        "normalized by",
         "int64[4, 12]",
         "adapter: 4 tensors",
         "{text} It was",

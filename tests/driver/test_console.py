@@ -1,4 +1,4 @@
-"""Diffs on a terminal: coloured and within its width; nothing of that in a file."""
+"""Diffs on a terminal: colored and within its width; nothing of that in a file."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ DELETED = object()
     [
         ("format", "onnx", "format", "expected 'mobizo', found 'onnx'"),
         ("program_id", DELETED, "program_id", "is required"),
-        ("colour", 1, "colour", "not a field of format versions 1 to 2"),
+        ("color", 1, "color", "not a field of format versions 1 to 2"),
         ("batch.size", 0, "batch.size", "found 0"),
         ("batch.inputs", "x", "batch.inputs", "found 'x'"),
         ("batch.label_inputs", ["y"], "batch.label_inputs", "`y` is not one of"),

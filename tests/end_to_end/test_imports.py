@@ -115,3 +115,18 @@ def test_no_modules_import_each_other_in_a_circle():
                 graph.add_edge(module, imported)
     circles = [sorted(found) for found in networkx.strongly_connected_components(graph) if len(found) > 1]
     assert not circles
+
+
+def test_the_ground_floor_stands_on_nothing_above_it():
+    """`mobizo_passes.graph` is what both compilers stand on: below it lie errors, and the arithmetic of operators."""
+    below = {"mobizo_passes.errors", "mobizo_passes.noise", "mobizo_passes.zo.scheme"}
+    floor = [*(ROOT / "mobizo_passes/graph").rglob("*.py"), *(ROOT / f"{name.replace('.', '/')}.py" for name in below)]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in floor
+        for name, line in imports(path)
+        if name.startswith("mobizo_passes.")
+        and not name.startswith("mobizo_passes.graph")
+        and not {name, name.rpartition(".")[0]} & below
+    ]
+    assert not wrong

@@ -11,6 +11,7 @@ import torch
 import mobizo_passes as mz
 from mobizo_passes.verify import LOSS_TOLERANCE
 from tests.graphs.cases import Case
+from tests.text_form import check_text
 
 EPS = 1e-2
 # "%name = aten.op in module 'fqn', file, line": which node, where it came from.
@@ -18,7 +19,7 @@ NODE = re.compile(r"%\w+ = \S+ in module '[^']+'(, graph\.py, line \d+)?")
 
 
 def judge(case: Case, options: Mapping[str, Any]) -> mz.UnsupportedOp | None:
-    """Return the refusal, or None if program and reference agree; anything else raises."""
+    """Return the refusal, or None if program and reference agree and its text reads back; anything else raises."""
     model, inputs = case.build(), case.inputs()
     try:
         program = mz.transform(model, inputs, loss=case.loss_fn(), **options)
@@ -26,6 +27,7 @@ def judge(case: Case, options: Mapping[str, Any]) -> mz.UnsupportedOp | None:
         if not NODE.search(str(refusal)):
             raise AssertionError("the refusal names no node") from refusal
         return refusal.with_traceback(None)
+    check_text(program._methods["step"])
     try:
         mz.verify(program, model, inputs, eps=EPS)
     except mz.VerificationFailed:

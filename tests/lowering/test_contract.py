@@ -1,4 +1,4 @@
-"""The contract of every legalisation pass, on programs written down as text in `programs/`.
+"""The contract of every legalization pass, on programs written down as text in `programs/`.
 
 A file has a pass's name. ``BEFORE`` and ``AFTER`` show a rewrite, which must keep the numbers and leave nothing to do
 for a second run; ``LEFT ALONE: why`` is a near miss. Under MOBIZO_UPDATE_GOLDEN=1 what stands under ``AFTER`` is
@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,11 +35,16 @@ SECTION = re.compile(r"^(BEFORE|AFTER|LEFT ALONE: .+)$", re.MULTILINE)
 
 def passes() -> dict[str, Callable[[], Pass]]:
     """The classes of all passes, by their name."""
-    found: dict[str, Callable[[], Pass]] = {}
+    found: dict[str, Any] = {}
     for module in pkgutil.walk_packages(lowering.passes.__path__, "lowering.passes."):
         for value in vars(importlib.import_module(module.name)).values():
             name = getattr(value, "name", None)
-            if inspect.isclass(value) and value.__module__ == module.name and isinstance(name, str):
+            if (
+                inspect.isclass(value)
+                and issubclass(value, Pass)
+                and value.__module__ == module.name
+                and isinstance(name, str)
+            ):
                 found[name] = value
     return found
 
@@ -92,6 +98,7 @@ def test_contract(one: Shown) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=10 * tolerance, atol=tolerance)
     text = to_text(after)
+    assert to_text(parse(text)) == text
     assert run(after) == 0
     assert to_text(after) == text
 

@@ -48,7 +48,7 @@ def test_edge_configuration():
     known = set(inspect.signature(EdgeCompileConfig).parameters)
     assert wanted <= known, (
         f"EdgeCompileConfig has no {sorted(wanted - known)} any more: see what replaced it, and change "
-        "`executorch_compat.edge.edge_config`; without it the legalised forms may be decomposed or dim orders inserted"
+        "`executorch_compat.edge.edge_config`; without it the legalized forms may be decomposed or dim orders inserted"
     )
 
 

@@ -60,7 +60,7 @@ def test_a_buffer_inside_the_delegate_is_refused() -> None:
         check_state("step", program, partitioned(program), STATE)
 
 
-def test_a_legalised_program_keeps_its_buffer_outside() -> None:
+def test_a_legalized_program_keeps_its_buffer_outside() -> None:
     program = exported(writes=True)
     legal, _ = rewritten(program, PASSES)
     after = partitioned(legal)
@@ -97,7 +97,7 @@ def test_passes_do_not_take_a_written_buffer_for_a_constant() -> None:
 
 
 def test_a_program_without_initial_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ExecuTorch's own behaviour without its pass: the buffer's shape is stored, not its content."""
+    """ExecuTorch's own behavior without its pass: the buffer's shape is stored, not its content."""
     program = mz.transform(Tiny(), rows(), loss=F.cross_entropy, estimator=mz.TwoSided(1))
     monkeypatch.setattr(stages, "initial_value_passes", lambda edge: [])
     with pytest.raises(StateLost, match=r"no stored initial value: 0 have one"):

@@ -1,4 +1,4 @@
-"""Each legalisation pass on its own: fires, leaves near misses alone, keeps the numbers."""
+"""Each legalization pass on its own: fires, leaves near misses alone, keeps the numbers."""
 
 from __future__ import annotations
 

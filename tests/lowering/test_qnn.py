@@ -17,7 +17,7 @@ import mobizo_passes as mz
 import runtime_driver
 from lowering.calibration import digest_of
 from lowering.lowered import Lowered
-from lowering.stages import legalise, measured_on
+from lowering.stages import legalize, measured_on
 from lowering.targets import get_target
 from runtime_driver.backends import qnn as qnn_host
 from runtime_driver.format import Manifest
@@ -160,7 +160,7 @@ def test_an_unknown_chip_lists_the_known(mlp: mz.TrainingProgram):
 
 
 @on_simulator
-def test_a_quantised_language_model_computes_what_its_rounded_graph_does_and_learns(
+def test_a_quantized_language_model_computes_what_its_rounded_graph_does_and_learns(
     llm: mz.TrainingProgram, tmp_path: Path
 ):
     batch = llama_inputs()
@@ -182,11 +182,11 @@ def test_a_quantised_language_model_computes_what_its_rounded_graph_does_and_lea
 
 
 def rounded_step(program: mz.TrainingProgram, batch: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-    """The step's quantised graph, run in PyTorch: what rounding alone does."""
+    """The step's quantized graph, run in PyTorch: what rounding alone does."""
     target = get_target("qnn").configured({"precision": options["precision"]})
     described = {**program.manifest(), "target": "qnn", "program_id": "test"}
     measured = measured_on(program, Manifest.model_validate(described), options["calibration"])
-    legal = legalise("step", program.core("step"), target, measured).program
+    legal = legalize("step", program.core("step"), target, measured).program
     scalars = {name: torch.tensor([value]) for name, value in SCALARS.items()}
     given = {**program.initial_adapter(), **program.frozen_adapter(), **batch, **scalars}
     spec = Manifest.model_validate(described).methods["step"]

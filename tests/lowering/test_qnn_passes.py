@@ -1,4 +1,4 @@
-"""QNN's own legalisation passes: each fires, leaves near misses alone, keeps the numbers."""
+"""QNN's own legalization passes: each fires, leaves near misses alone, keeps the numbers."""
 
 from __future__ import annotations
 

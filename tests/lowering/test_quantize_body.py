@@ -1,4 +1,4 @@
-"""Quantisation of what a delegate computes, and the batches that it is measured on."""
+"""Quantization of what a delegate computes, and the batches that it is measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import lowering
 import mobizo_passes as mz
 from lowering.calibration import SPREAD, Calibration, digest_of
 from lowering.passes.values.quantize_body import QuantizeBody
-from lowering.stages import legalise
+from lowering.stages import legalize
 from lowering.targets import get_target
 from lowering.targets.qnn.partitioner import body_of
 from runtime_driver.format import Manifest
@@ -132,7 +132,7 @@ def test_noise_and_update_keep_their_bits(program: mz.TrainingProgram, monkeypat
     target = get_target("qnn").configured({"precision": "8a8w"})
     monkeypatch.setattr(type(target), "_quantizer", lambda self: quantizer())
     runs = calibration(program, BATCH)
-    legal = legalise("step", program.core("step"), target, runs)
+    legal = legalize("step", program.core("step"), target, runs)
     assert [record.rewrites > 0 for record in legal.passes if record.name == "quantize-body"] == [True]
     scalars = {"seed": torch.tensor([3]), "lr": torch.tensor([0.5]), "eps": torch.tensor([0.01])}
     adapter = {**program.initial_adapter(), **program.frozen_adapter()}
@@ -180,5 +180,5 @@ def test_batches_are_asked_for_where_ranges_are_needed_and_refused_elsewhere(
         lowering.lower(program, target="qnn", precision="16a8w")
     with pytest.raises(lowering.InvalidCalibration, match=r"'qnn' with precision='fp16', soc='SM8650'.*leave it out"):
         lowering.lower(program, target="qnn", calibration=[BATCH])
-    with pytest.raises(lowering.InvalidCalibration, match="'xnnpack' with precision='fp32' does not quantise"):
+    with pytest.raises(lowering.InvalidCalibration, match="'xnnpack' with precision='fp32' does not quantize"):
         lowering.lower(program, target="xnnpack", calibration=[BATCH])

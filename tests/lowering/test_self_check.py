@@ -16,6 +16,7 @@ import lowering
 import mobizo_passes as mz
 from lowering import selfcheck
 from lowering.errors import NonFiniteExample, SelfCheckFailed
+from lowering.method_runner import MethodRunner
 from lowering.report import Compared
 from lowering.selfcheck import deviation_of, gradient_bound
 from lowering.targets import TARGETS
@@ -115,7 +116,7 @@ def test_an_error_of_the_runtime_is_reported_the_same_way(program, tmp_path):
     wrong = [torch.zeros([7, *each["shape"]]) for each in manifest]
     with (
         pytest.raises(SelfCheckFailed, match=r"'step', self-check.*the runtime fails \(.*withheld") as caught,
-        selfcheck._Runner("step", str(path), None) as run,
+        MethodRunner("step", str(path), None) as run,
     ):
         run(wrong)
     assert (caught.value.output, caught.value.deviation) == (None, float("inf"))

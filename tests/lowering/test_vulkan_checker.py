@@ -1,4 +1,4 @@
-"""The checker of serialised Vulkan programs: each rule catches a program that breaks it, and names it."""
+"""The checker of serialized Vulkan programs: each rule catches a program that breaks it, and names it."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def _built(name: str) -> tuple[nn.Module, Any]:
 @functools.cache
 def _compiled(name: str, **options: Any) -> tuple[mz.TrainingProgram, nn.Module, Any]:
     model, inputs = _built(name)
-    with captured_once((name, options.get("loss"))):
+    # A copy of a capture may number its nodes otherwise; programs without options are made from scratch.
+    with captured_once((name, options.get("loss"))) if options else nullcontext():
         return mz.transform(model, inputs, **{**case(name).options, **options}), model, inputs
 
 

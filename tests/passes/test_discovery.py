@@ -136,7 +136,7 @@ FOUND: dict[str, tuple[Forward, str, str, float | None, str]] = {
     "merged, with a core": (
         lambda m, x: F.linear(x, m.base.weight + m.up @ m.core @ m.down), "down", "up", None, "merged",
     ),
-    "merged, then normalised": (
+    "merged, then normalized": (
         lambda m, x: F.linear(x, F.normalize(m.base.weight + m.up @ m.down, dim=1)), "down", "up", None, "merged",
     ),
     "merged, with magnitudes": (
@@ -229,7 +229,7 @@ def test_embedding(trainable: str) -> None:
 
 @pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
 def test_merged_convolution(trainable: str) -> None:
-    """As loralib and parametrisations write it: the product of the factors, shaped like the kernel."""
+    """As loralib and parametrizations write it: the product of the factors, shaped like the kernel."""
 
     class Merged(nn.Module):
         def __init__(self) -> None:

@@ -16,6 +16,7 @@ from mobizo_passes.graph.ir import Input
 from mobizo_passes.graph.layout import Layout
 from mobizo_passes.graph.parse import seeded_value
 from mobizo_passes.graph.text import to_text
+from tests.passes import contract
 from tests.text_form import check_text, values_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -34,13 +35,23 @@ def test_golden_texts_read_back(name: str, text: str) -> None:
     assert to_text(mz.parse(text)) == text
 
 
-@pytest.mark.parametrize("name", ["mlp", "attention", "block-tokens", "own-loss"])
-def test_programs_read_back_and_give_the_same_numbers(compiled: Any, name: str) -> None:
-    program, _, _ = compiled(name)
-    values = {**values_of(program), "projected_gradients": torch.arange(4.0)}
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {}),
+        ("attention", {}),
+        ("block-tokens", {}),
+        ("own-loss", {}),
+        ("mlp", {"estimator": mz.TwoSided(4, normalize="std"), "optimizer": mz.AdamW()}),
+        ("attention", {"estimator": mz.Exact()}),
+    ],
+    ids=str,
+)
+def test_programs_read_back_and_give_the_same_numbers(compiled: Any, name: str, options: dict[str, Any]) -> None:
+    program, _, _ = compiled(name, **options)
     for method in program.methods:
-        check_text(program._methods[method], values)
-        check_text(program.core_ir(method), values)
+        for ir in (program._methods[method], program.core_ir(method)):
+            check_text(ir, {**contract.values_of(ir), **values_of(program)})
 
 
 def test_a_program_of_no_calls() -> None:

@@ -102,7 +102,7 @@ def test_a_product_with_a_computed_weight_is_grouped() -> None:
 
 
 def test_a_penalty_in_the_loss() -> None:
-    class Penalised(nn.Module):
+    class Penalized(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = Lora(6, 4)
@@ -110,14 +110,14 @@ def test_a_penalty_in_the_loss() -> None:
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(self.layer(x), y) + 0.1 * self.layer.lora_B.weight.square().sum()
 
-    model, inputs = seeded(Penalised()), (random(BATCH, 6), integers(4, BATCH))
+    model, inputs = seeded(Penalized()), (random(BATCH, 6), integers(4, BATCH))
     mz.verify(mz.transform(model, inputs), model, inputs)
 
 
 @pytest.mark.parametrize(
     ("body", "kind", "reason"),
     [
-        (lambda y, b: y - y.mean(0) * b[:, 0], mz.BatchCoupled, "reduces or normalises over the batch"),
+        (lambda y, b: y - y.mean(0) * b[:, 0], mz.BatchCoupled, "reduces or normalizes over the batch"),
         (lambda y, b: F.linear(y.permute(1, 2, 0), b[:3, :].T[:, :3].contiguous()).permute(2, 0, 1).repeat(2, 1, 1)[:3],
          mz.BatchCoupled, "contracts the batch dimension"),
         (lambda y, b: y + torch.searchsorted(torch.sort(b.T).values[:1].squeeze(0), y).float(), mz.UnsupportedOp,

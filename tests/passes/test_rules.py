@@ -55,7 +55,7 @@ FINE: dict[str, Body] = {
         enable_gqa=True,
     ).flatten(2),
     "multi-head attention": lambda h: h + _mha(h),
-    # normalisations and reductions
+    # normalizations and reductions
     "softmax": lambda h: h.softmax(1),
     "log_softmax": lambda h: h.log_softmax(-1),
     "cumsum": lambda h: h.cumsum(1),

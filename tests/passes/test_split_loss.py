@@ -136,12 +136,12 @@ def test_a_mean_per_example_then_over_examples() -> None:
 
 
 def test_a_penalty_on_the_adapter_counts_once() -> None:
-    class Penalised(Mlp):
+    class Penalized(Mlp):
         def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
             out = super().forward(x)
             return F.cross_entropy(out, y) + 0.1 * self.first.widen.square().sum(), out
 
-    check(seeded(Penalised()), {"x": random(7, 6), "y": integers(4, 7)}, None)
+    check(seeded(Penalized()), {"x": random(7, 6), "y": integers(4, 7)}, None)
 
 
 def test_a_count_given_with_the_batch_adds_up() -> None:
@@ -207,7 +207,7 @@ def test_class_weights_as_many_as_examples() -> None:
 
 
 WHOLE: dict[str, tuple[Loss, str]] = {
-    "normalised by the batch": (lambda o, y: ((o - y) / y.std()).square().mean(), "examples see one another"),
+    "normalized by the batch": (lambda o, y: ((o - y) / y.std()).square().mean(), "examples see one another"),
     "weighed against the batch": (lambda o, y: (o.square() * y.softmax(0)).sum(), "examples see one another"),
     "by the largest": (lambda o, y: o.square().mean() / y.max(), r"put together by %max_1 = aten.max.default"),
 }

@@ -14,13 +14,13 @@ from torch.fx.node import map_arg
 
 import lowering
 import mobizo_passes as mz
-from lowering.stages import legalise
+from lowering.stages import legalize
 from lowering.targets import get_target
 from tests.coverage.catalogue import ROWS
 from tests.coverage.row import Row
 
-# Methods that are legalised for a target, without ExecuTorch's part of the lowering.
-LEGALISED = (("xnnpack", ("step", "logits")), ("vulkan", ("step",)))
+# Methods that are legalized for a target, without ExecuTorch's part of the lowering.
+LEGALIZED = (("xnnpack", ("step", "logits")), ("vulkan", ("step",)))
 # Rows that are lowered whole, and for which targets: a decoder, an encoder, a convolution, a model written by hand.
 LOWERED = {
     "llama-peft-q-v": ("xnnpack",),
@@ -36,7 +36,7 @@ def replay(name: str) -> dict[str, str]:
 
 
 def texts(row: Row) -> Iterator[tuple[str, str]]:
-    """(name, text) of each program of a row: readable, in core ATen, legalised, lowered; the refusal if it is one."""
+    """(name, text) of each program of a row: readable, in core ATen, legalized, lowered; the refusal if it is one."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
@@ -49,10 +49,10 @@ def texts(row: Row) -> Iterator[tuple[str, str]]:
     for method, core in cores.items():
         yield f"{method} core", structure(core)
     yield "internal step core", structure(program.core("step", "internal"))
-    for target, methods in LEGALISED:
+    for target, methods in LEGALIZED:
         for method in methods:
             if method in cores:
-                yield f"{method} {target}", structure(legalise(method, cores[method], get_target(target), None).program)
+                yield f"{method} {target}", structure(legalize(method, cores[method], get_target(target), None).program)
     for target in LOWERED.get(str(row), ()):
         lowered = lowering.lower(program, target=target, check=False)
         yield f"lowered {target}", _lowered(lowered)

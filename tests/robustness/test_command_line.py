@@ -344,7 +344,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("form", KNOWN)
-def test_known_prefixes_are_recognised(model: Path, adapter: Path, tmp_path: Path, form: str):
+def test_known_prefixes_are_recognized(model: Path, adapter: Path, tmp_path: Path, form: str):
     stored = load_file(adapter / "adapter_model.safetensors")
     found = factors(models.load(options(changed(adapter, tmp_path / "a", KNOWN[form]))))
     for key, tensor in stored.items():

@@ -134,7 +134,7 @@ class Words:
         return SimpleNamespace(ids=ids, special_tokens_mask=[0] * len(ids))
 
 
-def test_a_long_line_is_tokenised_once():
+def test_a_long_line_is_tokenized_once():
     words = Words()
     encoder = PromptEncoder(words, (1, 2), "label-words", 8)  # pyright: ignore[reportArgumentType]
     examples = [Example("word " * 200_000 + "It was", 0), Example("a It was", 1)]

@@ -14,7 +14,7 @@ from mobizo_passes.graph.passes import NodePass, absent
 
 aten = torch.ops.aten
 
-_RESHAPES = (
+RESHAPES = (
     aten.view.default,
     aten._unsafe_view.default,
     aten.view_copy.default,
@@ -42,8 +42,8 @@ class CanonicalizeReshapes(NodePass):
     """
 
     name: ClassVar[str] = "canonicalize-reshapes"
-    operators = (*_RESHAPES, aten.select.int, aten.reshape.default)
-    ensures = (absent(*_RESHAPES, aten.select.int),)
+    operators = (*RESHAPES, aten.select.int, aten.reshape.default)
+    ensures = (absent(*RESHAPES, aten.select.int),)
 
     def replacement(self, ir: Ir, node: Node) -> Node | None:
         if node.target is aten.select.int:
@@ -61,6 +61,6 @@ class CanonicalizeReshapes(NodePass):
 
 
 def _source(node: Node) -> Node:
-    while node.target in (*_RESHAPES, aten.reshape.default):
+    while node.target in (*RESHAPES, aten.reshape.default):
         node = arguments(node).self
     return node

@@ -16,7 +16,7 @@ from mobizo_passes.graph.passes import Pass, absent
 
 aten = torch.ops.aten
 
-_SPLITS = (
+SPLITS = (
     aten.split.Tensor,
     aten.split_with_sizes.default,
     aten.split_with_sizes_copy.default,
@@ -36,11 +36,11 @@ class ConvertSplitsToSlices(Pass):
     """
 
     name: ClassVar[str] = "convert-splits-to-slices"
-    ensures = (absent(*_SPLITS),)
+    ensures = (absent(*SPLITS),)
 
     def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in ir.find(*_SPLITS):
+        for node in ir.find(*SPLITS):
             source = arguments(node).self
             is_unbind = node.target is aten.unbind.int
             dim = positive_dim(arguments(node).dim, len(shape_of(source)))

@@ -12,7 +12,7 @@ from mobizo_passes.graph.passes import Pass, absent
 
 aten = torch.ops.aten
 
-_COPIES: dict[Any, Any] = {
+COPIES: dict[Any, Any] = {
     aten.reshape.default: aten.view_copy.default,
     aten.permute.default: aten.permute_copy.default,
     aten.slice.Tensor: aten.slice_copy.Tensor,
@@ -33,12 +33,12 @@ class CopyViews(Pass):
     """
 
     name: ClassVar[str] = "copy-views"
-    ensures = (absent(*_COPIES),)
+    ensures = (absent(*COPIES),)
 
     def rewrite(self, ir: Ir) -> int:
-        nodes = ir.find(*_COPIES)
+        nodes = ir.find(*COPIES)
         for node in nodes:
-            node.target = _COPIES[node.target]
+            node.target = COPIES[node.target]
         for node in ir.graph.nodes:
             if node.op == "call_function":
                 ir.refresh(node)

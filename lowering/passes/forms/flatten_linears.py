@@ -38,5 +38,6 @@ class FlattenLinears(NodePass):
         if len(shape) < self.least_rank or not is_float(node):
             return None
         rows = ir.reshape(given.input, [math.prod(shape[:-1]), shape[-1]])
-        product = ir.call(aten.linear.default, rows, *node.args[1:], **node.kwargs)
+        operands = (given.weight,) if given.bias is None else (given.weight, given.bias)
+        product = ir.call(aten.linear.default, rows, *operands)
         return ir.reshape(product, shape_of(node))

@@ -14,7 +14,7 @@ from mobizo_passes.graph.passes import NodePass, absent
 
 aten = torch.ops.aten
 
-_TWINS: dict[Any, Any] = {
+TWINS: dict[Any, Any] = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
     aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
@@ -24,8 +24,8 @@ _TWINS: dict[Any, Any] = {
     aten.__rshift__.Scalar: aten.bitwise_right_shift.Tensor_Scalar,
     aten.__lshift__.Scalar: aten.bitwise_left_shift.Tensor_Scalar,
 }
-_FILLS: dict[Any, int] = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
-_SOFTMAXES: dict[Any, Any] = {
+FILLS: dict[Any, int] = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
+SOFTMAXES: dict[Any, Any] = {
     aten.softmax.int: aten._softmax.default,
     aten.log_softmax.int: aten._log_softmax.default,
 }
@@ -45,24 +45,24 @@ class LowerToCoreAten(NodePass):
     """
 
     name: ClassVar[str] = "lower-to-core-aten"
-    operators = (*_TWINS, *_FILLS, *_SOFTMAXES, aten.sum.default, aten.pad.default)
-    ensures = (absent(*_TWINS, *_FILLS, *_SOFTMAXES, aten.sum.default),)
+    operators = (*TWINS, *FILLS, *SOFTMAXES, aten.sum.default, aten.pad.default)
+    ensures = (absent(*TWINS, *FILLS, *SOFTMAXES, aten.sum.default),)
 
     def replacement(self, ir: Ir, node: Node) -> Node | None:
         target: Any = node.target
         given = arguments(node)
-        if target in _TWINS:
-            return ir.call(_TWINS[target], *node.args, **node.kwargs)
-        if target in _FILLS:
-            return ir.call(aten.full.default, list(shape_of(node)), _FILLS[target], dtype=val(node).dtype)
+        if target in TWINS:
+            return ir.call(TWINS[target], *node.args)
+        if target in FILLS:
+            return ir.call(aten.full.default, list(shape_of(node)), FILLS[target], dtype=val(node).dtype)
         if target is aten.sum.default:
             dims = list(range(len(shape_of(given.self))))
             return ir.call(aten.sum.dim_IntList, given.self, dims, dtype=val(node).dtype)
-        if target in _SOFTMAXES:
+        if target in SOFTMAXES:
             source = given.self
             if given.dtype not in (None, val(source).dtype):
                 source = ir.call(aten._to_copy.default, source, dtype=given.dtype)
-            return ir.call(_SOFTMAXES[target], source, given.dim, False)
+            return ir.call(SOFTMAXES[target], source, given.dim, False)
         if given.mode != "constant":
             return None
         fill = 0 if given.value is None else given.value

@@ -69,7 +69,8 @@ class MergeAxes(NodePass):
         if any(shape_of(each) != shape for each in sources):
             return None
         flat = [ir.reshape(each, [1, math.prod(shape)]) if isinstance(each, Node) else each for each in node.args]
-        return ir.call(target, *flat, **node.kwargs)
+        options: Any = node.kwargs
+        return ir.call(target, *flat, **options)
 
     def _permute(self, ir: Ir, node: Node) -> Node:
         x: Any = node.args[0]

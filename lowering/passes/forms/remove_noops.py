@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
 from mobizo_passes.graph.identities import ASSERTIONS, COPIES, is_identity, same_type
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.graph.passes import Pass, absent
 
 aten = torch.ops.aten
 
 # Their other operand, if it is this number, changes nothing.
-_NEUTRAL = {aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.mul.Tensor: 1, aten.div.Tensor: 1}
+_NEUTRAL: dict[Any, int] = {aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.mul.Tensor: 1, aten.div.Tensor: 1}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class RemoveNoops(Pass):
 def _is_neutral(node: Node) -> bool:
     if node.target is aten.slice.Tensor:
         return same_type(node, node.args[0])
-    x, other = (*node.args, None, None)[:2]
+    if node.target not in _NEUTRAL:
+        return False
+    x, other = arguments(node).self, arguments(node).other
     number = isinstance(other, (int, float)) and not isinstance(other, bool) and isinstance(x, Node)
-    return number and node.target in _NEUTRAL and other == _NEUTRAL[node.target] and same_type(node, x)
+    return number and other == _NEUTRAL[node.target] and same_type(node, x)

@@ -32,7 +32,7 @@ class BoundNorms(NodePass):
 
     The same number, and no square is above 40,000 whatever the row: halves end at 65504, and language models have
     activations of 20,000, whose norm would be zero. 1e-4 keeps a row of zeros from dividing by zero. For layer norms
-    after `decompose-norms`, whose rows are centred there.
+    after `decompose-norms`, whose rows are centered there.
     """
 
     name: ClassVar[str] = "bound-norms"

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class DecomposeNorms(NodePass):
-    """Normalisations over the last axis become mean, subtract, square, `rsqrt`, multiply.
+    """Normalizations over the last axis become mean, subtract, square, `rsqrt`, multiply.
 
     BEFORE  y = layer_norm(x: f32[B,T,d], [d], w, b, eps)
     AFTER   c = x - mean(x, -1);  y = c * rsqrt(mean(c * c, -1) + eps) * w + b      (mean: f32[B,T,1])

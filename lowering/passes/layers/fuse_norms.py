@@ -1,4 +1,4 @@
-"""Normalisations as one operator each."""
+"""Normalizations as one operator each."""
 
 from __future__ import annotations
 

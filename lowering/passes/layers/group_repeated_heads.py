@@ -1,4 +1,4 @@
-"""Grouped-query attention without materialised head copies."""
+"""Grouped-query attention without materialized head copies."""
 
 from __future__ import annotations
 

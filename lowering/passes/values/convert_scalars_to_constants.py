@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from lowering.passes.values.convert_scalars_to_float import ARITHMETIC
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float, shape_of, val
 from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
-_ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _SCALAR_FORMS: dict[Any, Any] = {
     aten.add.Scalar: aten.add.Tensor,
     aten.sub.Scalar: aten.sub.Tensor,
@@ -38,7 +38,7 @@ class ConvertScalarsToConstants(Pass):
 
     def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in ir.find(*_ARITHMETIC, *_SCALAR_FORMS):
+        for node in ir.find(*ARITHMETIC, *_SCALAR_FORMS):
             if not is_float(node) or not node.args[1:] or node.kwargs or len(node.args) > 2:
                 continue
             tensors = [each for each in node.args if is_float(each)]

@@ -13,7 +13,7 @@ from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
 
-_ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ConvertScalarsToFloat(Pass):
 
     def rewrite(self, ir: Ir) -> int:
         rewrites = 0
-        for node in ir.find(*_ARITHMETIC):
+        for node in ir.find(*ARITHMETIC):
             scalar = node.args[1]
             if isinstance(scalar, int) and not isinstance(scalar, bool) and is_float(node.args[0]) and is_float(node):
                 node.args = (node.args[0], float(scalar), *node.args[2:])

@@ -1,4 +1,4 @@
-"""Quantise what a delegate computes."""
+"""Quantize what a delegate computes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class QuantizeBody(Pass):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         body = self.body([node for node in ir.graph.nodes if node.op == "call_function"])
-        # A body that was quantised reads integers that are made floating-point again.
+        # A body that was quantized reads integers that are made floating-point again.
         if not body or any("quantize" in str(each.target) for node in body for each in node.all_input_nodes):
             return 0
         inputs, results, module = _extract(ir, body)
@@ -75,7 +75,7 @@ def _extract(ir: Ir, body: list[Node]) -> tuple[list[Node], list[Node], GraphMod
 
 
 def _inline(ir: Ir, module: GraphModule, inputs: list[Node], results: list[Node], origins: dict[str, Node]) -> None:
-    """Put the quantised module where the body was; each new node comes from where the body's node came from."""
+    """Put the quantized module where the body was; each new node comes from where the body's node came from."""
     copies: dict[Node, Node] = {}
     given, found = iter(inputs), ()
     last = max(results, key=list(ir.graph.nodes).index)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from lowering.calibration import Calibration
+    from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
 # ExecuTorch's names, which are Qualcomm's part numbers; see docs/qnn.md for those that were compiled for here.
@@ -97,6 +98,12 @@ class QnnTarget(Target):
         return PASSES[self.precision]
 
     @property
+    def dialect(self) -> Dialect:
+        from lowering.targets.qnn.dialect import dialect
+
+        return dialect(copies=not self.quantizes)
+
+    @property
     def quantizes(self) -> bool:
         return self.precision != "fp16"
 
@@ -122,7 +129,7 @@ class QnnTarget(Target):
 
     @contextmanager
     def quantizing_context(self) -> Iterator[None]:
-        """Within, nothing is heard of what torchao and QNN's quantiser miss on this machine."""
+        """Within, nothing is heard of what torchao and QNN's quantizer miss on this machine."""
         from lowering.executorch_compat.qnn import only_warnings
 
         with only_warnings(), captured_output(CapturedOutput()):

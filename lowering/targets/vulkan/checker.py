@@ -1,4 +1,4 @@
-"""Reads serialised Vulkan delegates and holds them against what the Vulkan runtime is known to get wrong."""
+"""Reads serialized Vulkan delegates and holds them against what the Vulkan runtime is known to get wrong."""
 
 from __future__ import annotations
 

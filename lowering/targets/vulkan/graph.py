@@ -1,4 +1,4 @@
-"""A serialised Vulkan graph, its indices looked up."""
+"""A serialized Vulkan graph, its indices looked up."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _OPERATORS = LOOK_UPS | {
     )
 }
 # What ExecuTorch's Vulkan stage makes of them.
-SERIALISED = _OPERATORS | {
+SERIALIZED = _OPERATORS | {
     "et_vk.prepack.default",
     "et_vk.rms_norm.default",
     "aten.clone.default",

@@ -1,4 +1,4 @@
-"""The legalisation passes for each precision, in the order in which they run."""
+"""The legalization passes for each precision, in the order in which they run."""
 
 from __future__ import annotations
 

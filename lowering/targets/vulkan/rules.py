@@ -1,4 +1,4 @@
-"""What must not be in a Vulkan delegate, as rules over its serialised graph: each was seen to break or to be wrong."""
+"""What must not be in a Vulkan delegate, as rules over its serialized graph: each was seen to break or to be wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
 )
 
 from lowering.targets.vulkan.graph import Graph
-from lowering.targets.vulkan.operators import LOOK_UPS, MAX_LINEAR_RANK, MAX_RANK, MAX_ROWS, SERIALISED
+from lowering.targets.vulkan.operators import LOOK_UPS, MAX_LINEAR_RANK, MAX_RANK, MAX_ROWS, SERIALIZED
 
 _INTEGERS = (VkDataType.INT8, VkDataType.UINT8, VkDataType.INT32, VkDataType.INT64)
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -41,7 +41,7 @@ class Rule:
 
 
 def _known(graph: Graph) -> Iterator[str]:
-    return (call.where for call in graph.calls if call.name not in SERIALISED)
+    return (call.where for call in graph.calls if call.name not in SERIALIZED)
 
 
 def _absent(name: str) -> Callable[[Graph], Iterator[str]]:

@@ -13,6 +13,7 @@ from lowering.targets.vulkan import BACKEND, NAME
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
 
@@ -44,6 +45,12 @@ class VulkanTarget(Target):
         from lowering.targets.vulkan.pipeline import PASSES
 
         return PASSES[self.precision]
+
+    @property
+    def dialect(self) -> Dialect:
+        from lowering.targets.vulkan.dialect import DIALECT
+
+        return DIALECT
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         with root_log_level_kept():

@@ -123,7 +123,7 @@ class ProductPartitioner(XnnpackPartitioner):
         return kept
 
     def _plain(self, node: Node) -> bool:
-        """Whether XNNPACK's serialiser takes the node as it is, with none of XNNPACK's own graph passes."""
+        """Whether XNNPACK's serializer takes the node as it is, with none of XNNPACK's own graph passes."""
         if node.op != "call_function":
             return True
         name = overload_name(node)

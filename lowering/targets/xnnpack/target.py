@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lowering.targets.base import Target
 
 if TYPE_CHECKING:
+    from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
 
@@ -23,6 +24,12 @@ class XnnpackTarget(Target):
         from lowering.targets.xnnpack.pipeline import PASSES
 
         return PASSES
+
+    @property
+    def dialect(self) -> Dialect:
+        from lowering.targets.xnnpack.dialect import DIALECT
+
+        return DIALECT
 
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         from lowering.targets.xnnpack.partitioner import ProductPartitioner

@@ -1,4 +1,4 @@
-"""FZOO's normalisation inside a .pte, and a training run with it that its journal repeats."""
+"""FZOO's normalization inside a .pte, and a training run with it that its journal repeats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("target", "estimator", "noise", "trainable"), CHOICES)
-def test_training_with_normalised_gradients(
+def test_training_with_normalized_gradients(
     target: str, estimator: mz.TwoSided | mz.OneSided, noise: str, trainable: str, tmp_path: Path
 ) -> None:
     model, inputs = seeded(Mlp()), mlp_inputs()
