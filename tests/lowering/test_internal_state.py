@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,21 +45,28 @@ def exported(writes: bool) -> ExportedProgram:
         return torch.export.export(Held(writes), (torch.ones(1, 4, 8),)).run_decompositions({})
 
 
-def partitioned(program: ExportedProgram) -> ExportedProgram:
+def partitioned(program: ExportedProgram, partitioner: Any = None) -> ExportedProgram:
     from lowering.targets import get_target
 
     target = get_target("xnnpack")
-    edge = stages._to_edge({"step": program}, target, {"step": target.partitioner("step")}, {})
+    edge = stages._to_edge({"step": program}, target, {"step": partitioner or target.partitioner("step")}, {})
     return edge.exported_program("step")
 
 
 def test_a_buffer_inside_the_delegate_is_refused() -> None:
     """What ExecuTorch does by itself: XNNPACK's partitioner takes a linear's weight, written or not, for a constant."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
     program = exported(writes=True)
     with pytest.raises(
         StateLost, match=r"method 'step': the adapter tensor 'b' .* taken into a delegate, as a constant"
     ):
-        check_state("step", program, partitioned(program), STATE)
+        check_state("step", program, partitioned(program, XnnpackPartitioner()), STATE)
+
+
+def test_our_partitioner_leaves_a_written_buffer_outside() -> None:
+    program = exported(writes=True)
+    check_state("step", program, partitioned(program), STATE)
 
 
 def test_a_legalized_program_keeps_its_buffer_outside() -> None:
