@@ -84,7 +84,7 @@ class TestTransform:
         [
             ({"noise": "uniform"}, "noise must be one of gaussian, rademacher; found 'uniform'"),
             ({"trainable": "lora_A"}, "trainable must be 'lora_B' or 'lora_A.lora_B', found 'lora_A'"),
-            ({"estimator": "two_sided"}, "estimator must be TwoSided or OneSided, found 'two_sided'"),
+            ({"estimator": "two_sided"}, "estimator must be TwoSided or OneSided or Exact, found 'two_sided'"),
             ({"batch_dim": -1}, "batch_dim must be a non-negative int, found -1"),
             ({"batch_dim": True}, "batch_dim must be a non-negative int, found True"),
             ({"max_labels": 2}, "max_labels= needs a token-level cross-entropy"),
@@ -141,7 +141,7 @@ class TestRun:
 
     @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 1.0, "0", True, None])
     def test_seed(self, mlp, seed: Any) -> None:
-        self.refuse(mlp, "seed must be a 64-bit integer", seed=seed)
+        self.refuse(mlp, "takes seed= and eps=" if seed is None else "seed must be a 64-bit integer", seed=seed)
         program, adapter, _ = mlp
         with pytest.raises(mz.InputError, match="seed must be a 64-bit integer"):
             program.apply(adapter, seed=seed, lr=0.1, projected_gradients=torch.zeros(4))
