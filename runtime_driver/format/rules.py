@@ -165,28 +165,33 @@ def _check_adapter_io(name: str, spec: MethodSpec, adapter: Sequence[AdapterTens
     if name in ("step", "apply"):
         sides.append(("outputs", spec.outputs))
     for side, items in sides:
-        found = [(item.name, item.shape, item.dtype) for item in items if item.role == "adapter"]
-        if found != expected:
-            raise ManifestRuleError(
-                f"methods.{name}.{side}",
-                f"the adapter tensors must be the trainable ones of `adapter`, in order: expected {len(expected)}, "
-                f"found {len(found)}; first difference: {_first_difference(expected, found)}",
-            )
+        problem = f"the adapter tensors must be the trainable ones of `adapter`, in order: expected {len(expected)}"
+        _check_tensors(f"methods.{name}.{side}", items, "adapter", expected, problem)
 
 
 def _check_state(methods: Mapping[str, MethodSpec]) -> None:
     """The optimizer's state is the same on every side that has it: what goes in comes out."""
-    wanted = [(item.name, item.shape, item.dtype) for item in methods["step"].inputs if item.role == "optimizer"]
+    expected = _described(methods["step"].inputs, "optimizer")
+    problem = f"the optimizer's state must be that of `step`'s inputs, in order: expected {len(expected)} tensors"
     for name in ("step", "apply"):
         spec = methods.get(name)
         for side, items in (("inputs", spec.inputs), ("outputs", spec.outputs)) if spec else ():
-            found = [(item.name, item.shape, item.dtype) for item in items if item.role == "optimizer"]
-            if found != wanted:
-                raise ManifestRuleError(
-                    f"methods.{name}.{side}",
-                    f"the optimizer's state must be that of `step`'s inputs, in order: expected {len(wanted)} tensors, "
-                    f"found {len(found)}; first difference: {_first_difference(wanted, found)}",
-                )
+            _check_tensors(f"methods.{name}.{side}", items, "optimizer", expected, problem)
+
+
+def _described(items: Sequence[InputSpec | OutputSpec], role: str) -> list[tuple[object, ...]]:
+    return [(item.name, item.shape, item.dtype) for item in items if item.role == role]
+
+
+def _check_tensors(
+    field: str, items: Sequence[InputSpec | OutputSpec], role: str, expected: Sequence[object], problem: str
+) -> None:
+    """The items of a role are the expected ones, in order."""
+    found = _described(items, role)
+    if found != expected:
+        raise ManifestRuleError(
+            field, f"{problem}, found {len(found)}; first difference: {_first_difference(expected, found)}"
+        )
 
 
 def _first_difference(expected: Sequence[object], found: Sequence[object]) -> str:
