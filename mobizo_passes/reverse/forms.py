@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.heads import before_repeat
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.reverse.table import Call
 from mobizo_passes.reverse.values import Tape, Value
 
@@ -29,7 +29,7 @@ def attention(n: Call, ir: Ir) -> Value | None:
     if n.dropout_p or len(n.query.shape) != 4:
         return None
     query, key, value = n.query, n.key, n.value
-    short = _before_repeat(key.node), _before_repeat(value.node)
+    short = before_repeat(key.node), before_repeat(value.node)
     given = [Value(n.tape, each) for each in short if each is not None]
     if len(given) == 2 and given[0].shape[1] == given[1].shape[1]:
         key, value = given
@@ -76,26 +76,6 @@ def _mask(n: Call, ir: Ir, length: int, positions: int) -> tuple[Value | None, V
 
 def _constant(node: fx.Node, ir: Ir) -> Any:
     return ir.state.get(role(node).name) if node.op == "placeholder" else None
-
-
-def _before_repeat(node: fx.Node) -> fx.Node | None:
-    """The heads before each is repeated for its group: [N, G, T, d] of reshape(expand(…), [N, G·r, T, d])."""
-    if node.target is aten.repeat_interleave.self_int:
-        return arguments(node).self if arguments(node).dim in (1, -3) else None
-    if node.target is not aten.reshape.default:
-        return None
-    wide: Any = node.args[0]
-    if wide.target is not aten.expand.default or wide.meta["val"].dim() != 5:
-        return None
-    (batch, heads, length, width), (n, groups, times, t, d) = node.meta["val"].shape, wide.meta["val"].shape
-    narrow: Any = wide.args[0]
-    if groups * times != heads or (n, t, d) != (batch, length, width):
-        return None
-    if narrow.target not in (aten.reshape.default, aten.unsqueeze.default):
-        return None
-    source: Any = narrow.args[0]
-    shapes = tuple(narrow.meta["val"].shape), tuple(source.meta["val"].shape)
-    return source if shapes == ((n, groups, 1, t, d), (n, groups, t, d)) else None
 
 
 def layer_norm(n: Call, ir: Ir) -> Value:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch.fx import Node
 
+from mobizo_passes.graph.heads import before_repeat
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, shape_of
 from mobizo_passes.graph.passes import Pass
@@ -33,7 +33,7 @@ class GroupRepeatedHeads(Pass):
         rewrites = 0
         for node in ir.find(aten.scaled_dot_product_attention.default):
             query, key, value = node.args[:3]
-            short_key, short_value = _before_repeat(key), _before_repeat(value)
+            short_key, short_value = before_repeat(key), before_repeat(value)
             if short_key is None or short_value is None or arguments(node).enable_gqa:
                 continue
             if shape_of(short_key)[1] != shape_of(short_value)[1]:
@@ -43,30 +43,3 @@ class GroupRepeatedHeads(Pass):
             ir.refresh(node)
             rewrites += 1
         return rewrites
-
-
-def _before_repeat(node: Any) -> Node | None:
-    if not isinstance(node, Node) or len(shape_of(node)) != 4:
-        return None
-    if node.target in (aten.repeat_interleave.self_int,):
-        source = node.args[0]
-        return source if isinstance(source, Node) and arguments(node).dim in (1, -3) else None
-    if node.target not in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
-        return None
-    n, heads, t, d = shape_of(node)
-    inner = node.args[0]
-    while isinstance(inner, Node) and inner.target in (aten.clone.default, aten.contiguous.default):
-        inner = inner.args[0]
-    if not isinstance(inner, Node) or inner.target is not aten.expand.default:
-        return None
-    wide = shape_of(inner)
-    source = inner.args[0]
-    if not isinstance(source, Node) or len(wide) != 5 or wide[1] * wide[2] != heads:
-        return None
-    if shape_of(source) != (n, wide[1], 1, t, d):
-        return None
-    origin = source.args[0]
-    is_unsqueeze = source.target in (aten.reshape.default, aten.unsqueeze.default, aten.view.default)
-    if not is_unsqueeze or not isinstance(origin, Node) or shape_of(origin) != (n, wide[1], t, d):
-        return None
-    return origin
