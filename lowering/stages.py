@@ -26,7 +26,8 @@ from lowering.checks import (
 from lowering.errors import InvalidProgram, LoweringError, LoweringFailed
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
 from lowering.executorch_compat.idle_passes import without_idle_passes
-from lowering.executorch_compat.in_place import code_on_demand, rewriting_in_place
+from lowering.executorch_compat.in_place import code_on_demand, rewriting_in_place, values_as_they_are
+from lowering.executorch_compat.memoized import memoized
 from lowering.executorch_compat.programs import rewritten
 from lowering.executorch_compat.retracing import as_incremental, without_provenance
 from lowering.executorch_compat.tags import TAG, is_tagged
@@ -66,6 +67,7 @@ class Legal:
     passes: tuple[PassRecord, ...]
 
 
+@memoized()
 def lower_to(
     program: Program,
     target: Target,
@@ -218,7 +220,7 @@ def _to_executorch(edge: Any) -> Any:
         external_constants=lambda node: TAG if is_tagged(node) else None,
     )
     try:
-        with torch.no_grad(), without_provenance(), code_on_demand():
+        with torch.no_grad(), without_provenance(), code_on_demand(), values_as_they_are():
             return edge.to_executorch(config)
     except Exception as error:
         methods = ", ".join(edge.methods)

@@ -1,4 +1,4 @@
-"""Spare ExecuTorch's retraces of whole graphs where a change of single nodes does the same."""
+"""Spare ExecuTorch's retraces of whole graphs where a change of single nodes, or none, does the same."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from executorch.exir.passes import OpReplacePass
+from executorch.exir.passes import OpReplacePass, spec_prop_pass
 from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, should_lower_to_edge
 from executorch.exir.passes.scalar_to_tensor_pass import ScalarToTensorPass
+from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import (
+    ReplaceViewOpsWithViewCopyOpsPass,
+    get_view_copy_of_view_op,
+)
 from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.graph import _PyTreeCodeGen
@@ -22,13 +26,34 @@ from lowering.executorch_compat.patching import patched
 
 @contextmanager
 def rewriting_in_place() -> Iterator[None]:
-    """Within, operators become those of the edge dialect, and numbers tensors, without a trace of the whole graph.
+    """Within, operators become those of the edge dialect, numbers tensors, views copies, without a trace of the graph.
 
-    Both of ExecuTorch's passes would otherwise interpret every node on fake tensors, a millisecond each.
+    Each of ExecuTorch's passes would otherwise interpret every node on fake tensors, a millisecond each.
     """
     with ExitStack() as stack:
+        views = ReplaceViewOpsWithViewCopyOpsPass
+        stack.enter_context(patched(views, "call", _views_in_place(views.call)))
         stack.enter_context(patched(OpReplacePass, "call", _operators_in_place(OpReplacePass.call)))
         stack.enter_context(patched(ScalarToTensorPass, "call", _scalars_first(ScalarToTensorPass.call)))
+        yield
+
+
+@contextmanager
+def values_as_they_are() -> Iterator[None]:
+    """Within, ExecuTorch makes tensor specs from the values that nodes have, and doesn't compute them all again."""
+
+    def given(graph_module: GraphModule) -> PassResult:
+        nodes = [node for node in graph_module.graph.nodes if node.op != "output"]
+        if _holds_graphs(graph_module) or any("val" not in node.meta for node in nodes if node.op != "get_attr"):
+            return retrace()(graph_module)
+        for node in nodes:
+            if "val" in node.meta:
+                # As a retrace leaves it: nothing, where the value is a fake tensor.
+                node.meta["tensor_meta"] = pytree.tree_map(lambda _: None, node.meta["val"])
+        return PassResult(graph_module, False)
+
+    retrace = spec_prop_pass.ExportPass
+    with patched(spec_prop_pass, "ExportPass", lambda: given):
         yield
 
 
@@ -73,6 +98,47 @@ def _operators_in_place(call: Any) -> Any:
         return PassResult(graph_module, True)
 
     return called
+
+
+def _views_in_place(call: Any) -> Any:
+    def called(self: Any, graph_module: GraphModule) -> PassResult:
+        if _holds_graphs(graph_module):
+            return call(self, graph_module)
+        moved: set[Node] = set()
+        changed = False
+        for node in graph_module.graph.nodes:
+            if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+                continue
+            copy = _copy_of_view(node.target)
+            if copy is not None:
+                node.target, changed = copy, True
+            # A copy is contiguous where the view was not, and what is computed from it may be too.
+            if (copy is not None or not moved.isdisjoint(node.all_input_nodes)) and _inferred_anew(node):
+                moved.add(node)
+        return PassResult(graph_module, changed)
+
+    return called
+
+
+def _copy_of_view(target: torch._ops.OpOverload) -> Any:
+    if target is torch.ops.aten._unsafe_view.default:
+        return torch.ops.aten.view_copy.default
+    return get_view_copy_of_view_op(target._schema)
+
+
+def _inferred_anew(node: Node) -> bool:
+    """Compute the node's value on fake tensors; whether its layout is another than before."""
+    args, kwargs = pytree.tree_map_only(Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
+    former = node.meta["val"]
+    target: Any = node.target
+    mode = next(each.fake_mode for each in pytree.tree_leaves(former) if isinstance(each, torch.Tensor))
+    with mode, torch.no_grad():
+        node.meta["val"] = target(*args, **kwargs)
+    return _layout(former) != _layout(node.meta["val"])
+
+
+def _layout(value: Any) -> list[Any]:
+    return [each.stride() if isinstance(each, torch.Tensor) else each for each in pytree.tree_leaves(value)]
 
 
 def _scalars_first(call: Any) -> Any:

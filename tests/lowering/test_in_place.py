@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from executorch.exir import tensor
 from executorch.exir.passes import OpReplacePass
 from executorch.exir.passes.scalar_to_tensor_pass import ScalarToTensorPass
+from executorch.exir.passes.spec_prop_pass import SpecPropPass
+from torch._export import utils
+from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import ReplaceViewOpsWithViewCopyOpsPass
+from torch.export.decomp_utils import CustomDecompTable
 from torch.fx import GraphModule
 
-from lowering.executorch_compat.in_place import _scalars_to_tensors, code_on_demand, rewriting_in_place
+from lowering.executorch_compat.in_place import (
+    _scalars_to_tensors,
+    code_on_demand,
+    rewriting_in_place,
+    values_as_they_are,
+)
+from lowering.executorch_compat.memoized import memoized
 from tests.lowering.passkit import Fn, export
 from tests.lowering.test_idle_passes import text
 
@@ -87,3 +98,57 @@ def test_code_is_generated_at_the_first_call():
     with pytest.raises(ZeroDivisionError), code_on_demand():
         raise ZeroDivisionError
     assert GraphModule.recompile is before
+
+
+VIEWS = {
+    "a view of a transposed tensor": lambda m, x: torch.ops.aten.t.default(x).unsqueeze(0).exp().sum(2),
+    "an expanded row": lambda m, x: x[:1].expand(3, 4) * x,
+    "a slice": lambda m, x: torch.relu(x)[:, 1:3].t() + 1.0,
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_become_copies_in_place(name: str):
+    """If this fails with a new torch: its pass does more than name operators. Leave it unpatched."""
+    given = export(Fn(VIEWS[name]), (X,)).graph_module
+    traced = after(ReplaceViewOpsWithViewCopyOpsPass(), copy.deepcopy(given))
+    with rewriting_in_place():
+        replaced = after(ReplaceViewOpsWithViewCopyOpsPass(), given)
+    assert replaced is given
+    assert text(replaced) == text(traced)
+    assert values(replaced) == values(traced)
+    torch.testing.assert_close(replaced(X), traced(X), rtol=0, atol=0)
+
+
+def test_specs_are_made_of_the_values_at_hand():
+    """If this fails with a new ExecuTorch: it wants more of a retrace than values. Let it retrace."""
+    with rewriting_in_place():
+        module = after(OpReplacePass(), after(ReplaceViewOpsWithViewCopyOpsPass(), graph_of("no numbers")))
+    traced = after(SpecPropPass(), copy.deepcopy(module))
+    with values_as_they_are():
+        given = after(SpecPropPass(), module)
+    assert given is module
+    specs = [
+        [str(node.meta["spec"]) for node in graph.nodes if node.op != "output"] for graph in (given.graph, traced.graph)
+    ]
+    assert specs[0] == specs[1]
+    assert values(given) == values(traced)
+    for each, other in zip(given.graph.nodes, traced.graph.nodes, strict=True):
+        if each.op == "call_function":
+            assert each.meta["tensor_meta"] == other.meta["tensor_meta"]
+    del next(node for node in module.graph.nodes if node.op == "call_function").meta["val"]
+    with values_as_they_are():
+        assert after(SpecPropPass(), module) is not module
+
+
+def test_what_is_computed_once_is_the_same():
+    """If this fails with a new ExecuTorch or torch: a function has moved. Leave `memoized` out."""
+    strides: tuple[tuple[int, ...], ...] = ((), (1,), (4, 1), (1, 4), (5, 1, 15), (4, 3, 1, 1), (3, 1, 3, 3))
+    before = [tensor.dim_order_from_stride(each) for each in strides]
+    operators = set(CustomDecompTable())
+    listing = utils._materialize_cpp_cia_ops
+    with memoized():
+        assert [tensor.dim_order_from_stride(each) for each in strides] == before
+        assert set(CustomDecompTable()) == operators
+        assert utils._materialize_cpp_cia_ops is not listing
+    assert utils._materialize_cpp_cia_ops is listing
