@@ -31,8 +31,8 @@ SHORTENED = {
     "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --program $DEMO_PROGRAM --out $PWD/out"',
     "make bench": f'{MAKE} bench BENCH_ARGS="--rounds 1 --only backprop-eager --out $PWD/out"',
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
-    "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet'",
-    "make test-deep": f"{MAKE} test-deep PYTEST_ARGS='--collect-only --quiet'",
+    "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet -n 0'",
+    "make test-deep": f"{MAKE} test-deep DEEP=tests/graphs PYTEST_ARGS='--collect-only --quiet -n 0'",
     "make install": f"{MAKE} install",
     # A Llama of the same family and with the same tokenizer, but with two narrow layers, and 32 of the sentences.
     "MODEL=$(python -m examples.packaged --data reviews)": "MODEL=$PWD/tiny-llama",
@@ -64,9 +64,9 @@ SHORTENED = {
     "make format": f"{MAKE} --dry-run format",
     "make lint": f"{MAKE} --dry-run lint",
     "make replay": f"{MAKE} replay REPLAY_ARGS='--only one-lora-layer-x-a-b-stored --out $PWD/replay'",
-    ".venv/bin/python -m pytest tests/passes": f"{sys.executable} -m pytest --collect-only --quiet {ROOT}/tests/passes",
+    ".venv/bin/python -m pytest tests/passes": f"{sys.executable} -m pytest --collect-only --quiet {ROOT}/tests/graphs",
     '.venv/bin/python -m pytest -m "not real_model"': (
-        f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests'
+        f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests/end_to_end/test_docs.py'
     ),
 }
 
