@@ -27,6 +27,7 @@ from mobizo_passes.verify import verify
 from mobizo_passes.zo.estimators import (
     Estimator,
     Exact,
+    ForwardGradient,
     OneSided,
     TwoSided,
     register_estimator,
@@ -44,6 +45,7 @@ __all__ = [
     "CaptureError",
     "Estimator",
     "Exact",
+    "ForwardGradient",
     "InputError",
     "LoRASite",
     "MobizoError",

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 mobizo = torch.ops.mobizo
 
 _HELD = frozenset(CONSTANT_KINDS)
-_STEP = _HELD | {"adapter", "optimizer", "batch", "seed", "lr", "eps", "projected_gradients"}
+_STEP = _HELD | {"adapter", "tangent", "optimizer", "batch", "seed", "lr", "eps", "projected_gradients"}
 
 
 def _layout(ir: Ir, node: Node) -> str:

@@ -14,11 +14,9 @@ from mobizo_passes.passes import (
     FoldConstants,
     GatherLabels,
     HoistSelections,
-    InsertMpLora,
     InternalizeAdapter,
     LiftAdapter,
     Pass,
-    RegroupLoss,
     SimplifyLayouts,
     SplitLoss,
     StackNoise,
@@ -54,8 +52,7 @@ def step(
     estimator: Estimator, noise: str, batch: Batch, batch_dim: int = 0, optimizer: Optimizer = _PLAIN
 ) -> tuple[Pass, ...]:
     """-> the readable training step."""
-    grouped = (InsertMpLora(batch, batch_dim), RegroupLoss()) if estimator.projected else ()
-    return (*grouped, *estimator.step_passes(noise, optimizer))
+    return (*estimator.loss_passes(batch, batch_dim), *estimator.step_passes(noise, optimizer))
 
 
 def gradients(estimator: Exact) -> tuple[Pass, ...]:

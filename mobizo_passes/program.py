@@ -257,22 +257,11 @@ class TrainingProgram:
         """Run one step eagerly; what is passed in is not changed.
 
         `example_inputs` has the structure and shapes of those given to `transform`; `optimizer` is the optimizer's
-        state, at first `initial_optimizer`. A step of exact gradients takes neither seed nor epsilon. Raises
-        `InputError` if an input, an adapter or state tensor, or the number of labels does not fit.
+        state, at first `initial_optimizer`. A step of exact gradients takes neither seed nor epsilon, one of
+        directional derivatives no epsilon. Raises `InputError` if an input, an adapter or state tensor, or the number
+        of labels does not fit.
         """
-        scalars = {"lr": torch.tensor([lr])}
-        if self.estimator.projected:
-            if seed is None or eps is None:
-                raise InputError(f"a step of {self.estimator} takes seed= and eps=")
-            if not eps > 0:
-                raise InputError(f"eps must be positive, found {eps}")
-            scalars |= {"seed": _seed(seed), "eps": torch.tensor([eps])}
-        elif seed is not None or eps is not None:
-            given = "seed" if seed is not None else "eps"
-            raise InputError(
-                f"a step of {self.estimator} takes no {given}: the gradient is computed, not estimated from perturbed "
-                "losses, so nothing is drawn and nothing is perturbed; leave it out"
-            )
+        scalars = {"lr": torch.tensor([lr]), **self._drawn(seed, eps)}
         batch = self._batch(example_inputs)
         self._check_labels(batch)
         state = self._state(optimizer)
@@ -366,6 +355,25 @@ class TrainingProgram:
             names = sorted(set(given) ^ set(expected))
             raise InputError(f"the optimizer's state does not fit the program: missing or unknown {', '.join(names)}")
         return dict(given)
+
+    def _drawn(self, seed: int | None, eps: float | None) -> dict[str, Tensor]:
+        """The inputs seed and epsilon of a step, for an estimator that has them."""
+        given = {"seed": seed, "eps": eps}
+        takes = [
+            name for name, does in (("seed", self.estimator.projected), ("eps", self.estimator.uses_epsilon)) if does
+        ]
+        for name, value in given.items():
+            if name not in takes and value is not None:
+                raise InputError(
+                    f"a step of {self.estimator} takes no {name}: the gradient is computed, not estimated from "
+                    "perturbed losses; leave it out"
+                )
+        if any(given[name] is None for name in takes):
+            raise InputError(f"a step of {self.estimator} takes {' and '.join(f'{name}=' for name in takes)}")
+        if eps is not None and not eps > 0:
+            raise InputError(f"eps must be positive, found {eps}")
+        values = {} if seed is None else {"seed": _seed(seed)}
+        return values if eps is None else {**values, "eps": torch.tensor([eps])}
 
     def _batch(self, example_inputs: Any) -> dict[str, Tensor]:
         return bind_inputs(self.inputs, example_inputs)

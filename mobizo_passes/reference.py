@@ -25,7 +25,8 @@ from mobizo_passes.zo.optimizers import SGD, Optimizer
 @dataclass(frozen=True)
 class StepResult:
     """One step's loss [], losses [P], projected_gradients [q] (float32), the new adapter (FQN -> tensor) and the
-    optimizer's new state (name -> tensor); an exact step has one loss, and no projected gradients."""
+    optimizer's new state (name -> tensor). A step that perturbs nothing has one loss, that of the adapter itself;
+    an exact one has no projected gradients."""
 
     loss: Tensor
     losses: Tensor
@@ -51,7 +52,8 @@ def step(
 ) -> StepResult:
     """Run one step; `adapter` maps trainable FQNs to float32 tensors, `state` is the optimizer's (None: the first).
 
-    Zeroth-order with P sequential forwards; with `Exact` by autograd, where seed and epsilon count for nothing.
+    Zeroth-order with P sequential forwards; with `ForwardGradient` and `Exact` by autograd, where epsilon counts for
+    nothing, and with `Exact` the seed neither.
     """
     estimator = estimator or TwoSided()
     if not estimator.projected:
@@ -59,12 +61,16 @@ def step(
         new, after = stepped(adapter, exact, lr=lr, optimizer=optimizer, state=state)
         return StepResult(value, value[None], torch.zeros(0), new, after)
     z = draw(adapter, seed, estimator.queries, noise_kind)
-    losses = []
-    for query, factor in estimator.offsets:
-        moved = {fqn: value + factor * eps * z[fqn][query] for fqn, value in adapter.items()}
-        losses.append(loss_of(model, example_inputs, moved, loss))
-    values = torch.stack(losses)
-    gradients = projected_gradients(values, eps, estimator)
+    if estimator.uses_epsilon:
+        losses = []
+        for query, factor in estimator.offsets:
+            moved = {fqn: value + factor * eps * z[fqn][query] for fqn, value in adapter.items()}
+            losses.append(loss_of(model, example_inputs, moved, loss))
+        values = torch.stack(losses)
+        gradients = projected_gradients(values, eps, estimator)
+    else:
+        value, exact = gradients_of(model, example_inputs, adapter, loss)
+        values, gradients = value[None], along(exact, z)
     if optimizer is None or optimizer.plain:
         new = apply(adapter, seed=seed, lr=lr, projected_gradients=gradients, noise_kind=noise_kind)
         return StepResult(estimator.loss(values), values, gradients, new)
@@ -113,6 +119,11 @@ def gradients_of(
         for (fqn, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
     return value.detach(), given
+
+
+def along(gradients: Mapping[str, Tensor], z: Mapping[str, Tensor]) -> Tensor:
+    """Return the directional derivatives ``∇L·z_i``, [q], from gradient [*shape] and z [q, *shape] of each tensor."""
+    return torch.stack([(z[fqn] * value).flatten(1).sum(1) for fqn, value in gradients.items()]).sum(0)
 
 
 def estimated(

@@ -68,8 +68,9 @@ def transform(
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
         estimator: `TwoSided(queries=q)` (default, q = 4), `OneSided(queries=q)`, or one of a class of your own (see
             `register_estimator`); with ``normalize="std"`` the projected gradients are divided by the standard
-            deviation of the perturbed losses (FZOO). `Exact()` differentiates the graph instead: its step takes neither
-            seed nor epsilon, and holds activations.
+            deviation of the perturbed losses (FZOO). `ForwardGradient(queries=q)` differentiates the graph along the
+            same directions instead: the same projected gradients without epsilon and its errors. `Exact()` gives the
+            whole gradient: its step takes neither seed nor epsilon, and holds activations.
         optimizer: what makes a step of the gradient, estimated or exact: `SGD()` (default), `Momentum(beta=…)` or
             `AdamW(…)`, each with weight decay and a bound on the gradient's norm. Its state is an input and an output.
         noise: "gaussian" or "rademacher".
@@ -107,7 +108,7 @@ def transform(
     if captured.ropes:
         text = to_text(captured)
         history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
-    run_passes(captured, pipelines.clean(keep_detached=not estimator.projected), history, dialect=CAPTURED)
+    run_passes(captured, pipelines.clean(keep_detached=not estimator.uses_epsilon), history, dialect=CAPTURED)
     frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     found = discover(captured, sites, declared, frozen_parameters)
     fqns = trainable_fqns(found, trainable)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,12 +48,18 @@ def verify(
     are compared with the reference's forwards. Projected gradients are compared with what the reference makes of the
     program's own losses, and updated tensors with what it makes of the program's own projected gradients, so that both
     are held to float32 rounding: an error in a loss, divided by ε or by a small standard deviation, would hide much.
-    Exact gradients are compared with autograd's in float64; `seed` and `eps` count for nothing then.
+    Exact gradients, and directional derivatives, are compared with autograd's in float64; `eps` counts for nothing
+    then, and for exact gradients neither does `seed`.
     """
     adapter = program.initial_adapter()
     state = program.initial_optimizer()
     if not program.estimator.projected:
         return _verify_exact(program, model, example_inputs, adapter, lr)
+    if not program.estimator.uses_epsilon:
+        got = program.step(adapter, example_inputs, seed=seed, lr=lr, optimizer=state)
+        check_directional(got, program, model, example_inputs, adapter, seed)
+        _check_update(got, program, adapter, state, seed, lr)
+        return got
     got = program.step(adapter, example_inputs, seed=seed, lr=lr, eps=eps, optimizer=state)
     want = reference.step(
         model,
@@ -77,6 +85,19 @@ def verify(
             raise VerificationFailed(
                 f"projected gradient of query {i}: the program gives {a}, the reference {b} (tolerance {bound:.2g})"
             )
+    _check_update(got, program, adapter, state, seed, lr)
+    return got
+
+
+def _check_update(
+    got: StepResult,
+    program: TrainingProgram,
+    adapter: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    seed: int,
+    lr: float,
+) -> None:
+    """The adapter is what the projected gradients make of it, in the step as in `apply`."""
     given = got.projected_gradients
     longest = LARGEST_NOISE * lr * float(given.abs().max())
     if program.optimizer.plain:
@@ -90,7 +111,6 @@ def verify(
     for name, value in again.items():
         if not torch.equal(value, {**got.adapter, **got.optimizer}[name]):
             raise VerificationFailed(f"'{name}': apply and step give different tensors from the same gradients")
-    return got
 
 
 def _check_updated(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], longest: float) -> None:
@@ -115,6 +135,61 @@ def _verify_exact(
     return got
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """Autograd's loss and gradients, in float64 or in `precision`, and the gradients as float32 rounds them."""
+
+    loss: Tensor
+    gradients: Mapping[str, Tensor]
+    rounded: Mapping[str, Tensor]
+    tolerance: float = GRADIENT_TOLERANCE
+    precision: str = "float64"
+
+    def check_loss(self, value: Tensor) -> None:
+        loss = float(self.loss)
+        scale = LOSS_TOLERANCE * max(1.0, abs(loss))
+        if not abs(float(value) - loss) <= scale:
+            raise VerificationFailed(
+                f"the loss: the program gives {float(value)}, the reference {loss} (tolerance {scale:.2g})"
+            )
+
+
+def _autograd(model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], loss_fn: LossFn | None) -> _Truth:
+    loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
+    narrow, rounded = reference.gradients_of(model, example_inputs, adapter, loss_fn)
+    if narrow.isfinite() and not loss.isfinite():
+        return _Truth(narrow, rounded, rounded, ROUNDED_TOLERANCE, "float32")
+    return _Truth(loss, exact, rounded)
+
+
+def check_directional(
+    got: StepResult,
+    program: TrainingProgram,
+    model: nn.Module,
+    example_inputs: Any,
+    adapter: Mapping[str, Tensor],
+    seed: int,
+) -> None:
+    """Raise `VerificationFailed` unless a step's loss and directional derivatives are autograd's in float64.
+
+    A derivative along z ~ N(0, I) is about as large as the norm of the gradient, so the tolerance is relative to that.
+    A model that is finite in float32 alone is compared with autograd in float32.
+    """
+    true = _autograd(model, example_inputs, adapter, program.loss_fn)
+    true.check_loss(got.loss)
+    z = reference.draw(adapter, seed, program.estimator.queries, program.noise)
+    want, rounded = reference.along(true.gradients, z), reference.along(true.rounded, z)
+    norm = math.sqrt(sum(float(each.double().square().sum()) for each in true.gradients.values()))
+    floor = GRADIENT_FLOOR * math.sqrt(sum(each.numel() for each in true.gradients.values()))
+    limit = max(true.tolerance * norm + floor, AUTOGRADS_ERROR * float((rounded - want).abs().max()))
+    for i, (a, b) in enumerate(zip(got.projected_gradients.tolist(), want.tolist(), strict=True)):
+        if not abs(a - b) <= limit:
+            raise VerificationFailed(
+                f"projected gradient of query {i}: the program gives {a}, autograd in {true.precision} {b} "
+                f"(tolerance {limit:.2g})"
+            )
+
+
 def check_gradients(
     value: Tensor,
     gradients: Mapping[str, Tensor],
@@ -128,22 +203,14 @@ def check_gradients(
     A model that is finite in float32 alone (masks of the dtype's smallest number, to which scores are added, overflow
     where they are wide) is compared with autograd in float32.
     """
-    loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
-    narrow, rounded = reference.gradients_of(model, example_inputs, adapter, loss_fn)
-    tolerance, precision = GRADIENT_TOLERANCE, "float64"
-    if narrow.isfinite() and not loss.isfinite():
-        loss, exact, tolerance, precision = narrow, rounded, ROUNDED_TOLERANCE, "float32"
-    scale = LOSS_TOLERANCE * max(1.0, abs(float(loss)))
-    if not abs(float(value) - float(loss)) <= scale:
-        raise VerificationFailed(
-            f"the loss: the program gives {float(value)}, the reference {float(loss)} (tolerance {scale:.2g})"
-        )
-    for fqn, want in exact.items():
-        limit = tolerance * float(want.abs().max()) + GRADIENT_FLOOR
-        limit = max(limit, AUTOGRADS_ERROR * float((rounded[fqn] - want).abs().max()))
+    true = _autograd(model, example_inputs, adapter, loss_fn)
+    true.check_loss(value)
+    for fqn, want in true.gradients.items():
+        limit = true.tolerance * float(want.abs().max()) + GRADIENT_FLOOR
+        limit = max(limit, AUTOGRADS_ERROR * float((true.rounded[fqn] - want).abs().max()))
         difference = float((gradients[fqn] - want).abs().max())
         if not difference <= limit:
             raise VerificationFailed(
-                f"site '{fqn}': its gradient is off by {difference:.3g} from autograd's in {precision}, of at most "
-                f"{float(want.abs().max()):.3g} (tolerance {limit:.2g})"
+                f"site '{fqn}': its gradient is off by {difference:.3g} from autograd's in {true.precision}, of at "
+                f"most {float(want.abs().max()):.3g} (tolerance {limit:.2g})"
             )

@@ -17,8 +17,8 @@ _ORIGIN = ("nn_module_stack", "stack_trace")
 @dataclass(frozen=True)
 class Input:
     """A placeholder's role: `kind` is parameter, buffer or constant (held by the program), state (held, and written
-    anew at every run), adapter, optimizer (its state), batch, seed, lr, eps or projected_gradients (inputs), or input
-    (of a program that comes from elsewhere)."""
+    anew at every run), adapter, tangent (of an adapter tensor, until noise takes its place), optimizer (its state),
+    batch, seed, lr, eps or projected_gradients (inputs), or input (of a program that comes from elsewhere)."""
 
     kind: str
     name: str

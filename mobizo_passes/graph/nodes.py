@@ -51,6 +51,11 @@ def named(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
 
 def set_arguments(node: Node, /, **values: Any) -> None:
     """Change arguments by name; one that was left out becomes a keyword, unless it is set to its default."""
+    node.args, node.kwargs = with_arguments(node, values)
+
+
+def with_arguments(node: Node, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments with some of them changed, as `set_arguments` would; the call stays as it is."""
     args, kwargs, signature = list(node.args), dict(node.kwargs), _signature(node.target)
     for name, value in values.items():
         place = list(signature).index(name)
@@ -58,7 +63,7 @@ def set_arguments(node: Node, /, **values: Any) -> None:
             args[place] = value
         elif name in kwargs or value != signature[name]:
             kwargs[name] = value
-    node.args, node.kwargs = tuple(args), kwargs
+    return tuple(args), kwargs
 
 
 @functools.cache

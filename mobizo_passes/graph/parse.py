@@ -24,7 +24,7 @@ from mobizo_passes.graph.overloads import resolve
 from mobizo_passes.graph.text import DTYPES, END, type_text
 
 _HELD = ("parameter", "buffer", "constant", "state")
-_GIVEN = ("adapter", "optimizer", "batch", "seed", "lr", "eps", "projected_gradients", "input")
+_GIVEN = ("adapter", "tangent", "optimizer", "batch", "seed", "lr", "eps", "projected_gradients", "input")
 
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _NAMES: dict[str, Any] = {**_DTYPES, "end": END, "inf": float("inf"), "nan": float("nan")}

@@ -10,12 +10,14 @@ from mobizo_passes.passes.canonicalize_products import CanonicalizeProducts
 from mobizo_passes.passes.decompose import Decompose
 from mobizo_passes.passes.decompose_for_gradients import DecomposeForGradients
 from mobizo_passes.passes.expand_perturbations import ExpandPerturbations
+from mobizo_passes.passes.expand_tangents import ExpandTangents
 from mobizo_passes.passes.gather_labels import GatherLabels
 from mobizo_passes.passes.hoist_selections import HoistSelections
 from mobizo_passes.passes.insert_mp_lora import InsertMpLora
 from mobizo_passes.passes.insert_noise import InsertNoise
 from mobizo_passes.passes.internalize_adapter import InternalizeAdapter
 from mobizo_passes.passes.lift_adapter import LiftAdapter
+from mobizo_passes.passes.linearize import Linearize
 from mobizo_passes.passes.regroup_loss import RegroupLoss
 from mobizo_passes.passes.simplify_layouts import SimplifyLayouts
 from mobizo_passes.passes.split_loss import SplitLoss
@@ -30,6 +32,7 @@ __all__ = [
     "Decompose",
     "DecomposeForGradients",
     "ExpandPerturbations",
+    "ExpandTangents",
     "FoldConstants",
     "GatherLabels",
     "HoistSelections",
@@ -37,6 +40,7 @@ __all__ = [
     "InsertNoise",
     "InternalizeAdapter",
     "LiftAdapter",
+    "Linearize",
     "Pass",
     "RegroupLoss",
     "SimplifyLayouts",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.inline import inline
@@ -37,6 +38,8 @@ class AppendUpdate(Pass):
             %n: f32[576, 16] = mobizo.update(%b, %z, %g, %lr)
             return (%loss: f32[], %losses: f32[8], %g: f32[4], %n: f32[576, 16], ...)
 
+    Projected gradients that are outputs already, of a step that differentiates, are taken as they are.
+
     Without `update` it ends in the estimates of the gradient, ``mobizo.estimate(%z, %g)``, of which another pass makes
     a new adapter.
     """
@@ -53,18 +56,18 @@ class AppendUpdate(Pass):
             return 0
         outputs = []
         given = ir.placeholders("projected_gradients")
+        computed = any(spec.kind == "projected_gradients" for spec in ir.outputs)
         lr = (ir.placeholders("lr") or [None])[0] or ir.add_input("lr", "lr", torch.zeros(1))
         end = ir.graph.output_node()
         with ir.graph.inserting_before(end):
             if given:
                 gradients = given[0]
             else:
-                eps = ir.input("eps", "eps")
-                eps.prepend(lr)
+                if not computed:
+                    ir.input("eps", "eps").prepend(lr)
                 losses = ir.output_node("losses")
                 loss = inline(ir, self.estimator.loss, [losses])
-                scheme = [self.estimator.kind, *([self.estimator.normalize] if self.estimator.normalize else [])]
-                gradients = ir.call(mobizo.projected_gradients.default, losses, eps, *scheme)
+                gradients = ir.output_node("projected_gradients") if computed else self._differences(ir, losses)
                 outputs += [
                     (Output("loss", "loss"), loss),
                     (Output("losses", "losses"), losses),
@@ -80,3 +83,8 @@ class AppendUpdate(Pass):
                 outputs.append((Output("adapter" if self.update else "gradient", fqn), new))
         ir.set_outputs(outputs)
         return len(ir.placeholders("adapter"))
+
+    def _differences(self, ir: Ir, losses: fx.Node) -> fx.Node:
+        normalize = [self.estimator.normalize] if self.estimator.normalize else []
+        eps = ir.input("eps", "eps")
+        return ir.call(mobizo.projected_gradients.default, losses, eps, self.estimator.kind, *normalize)

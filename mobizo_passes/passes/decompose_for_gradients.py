@@ -34,14 +34,15 @@ class DecomposeForGradients(Pass):
     """
 
     name: ClassVar[str] = "decompose-for-gradients"
-    requires = (has_output("loss"), has_input("adapter"))
+    requires = (has_output("loss", "losses"), has_input("adapter"))
 
     def rewrite(self, ir: Ir) -> int:
         count = 0
+        end = "loss" if any(spec.kind == "loss" for spec in ir.outputs) else "losses"
         tried: set[fx.Node] = set()
         # What is taken apart may consist of what has to be.
         while True:
-            active = active_nodes(ir.output_node("loss"), ir.placeholders("adapter"))
+            active = active_nodes(ir.output_node(end), ir.placeholders("adapter"))
             todo = [n for n in ir.graph.nodes if n in active and n.op == "call_function" and n not in tried]
             made = 0
             for node in todo:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from mobizo_passes.batching import Batch, track_batch
 from mobizo_passes.errors import BatchCoupled, UnsupportedOp, describe
 from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.ir import Ir, Output
@@ -55,9 +56,14 @@ class RegroupLoss(Pass):
         Property("a loss for each group", _scalar),
     )
 
+    # Where the inputs hold the batch; None: an earlier pass has tracked it.
+    batch: Batch | None = None
+
     def rewrite(self, ir: Ir) -> int:
         if ir.outputs[0].kind == "losses":
             return 0
+        if self.batch is not None:
+            track_batch(ir, self.batch)
         loss = ir.output_node("loss")
         reached = perturbed(ir)
         if loss not in reached:

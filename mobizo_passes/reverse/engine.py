@@ -79,7 +79,7 @@ class _Reverse:
         call = Call(self.tape, source, node, place)
         row = RULES.get(call.node.target)
         if row is None:
-            raise _refusal("the loss depends on the adapter through an operator without a derivative", call.node)
+            raise refusal("the loss depends on the adapter through an operator without a derivative", call.node)
         shape = tuple(node.meta["val"].shape)
         if row.kind == WHOLE:
             g = self._whole(g, shape, node.meta["val"].dtype)
@@ -88,11 +88,11 @@ class _Reverse:
             if not any(isinstance(each, fx.Node) and each in self.active for each in several):
                 continue
             if name not in row.rules:
-                raise _refusal(f"no derivative in the argument '{name}' of an operator", call.node)
+                raise refusal(f"no derivative in the argument '{name}' of an operator", call.node)
             try:
                 given = row.rules[name](call, g)
             except NoRule as reason:
-                raise _refusal(f"no derivative {reason}", call.node) from None
+                raise refusal(f"no derivative {reason}", call.node) from None
             for each, part in zip(several, given if isinstance(arg, list | tuple) else [given], strict=True):
                 if part is not None and isinstance(each, fx.Node) and each in self.active:
                     stands_for = shape if row.kind == ELEMENTWISE else tuple(each.meta["val"].shape)
@@ -151,7 +151,8 @@ class _Reverse:
         return g.to(dtype).expand(shape)
 
 
-def _refusal(problem: str, node: fx.Node) -> UnsupportedOp:
+def refusal(problem: str, node: fx.Node) -> UnsupportedOp:
+    """The error for an operator that can't be differentiated."""
     return UnsupportedOp(
         f"{problem}: {describe(node)}\n"
         "  write it with other operators, or train with an estimator that needs no derivative, as mz.TwoSided()"

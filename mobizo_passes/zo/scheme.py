@@ -43,6 +43,8 @@ class Scheme:
     formula: ClassVar[str] = ""
     #: Whether the gradient is known by its projections on the z_i; if not, a step has neither seed nor ε.
     projected: ClassVar[bool] = True
+    #: Whether it takes differences of losses; if not, it differentiates, and a step has no ε.
+    uses_epsilon: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 1:
@@ -183,7 +185,7 @@ def _fault(cls: type[Scheme]) -> str:
         return f"kind must be a name in lower_case, found {cls.kind!r}"
     if cls.kind in _REGISTERED:
         return f"the kind {cls.kind!r} is taken by {_REGISTERED[cls.kind].__name__}; give another, or unregister that"
-    if not cls.projected:
+    if not cls.uses_epsilon:
         return ""
     own = [field.name for field in fields(cls) if field.name not in ("queries", "normalize")]
     if own:

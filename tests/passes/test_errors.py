@@ -84,7 +84,10 @@ class TestTransform:
         [
             ({"noise": "uniform"}, "noise must be one of gaussian, rademacher; found 'uniform'"),
             ({"trainable": "lora_A"}, "trainable must be 'lora_B' or 'lora_A.lora_B', found 'lora_A'"),
-            ({"estimator": "two_sided"}, "estimator must be TwoSided or OneSided or Exact, found 'two_sided'"),
+            (
+                {"estimator": "two_sided"},
+                "estimator must be TwoSided or OneSided or ForwardGradient or Exact, found 'two_sided'",
+            ),
             ({"batch_dim": -1}, "batch_dim must be a non-negative int, found -1"),
             ({"batch_dim": True}, "batch_dim must be a non-negative int, found True"),
             ({"max_labels": 2}, "max_labels= needs a token-level cross-entropy"),

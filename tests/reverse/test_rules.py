@@ -1,4 +1,4 @@
-"""Every row of the table against autograd, on shapes without two equal sizes and batches of two or more."""
+"""Every row of both tables against autograd, on shapes without two equal sizes and batches of two or more."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mobizo_passes.forward.engine import tangent
+from mobizo_passes.forward.table import FLAT, TABLE
+from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.inline import inline, trace
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.passes import AppendGradients, Canonicalize, DecomposeForGradients
+from mobizo_passes.reverse.table import ELEMENTWISE, RULES
 from tests.models import integers, random
 
 aten = torch.ops.aten
+# Reverse mode is done before losses are regrouped.
+REDUCE = torch.ops.mobizo.reduce_loss.default
 
 # float64 leaves nothing but the formula: an error of a rule is never this small.
 TOLERANCE = 1e-10
@@ -61,16 +67,18 @@ def _insert(ir: Ir, fn: Callable[..., Tensor], nodes: list[fx.Node]) -> fx.Node:
 
 
 def weights(out: Tensor) -> Tensor:
-    """Fixed weights without a pattern, so that no two elements of a result count the same."""
-    return torch.arange(1, out.numel() + 1, dtype=out.dtype).reshape(out.shape).mul(1.7).sin()
+    """Fixed weights without a pattern, so that no two elements of a result count the same; float32 holds them."""
+    return torch.arange(1, out.numel() + 1, dtype=out.dtype).reshape(out.shape).mul(1.7).sin().float().to(out.dtype)
 
 
 def check(fn: Callable[..., Tensor], *values: Tensor, unary: tuple[Any, ...] | None = None) -> None:
-    """The gradient in every floating-point value equals autograd's."""
+    """The gradient in every floating-point value equals autograd's, and its product with a direction the tangent."""
     wide = [value.double() if value.is_floating_point() else value for value in values]
     ir = _call(unary, wide) if unary is not None else graph_of(fn, wide)
-    for one in (Canonicalize(keep_detached=True), DecomposeForGradients(), AppendGradients()):
+    for one in (Canonicalize(keep_detached=True), DecomposeForGradients()):
         one(ir)
+    forward = ir.clone()
+    AppendGradients()(ir)
     found = ir.run({f"x{i}": value for i, value in enumerate(wide)})
     leaves = [value.clone().requires_grad_(True) if value.is_floating_point() else value for value in wide]
     real = [leaf for leaf in leaves if leaf.is_floating_point()]
@@ -80,6 +88,24 @@ def check(fn: Callable[..., Tensor], *values: Tensor, unary: tuple[Any, ...] | N
     names = [f"x{i}" for i, value in enumerate(wide) if value.is_floating_point()]
     for name, gradient in zip(names, expected, strict=True):
         torch.testing.assert_close(found[name], gradient, rtol=TOLERANCE, atol=TOLERANCE)
+    directions = {name: weights(leaf).cos().float().double() for name, leaf in zip(names, real, strict=True)}
+    along = sum((directions[name] * gradient).sum() for name, gradient in zip(names, expected, strict=True))
+    torch.testing.assert_close(_tangent(forward, wide, directions), along, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _tangent(ir: Ir, values: list[Tensor], directions: dict[str, Tensor]) -> Tensor:
+    """The tangent of the loss in these directions."""
+    loss = ir.output_node("loss")
+    seeds = {
+        node: ir.add_input("tangent", f"t.{role(node).name}", node.meta["val"]) for node in ir.placeholders("adapter")
+    }
+    found = tangent(ir, loss, seeds)
+    if found is None:
+        return torch.zeros((), dtype=torch.float64)
+    ir.set_outputs([(Output("loss", "loss"), found)])
+    ir.lint()
+    given = {f"t.{name}": value for name, value in directions.items()}
+    return ir.run({**{f"x{i}": value for i, value in enumerate(values)}, **given})["loss"]
 
 
 def _call(parts: tuple[Any, ...], values: list[Tensor]) -> Ir:
@@ -354,3 +380,8 @@ def test_of_operators_that_tracing_takes_apart(name: str) -> None:
         return target(*(given[a.place] if isinstance(a, Slot) else a for a in args))
 
     check(run, *values, unary=(target, args))
+
+
+def test_what_has_a_cotangent_has_a_tangent() -> None:
+    """Both modes take the same operators, so that `DecomposeForGradients` serves both."""
+    assert {target for target, row in RULES.items() if row.kind != ELEMENTWISE} == {*TABLE, *FLAT} - {REDUCE}

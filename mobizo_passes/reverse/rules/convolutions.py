@@ -113,7 +113,7 @@ def _batch_norm(n: Call, g: Value) -> Value:
     scale = (n.running_var + n.eps).rsqrt()
     weight = n.arguments.get("weight")
     scale = scale if weight is None else scale * n.weight
-    return g * scale.reshape([-1, *[1] * (len(g.shape) - 2)])
+    return g * scale.reshape([-1, *[1] * (len(n.input.shape) - 2)])
 
 
 def _average(n: Call, g: Value) -> Value:

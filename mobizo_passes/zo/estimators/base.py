@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from mobizo_passes.batching import Batch
 from mobizo_passes.errors import InputError
-from mobizo_passes.passes import AppendOptimizer, AppendUpdate, ExpandPerturbations, InsertNoise, Pass
+from mobizo_passes.passes import (
+    AppendOptimizer,
+    AppendUpdate,
+    ExpandPerturbations,
+    InsertMpLora,
+    InsertNoise,
+    Pass,
+    RegroupLoss,
+)
 from mobizo_passes.zo.optimizers import Optimizer
 from mobizo_passes.zo.scheme import Scheme, register, registered, registered_kinds, unregister
 
@@ -26,6 +35,13 @@ class Estimator(Scheme):
 
     `copies` and `formula` say the same to the readers of a picture.
     """
+
+    def loss_passes(self, batch: Batch, batch_dim: int) -> tuple[Pass, ...]:
+        """Return the passes that turn the loss into what `step_passes` start from: one loss per group, of one group.
+
+        `batch` says where the inputs hold the batch; `batch_dim` where a value is taken to that tracking lost.
+        """
+        return (InsertMpLora(batch, batch_dim), RegroupLoss())
 
     def step_passes(self, noise: str, optimizer: Optimizer) -> tuple[Pass, ...]:
         """Return the passes that turn one loss per group, of one group yet, into the readable training step.

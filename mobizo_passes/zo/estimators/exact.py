@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from mobizo_passes.batching import Batch
 from mobizo_passes.errors import InputError
 from mobizo_passes.passes import AppendGradients, AppendOptimizer, DecomposeForGradients, Pass
 from mobizo_passes.zo.estimators.base import Estimator
@@ -33,6 +34,7 @@ class Exact(Estimator):
     copies: ClassVar[str] = "θ"
     formula: ClassVar[str] = "g = ∂L(θ)/∂θ"
     projected: ClassVar[bool] = False
+    uses_epsilon: ClassVar[bool] = False
 
     def __init__(self, *, gradients: bool = False) -> None:
         object.__setattr__(self, "queries", 0)
@@ -57,6 +59,9 @@ class Exact(Estimator):
     def gradient_passes(self) -> tuple[Pass, ...]:
         """Return the passes that turn the loss into loss and gradients."""
         return (DecomposeForGradients(), AppendGradients())
+
+    def loss_passes(self, batch: Batch, batch_dim: int) -> tuple[Pass, ...]:
+        return ()
 
     def step_passes(self, noise: str, optimizer: Optimizer) -> tuple[Pass, ...]:
         return (AppendOptimizer(optimizer),)
