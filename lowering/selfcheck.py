@@ -22,7 +22,8 @@ SEED, LR, EPS = 0x5DEECE66D, 1e-2, 1e-2
 SPREAD = 0.02
 # An update is a few float32 operations on values below |value| + lr * |g| * the largest |z|.
 ROUNDING, LARGEST_NOISE = 1e-5, 4.5
-# An exact gradient is a longer chain than a loss, and cancels more; and what an optimizer's state is checked with.
+# An exact gradient, whole or along a direction, is a longer chain than a loss, and cancels more; and what an
+# optimizer's state is checked with.
 GRADIENT_TOLERANCE, STATE = 1e-3, 0.01
 # Where one step of rounding at the inputs moves an output by more than its tolerance, this many of them are allowed.
 SLACK = 4.0
@@ -117,10 +118,15 @@ class _Check:
         expected = self._eager("step", {**given, **adapter})
         with self.runner("step") as run:
             found = self._named("step", run(list(given.values())))
-            again = run(list({**given, "eps": torch.full_like(given["eps"], 1e-12)}.values())) if internal else []
+            tiny = {name: torch.full_like(value, 1e-12) for name, value in given.items() if name == "eps"}
+            again = run(list({**given, **tiny}.values())) if internal else []
         losses = self._losses("step", expected, found, lambda: self._sensitivity("step", {**given, **adapter}))
-        bound = gradient_bound(self.manifest, expected, losses)
-        self._compare("step", "projected_gradients", expected, found, bound)
+        differences = "eps" in given
+        along = self._gradient_share() * largest(expected["projected_gradients"])
+        bound = gradient_bound(self.manifest, expected, losses) if differences else along
+        # A derivative is a chain of float32 operations like a loss; a difference's bound has its rounding in it.
+        rounding = None if differences else lambda: self._sensitivity("step", {**given, **adapter})
+        self._compare("step", "projected_gradients", expected, found, bound, rounding=rounding)
         gradients = found["projected_gradients"]
         updated = self._updated(adapter, gradients, expected, bound)
         if internal:
@@ -167,7 +173,7 @@ class _Check:
     def outputs(self, method: str) -> None:
         """Compare every output of a method that computes an exact gradient, or a step from one."""
         expected, found, given = self._both(method)
-        share = max(GRADIENT_TOLERANCE, 10 * self.target.loss_tolerance)
+        share = self._gradient_share()
         for spec in self.manifest.methods[method].outputs:
             value = expected[spec.name]
             if spec.role == "loss":
@@ -179,6 +185,10 @@ class _Check:
             else:
                 limit = 0.0
             self._compare(method, spec.name, expected, found, limit, rounding=lambda: self._sensitivity(method, given))
+
+    def _gradient_share(self) -> float:
+        """How far a derivative may be off, relative to the largest: it cancels more than a loss does."""
+        return max(GRADIENT_TOLERANCE, 10 * self.target.loss_tolerance)
 
     def _both(self, method: str, finite: bool = True) -> tuple[Values, Values, Values]:
         given = self._inputs(method)

@@ -44,6 +44,11 @@ class Executor:
         """Whether a step follows the exact gradient: without seed and epsilon, and not known from few numbers."""
         return self.manifest.estimator.queries == 0
 
+    @property
+    def perturbs(self) -> bool:
+        """Whether a step takes differences of losses, and so an epsilon."""
+        return any(item.role == "eps" for item in self.manifest.methods["step"].inputs)
+
     def fresh_optimizer(self) -> dict[str, Tensor]:
         """The optimizer's state before the first step."""
         return optimizer_state.fresh(self.manifest)
@@ -65,7 +70,8 @@ class Executor:
     ) -> StepOutput:
         """Run ``step`` on bound inputs; the current state stays. ``number`` is the step's, for messages.
 
-        An exact step takes neither ``seed`` nor ``eps``.
+        What the program does not take counts for nothing: an exact step neither ``seed`` nor ``eps``, one of
+        directional derivatives no ``eps``.
 
         Raises:
             NonFiniteLossError, NonFiniteAdapterError, InternalStateError.

@@ -82,6 +82,11 @@ class Session:
         return clones(self._executor.optimizer)
 
     @property
+    def perturbs(self) -> bool:
+        """Whether a step perturbs the adapter, and so takes an ``eps``."""
+        return self._executor.perturbs
+
+    @property
     def initial_adapter(self) -> dict[str, Tensor]:
         """Copies of the trainable tensors stored in the .pte."""
         return clones(self._executor.initial)
@@ -150,8 +155,8 @@ class Session:
             batches: a sequence of dicts of tensors (cycled), an object with ``batch(step)``, or any other iterable of
                 dicts (consumed once). Every tensor has the dtype and shape in the manifest.
             steps: length of the run, steps already in the journal included.
-            lr, eps: numbers, or functions of the step number; rounded to float32. A program of exact gradients has no
-                eps.
+            lr, eps: numbers, or functions of the step number; rounded to float32. A program of exact gradients, or of
+                directional derivatives, has no eps.
             seed: the run's seed; each step's own is :func:`runtime_driver.step_seed` of it.
             journal: a file that gets one line per step. If it exists, its steps are replayed without the model and the
                 run goes on after them, to the same bits as a run that was never interrupted. Steps of exact gradients
@@ -201,7 +206,8 @@ class Session:
         """One step; the session takes the new adapter and optimizer's state unless ``update`` is false.
 
         Args:
-            seed: ``0 <= seed < 2**31``; neither it nor ``eps`` for a program of exact gradients.
+            seed: ``0 <= seed < 2**31``; neither it nor ``eps`` for a program of exact gradients, no ``eps`` for one of
+                directional derivatives.
 
         Raises:
             HyperparameterError, BatchError, LabelError, NonFiniteLossError, NonFiniteAdapterError.
@@ -220,9 +226,10 @@ class Session:
 
     def _checked_eps(self, eps: float | Schedule | None) -> float | Schedule | None:
         """Raises :class:`HyperparameterError` where a program needs a radius and has none, or the other way round."""
-        if self._executor.exact and eps is not None:
-            raise HyperparameterError("eps", "no value for a program of exact gradients, which perturbs nothing", eps)
-        if not self._executor.exact and eps is None:
+        if not self._executor.perturbs and eps is not None:
+            kind = "exact gradients" if self._executor.exact else "directional derivatives"
+            raise HyperparameterError("eps", f"no value for a program of {kind}, which perturbs nothing", eps)
+        if self._executor.perturbs and eps is None:
             raise HyperparameterError("eps", "a number > 0, the radius of the perturbation", eps)
         return eps
 

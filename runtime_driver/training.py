@@ -44,7 +44,7 @@ class RunOptions:
 
     steps: int
     lr: Schedule
-    #: None for a program of exact gradients, which has none.
+    #: None for a program that perturbs nothing.
     eps: Schedule | None
     seed: int
     journal: Path | None

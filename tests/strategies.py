@@ -153,10 +153,14 @@ def models(draw: st.DrawFn, *, smooth: bool = False) -> ModelSpec:
 
 
 @st.composite
-def estimators(draw: st.DrawFn) -> mz.TwoSided | mz.OneSided:
-    """Every estimator of 1 to 4 queries, normalized or not; a standard deviation needs two perturbed losses."""
-    kind, queries = draw(st.sampled_from([mz.TwoSided, mz.OneSided])), draw(st.integers(1, 4))
-    alone = kind is mz.OneSided and queries == 1
+def estimators(draw: st.DrawFn, differentiating: bool = False) -> mz.Estimator:
+    """Every estimator of 1 to 4 queries, normalized or not; a standard deviation needs two perturbed losses.
+
+    Those that take no differences are among them if `differentiating`.
+    """
+    kinds = [mz.TwoSided, mz.OneSided, *([mz.ForwardGradient] if differentiating else [])]
+    kind, queries = draw(st.sampled_from(kinds)), draw(st.integers(1, 4))
+    alone = not kind.uses_epsilon or (kind is mz.OneSided and queries == 1)
     return kind(queries=queries, normalize=None if alone else draw(st.sampled_from([None, "std"])))
 
 

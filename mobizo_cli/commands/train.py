@@ -21,7 +21,9 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     eps: Annotated[
         float | None,
-        typer.Option(help="Radius of the perturbation. [default: 0.01; none for exact gradients]", show_default=False),
+        typer.Option(
+            help="Radius of the perturbation. [default: 0.01; none where nothing is perturbed]", show_default=False
+        ),
     ] = None,
     schedule: Annotated[Literal["constant", "linear"], typer.Option(help="Learning rate over the run.")] = "constant",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the data's order.")] = 0,
@@ -58,7 +60,7 @@ def train(
             batches,
             steps,
             lr=Constant(lr) if schedule == "constant" else LinearDecay(lr, steps),
-            eps=1e-2 if eps is None and session.manifest.estimator.queries else eps,
+            eps=1e-2 if eps is None and session.perturbs else eps,
             seed=seed,
             journal=journal,
             eval_batches=held_out,

@@ -47,8 +47,8 @@ class Header:
 class Record:
     """One step. Floats are float32 values, written with as many digits as bring back the same bits.
 
-    A step of an exact gradient has no projected gradients and an ``eps`` of 0; ``state`` is the SHA-256 of adapter and
-    optimizer after it. Other steps have none: their state follows from their numbers.
+    A step that perturbs nothing has an ``eps`` of 0. One of an exact gradient has no projected gradients; ``state`` is
+    the SHA-256 of adapter and optimizer after it. Other steps have none: their state follows from their numbers.
     """
 
     step: int

@@ -73,7 +73,9 @@ class ProgramFileSpec(_Record):
 class EstimatorSpec(_Record):
     """How the projected gradients are formed; ``groups`` is P, the number of copies of the batch in one forward.
 
-    With 0 ``queries`` the gradient is exact: there are no projected gradients, no seed and no epsilon.
+    With 0 ``queries`` the gradient is exact: there are no projected gradients, no seed and no epsilon. Where ``step``
+    has no input with the role ``eps`` otherwise, projected gradients are directional derivatives: the copies are of
+    tangents, and its one loss is that of the adapter itself.
 
     ``kind`` is a name for people: the other fields say what has to be known. ``normalize``: what the projected
     gradients that the step returns are already divided by; ``"std"`` is the standard deviation of the losses of

@@ -38,7 +38,7 @@ FEW = settings(
     eps=strategies.radii(),
 )
 def test_eager_portable_and_xnnpack_agree(
-    spec: strategies.ModelSpec, estimator: mz.TwoSided | mz.OneSided, noise: str, trainable: str, seed: int, eps: float
+    spec: strategies.ModelSpec, estimator: mz.Estimator, noise: str, trainable: str, seed: int, eps: float
 ) -> None:
     model, inputs = spec.model(), spec.inputs()
     program = mz.transform(model, inputs, loss=spec.loss_fn(), estimator=estimator, noise=noise, trainable=trainable)

@@ -8,6 +8,7 @@ that.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mobizo_passes as mz
 from mobizo_passes.capture.export import forward_with_loss
@@ -32,6 +34,8 @@ FEW = settings(max_examples=max(settings.default.max_examples // 2, 10) if setti
 
 def close(program: mz.TrainingProgram, model: nn.Module, inputs: Any, seed: int, eps: float) -> mz.StepResult:
     """Assert that a step agrees with the reference in every output; returns the step."""
+    if not program.estimator.uses_epsilon:
+        return mz.verify(program, model, inputs, seed=seed, lr=LR)
     adapter = program.initial_adapter()
     got = program.step(adapter, inputs, seed=seed, lr=LR, eps=eps)
     want = mz.reference.step(
@@ -55,6 +59,13 @@ def close(program: mz.TrainingProgram, model: nn.Module, inputs: Any, seed: int,
 def test_step_agrees_with_the_reference(compiled, one: Case) -> None:
     program, model, inputs = compiled(one.name)
     close(program, model, inputs, seed=3, eps=1e-2)
+
+
+@pytest.mark.parametrize("trainable", ["lora_B", "lora_A+lora_B"])
+@pytest.mark.parametrize("one", CASES, ids=str)
+def test_directional_derivatives_are_autograds(compiled, one: Case, trainable: str) -> None:
+    """In float64, to rounding: no difference of losses could be."""
+    close(*compiled(one.name, estimator=mz.ForwardGradient(3), trainable=trainable), seed=3, eps=0.0)
 
 
 @pytest.mark.parametrize("one", CASES, ids=str)
@@ -97,7 +108,7 @@ def test_random_models(data: st.DataObject) -> None:
     spec = data.draw(strategies.models())
     model, inputs = spec.model(), spec.inputs()
     program = mz.transform(
-        model, inputs, loss=spec.loss_fn(), estimator=data.draw(strategies.estimators()),
+        model, inputs, loss=spec.loss_fn(), estimator=data.draw(strategies.estimators(True)),
         noise=data.draw(strategies.kinds()), trainable=data.draw(strategies.trainables()),
     )  # fmt: skip
     seed, eps = data.draw(strategies.seeds()), data.draw(strategies.radii())
@@ -194,6 +205,8 @@ ESTIMATORS = [
     mz.TwoSided(1, normalize="std"),
     mz.TwoSided(3, normalize="std"),
     mz.OneSided(2, normalize="std"),
+    mz.ForwardGradient(1),
+    mz.ForwardGradient(4),
 ]
 
 
@@ -203,10 +216,31 @@ ESTIMATORS = [
 def test_estimators_noises_and_trainables(compiled, estimator: Any, noise: str, trainable: str) -> None:
     program, model, inputs = compiled("block", estimator=estimator, noise=noise, trainable=trainable)
     got = close(program, model, inputs, seed=-4, eps=1e-2)
-    assert got.losses.shape == (estimator.groups,)
+    assert got.losses.shape == (estimator.groups if estimator.uses_epsilon else 1,)
     assert got.projected_gradients.shape == (estimator.queries,)
     again = program.apply(program.initial_adapter(), seed=-4, lr=LR, projected_gradients=got.projected_gradients)
     assert all(torch.equal(again[fqn], value) for fqn, value in got.adapter.items())
+
+
+@pytest.mark.parametrize("name", ["mlp", "block", "llama-qv"])
+def test_the_reference_of_directional_derivatives_is_forward_mode(compiled, name: str) -> None:
+    """`torch.func.jvp` on the untransformed model, to a few roundings."""
+    program, model, inputs = compiled(name)
+    adapter = program.initial_adapter()
+    estimator = mz.ForwardGradient(2)
+    want = mz.reference.step(model, inputs, adapter, seed=4, lr=LR, estimator=estimator, loss=program.loss_fn)
+    z = mz.reference.draw(adapter, 4, 2, "gaussian")
+    # Without the modes that it sets: no gradients, in either direction.
+    loss_of = inspect.unwrap(mz.reference.loss_of)
+
+    def of(one: dict[str, Tensor]) -> Tensor:
+        return loss_of(model, inputs, one, program.loss_fn)
+
+    for query in range(2):
+        with sdpa_kernel(SDPBackend.MATH):
+            loss, along, *_ = jvp(of, (adapter,), ({fqn: each[query] for fqn, each in z.items()},))
+        torch.testing.assert_close(loss, want.loss)
+        torch.testing.assert_close(along, want.projected_gradients[query], rtol=1e-4, atol=1e-5)
 
 
 @given(data=st.data(), estimator=strategies.estimators())
@@ -295,6 +329,14 @@ class TestVerifyCatches:
         program, model, inputs = self.program()
         self.damage(program, "mobizo.noise", 1, 777, method="apply")
         with pytest.raises(mz.VerificationFailed, match=r"apply and step"):
+            mz.verify(program, model, inputs)
+
+    def test_a_derivative_along_another_direction(self) -> None:
+        one = case("mlp")
+        model, inputs = one.build(), one.inputs()
+        program = mz.transform(model, inputs, **{**one.options, "estimator": mz.ForwardGradient(2)})
+        self.damage(program, "mobizo.noise", 1, 12345)
+        with pytest.raises(mz.VerificationFailed, match="projected gradient of query 0: the program gives"):
             mz.verify(program, model, inputs)
 
     def test_another_model(self) -> None:
