@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mobizo_passes import reference
-from mobizo_passes.capture.inputs import LossFn
+from mobizo_passes.autograd import LOSS_TOLERANCE, Autograd
 from mobizo_passes.errors import VerificationFailed
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.program import TrainingProgram
 from mobizo_passes.reference import StepResult
 
-# Fused and sequential forwards sum in different orders; float32 keeps the losses this close, relative to their size.
-LOSS_TOLERANCE = 2e-5
 # Gradients follow from losses, and updates from gradients, in a few float32 operations on both sides.
 ROUNDING = 1e-5
-# Exact gradients: float32 keeps a chain of products and sums this close to float64, relative to the largest entry and
-# with a floor for gradients that cancel to nothing; or no further from it than a few times autograd's own float32 is.
-GRADIENT_TOLERANCE = 1e-5
-GRADIENT_FLOOR = 1e-7
-# Where the model itself overflows in float64, float32's gradient has to do, and both sides round.
-ROUNDED_TOLERANCE = 1e-4
-AUTOGRADS_ERROR = 8.0
 # |z| stays below this.
 LARGEST_NOISE = 4.5
 
@@ -57,7 +46,9 @@ def verify(
         return _verify_exact(program, model, example_inputs, adapter, lr)
     if not program.estimator.uses_epsilon:
         got = program.step(adapter, example_inputs, seed=seed, lr=lr, optimizer=state)
-        check_directional(got, program, model, example_inputs, adapter, seed)
+        z = reference.draw(adapter, seed, program.estimator.queries, program.noise)
+        true = Autograd.of(model, example_inputs, adapter, program.loss_fn)
+        true.check_directional(got.loss, got.projected_gradients, z)
         _check_update(got, program, adapter, state, seed, lr)
         return got
     got = program.step(adapter, example_inputs, seed=seed, lr=lr, eps=eps, optimizer=state)
@@ -128,89 +119,8 @@ def _verify_exact(
 ) -> StepResult:
     got = program.step(adapter, example_inputs, lr=lr, optimizer=program.initial_optimizer())
     gradients = program.gradients(adapter, example_inputs)
-    check_gradients(got.loss, gradients, model, example_inputs, adapter, program.loss_fn)
+    Autograd.of(model, example_inputs, adapter, program.loss_fn).check_gradients(got.loss, gradients)
     # From the program's own gradients: Adam's first step is little more than their sign.
     updated, _ = reference.stepped(adapter, gradients, lr=lr, optimizer=program.optimizer)
     _check_updated(got.adapter, updated, lr * max(1.0, *(float(each.abs().max()) for each in gradients.values())))
     return got
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """Autograd's loss and gradients, in float64 or in `precision`, and the gradients as float32 rounds them."""
-
-    loss: Tensor
-    gradients: Mapping[str, Tensor]
-    rounded: Mapping[str, Tensor]
-    tolerance: float = GRADIENT_TOLERANCE
-    precision: str = "float64"
-
-    def check_loss(self, value: Tensor) -> None:
-        loss = float(self.loss)
-        scale = LOSS_TOLERANCE * max(1.0, abs(loss))
-        if not abs(float(value) - loss) <= scale:
-            raise VerificationFailed(
-                f"the loss: the program gives {float(value)}, the reference {loss} (tolerance {scale:.2g})"
-            )
-
-
-def _autograd(model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], loss_fn: LossFn | None) -> _Truth:
-    loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
-    narrow, rounded = reference.gradients_of(model, example_inputs, adapter, loss_fn)
-    if narrow.isfinite() and not loss.isfinite():
-        return _Truth(narrow, rounded, rounded, ROUNDED_TOLERANCE, "float32")
-    return _Truth(loss, exact, rounded)
-
-
-def check_directional(
-    got: StepResult,
-    program: TrainingProgram,
-    model: nn.Module,
-    example_inputs: Any,
-    adapter: Mapping[str, Tensor],
-    seed: int,
-) -> None:
-    """Raise `VerificationFailed` unless a step's loss and directional derivatives are autograd's in float64.
-
-    A derivative along z ~ N(0, I) is about as large as the norm of the gradient, so the tolerance is relative to that.
-    A model that is finite in float32 alone is compared with autograd in float32.
-    """
-    true = _autograd(model, example_inputs, adapter, program.loss_fn)
-    true.check_loss(got.loss)
-    z = reference.draw(adapter, seed, program.estimator.queries, program.noise)
-    want, rounded = reference.along(true.gradients, z), reference.along(true.rounded, z)
-    norm = math.sqrt(sum(float(each.double().square().sum()) for each in true.gradients.values()))
-    floor = GRADIENT_FLOOR * math.sqrt(sum(each.numel() for each in true.gradients.values()))
-    limit = max(true.tolerance * norm + floor, AUTOGRADS_ERROR * float((rounded - want).abs().max()))
-    for i, (a, b) in enumerate(zip(got.projected_gradients.tolist(), want.tolist(), strict=True)):
-        if not abs(a - b) <= limit:
-            raise VerificationFailed(
-                f"projected gradient of query {i}: the program gives {a}, autograd in {true.precision} {b} "
-                f"(tolerance {limit:.2g})"
-            )
-
-
-def check_gradients(
-    value: Tensor,
-    gradients: Mapping[str, Tensor],
-    model: nn.Module,
-    example_inputs: Any,
-    adapter: Mapping[str, Tensor],
-    loss_fn: LossFn | None = None,
-) -> None:
-    """Raise `VerificationFailed` unless a loss and its gradient, FQN -> tensor, are autograd's in float64.
-
-    A model that is finite in float32 alone (masks of the dtype's smallest number, to which scores are added, overflow
-    where they are wide) is compared with autograd in float32.
-    """
-    true = _autograd(model, example_inputs, adapter, loss_fn)
-    true.check_loss(value)
-    for fqn, want in true.gradients.items():
-        limit = true.tolerance * float(want.abs().max()) + GRADIENT_FLOOR
-        limit = max(limit, AUTOGRADS_ERROR * float((true.rounded[fqn] - want).abs().max()))
-        difference = float((gradients[fqn] - want).abs().max())
-        if not difference <= limit:
-            raise VerificationFailed(
-                f"site '{fqn}': its gradient is off by {difference:.3g} from autograd's in {true.precision}, of at "
-                f"most {float(want.abs().max()):.3g} (tolerance {limit:.2g})"
-            )

@@ -37,6 +37,8 @@ class ExpandTangents(Pass):
 
     name: ClassVar[str] = "expand-tangents"
     requires = (has_output("projected_gradients"), NOISE)
+    # Noise that no tangent is made of is still the update's.
+    prunes: ClassVar[bool] = False
 
     queries: int
 

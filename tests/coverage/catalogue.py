@@ -27,13 +27,16 @@ INTRODUCTION = """# Coverage
 Written by a test run (`MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage`); another test compares it with what the run
 gives. Every model is tiny, with random weights, LoRA-B not zero, a batch of three examples. **agrees**: losses,
 projected gradients and updated tensors of one step equal the sequential reference on the untransformed model; under
-*exact*, the gradient by reverse mode equals autograd's in float64.
+*exact*, the gradient by reverse mode equals autograd's in float64, and under *forward*, two directional derivatives do.
 **refused**: `mobizo_passes.transform` raises the error shown, on purpose. Sites: how many low-rank updates were found.
 Options other than the default (two queries, two-sided, Gaussian noise, `lora_B` trained) are named.
 """
 
 
-HEAD = ("| architecture | variant | options | sites | result | exact |", "|---|---|---|--:|---|---|")
+HEAD = (
+    "| architecture | variant | options | sites | result | exact | forward |",
+    "|---|---|---|--:|---|---|---|",
+)
 
 
 def table() -> str:
@@ -44,7 +47,8 @@ def table() -> str:
 def line(row: Row) -> str:
     """Return the line of the table that a run of this row gives."""
     got = outcome(row)
-    return f"{start(row)} {got.sites if got.error is None else '–'} | {got.text()} | {got.exact_text()} |"
+    cells = " | ".join(got.derivative_text(name) for name in ("exact", "forward"))
+    return f"{start(row)} {got.sites if got.error is None else '–'} | {got.text()} | {cells} |"
 
 
 def start(row: Row) -> str:
@@ -54,9 +58,12 @@ def start(row: Row) -> str:
 
 def document(lines: Mapping[Row, str]) -> str:
     """Return docs/coverage.md around the lines of all rows."""
-    agree = sum(each.split(" | ")[4].startswith("agrees") for each in lines.values())
-    exact = sum(each.endswith("| agrees |") for each in lines.values())
-    counts = f"{agree} agree, {len(lines) - agree} are refused on purpose; of {exact} the exact gradient agrees too."
+    columns = list(zip(*(each.removesuffix(" |").split(" | ")[4:7] for each in lines.values()), strict=True))
+    agree, exact, forward = (sum(cell == "agrees" for cell in column) for column in columns)
+    counts = (
+        f"{agree} agree, {len(lines) - agree} are refused on purpose; of {exact} the exact gradient agrees too, and of "
+        f"{forward} directional derivatives do."
+    )
     text = [INTRODUCTION, f"{len(lines)} rows: {counts}"]
     for title, rows in SECTIONS:
         text += ["", f"## {title}", "", *HEAD, *(lines[row] for row in rows)]

@@ -13,12 +13,13 @@ from torch import nn
 
 import mobizo_passes as mz
 from mobizo_passes import pipelines
+from mobizo_passes.autograd import LOSS_TOLERANCE, Autograd
+from mobizo_passes.passes.split_loss import batch_of
 from mobizo_passes.program import run_passes
 from mobizo_passes.transform import only
-from mobizo_passes.verify import LOSS_TOLERANCE, check_gradients
 from tests.models import seeded
 
-QUERIES = 2
+QUERIES, SEED = 2, 5
 
 # Options that rows share; every row that has one says so in the table.
 BOTH: dict[str, Any] = {"trainable": "lora_A+lora_B"}
@@ -74,15 +75,15 @@ class Outcome:
     spread: float = 0.0
     tolerance: float = 0.0
     error: mz.MobizoError | None = None
-    exact: mz.MobizoError | None = None
+    derivatives: Mapping[str, mz.MobizoError | None] = field(default_factory=dict)
 
     def text(self) -> str:
         """The cell of the result: `agrees`, or why not, on one line and without the advice."""
         return _told(self.error)
 
-    def exact_text(self) -> str:
-        """The cell of the exact gradient, likewise; nothing where the row itself is refused."""
-        return _told(self.exact) if self.error is None else "–"
+    def derivative_text(self, name: str) -> str:
+        """The cell of the gradient, "exact", or of its projections, "forward"; nothing where the row is refused."""
+        return _told(self.derivatives[name]) if self.error is None else "–"
 
 
 def _told(error: mz.MobizoError | None) -> str:
@@ -112,29 +113,46 @@ def outcome(row: Row) -> Outcome:
     try:
         program = row.transform(model, inputs)
         _check_all_taken(row, model, program)
-        result = mz.verify(program, model, inputs, seed=5)
+        result = mz.verify(program, model, inputs, seed=SEED)
     except mz.MobizoError as error:
         return Outcome(error=error.with_traceback(None))
     losses = result.losses
     tolerance = LOSS_TOLERANCE * max(1.0, float(losses.abs().max()))
     spread = float(losses.max() - losses.min())
-    return Outcome(program, len(program.sites), spread, tolerance, exact=_exact(row, program, inputs))
+    return Outcome(program, len(program.sites), spread, tolerance, derivatives=_derivatives(row, program, inputs))
 
 
-def _exact(row: Row, program: mz.TrainingProgram, inputs: Any) -> mz.MobizoError | None:
-    """What is wrong with the exact gradient of a row, from a capture of its own where the model cuts gradients off."""
-    model, loss = row.build(), row.options.get("loss")
-    adapter = program.initial_adapter()
+def _derivatives(row: Row, program: mz.TrainingProgram, inputs: Any) -> dict[str, mz.MobizoError | None]:
+    """What is wrong with the derivatives of a row, from a capture of its own where the model cuts gradients off."""
+    model, adapter = row.build(), program.initial_adapter()
+    true = Autograd.of(model, inputs, adapter, row.options.get("loss"))
+    evaluated = only(program.captured, "loss")
+    run_passes(evaluated, pipelines.evaluate(program.labels["max_labels"]))
+    z = mz.reference.draw(adapter, SEED, QUERIES, program.noise)
+    given = {**adapter, **program.example_batch(), "seed": torch.tensor([SEED]), "lr": torch.zeros(1)}
+
+    def exact() -> None:
+        found = run_passes(evaluated.clone(), pipelines.gradients(mz.Exact())).run(given)
+        true.check_gradients(found["loss"], found)
+
+    def forward() -> None:
+        batch = batch_of(evaluated, row.options.get("batch_dim", 0))
+        passes = pipelines.step(mz.ForwardGradient(QUERIES), program.noise, batch)
+        found = run_passes(evaluated.clone(), passes).run(given)
+        true.check_directional(found["loss"], found["projected_gradients"], z)
+
+    def captured_anew(estimator: mz.Estimator) -> Callable[[], object]:
+        return lambda: mz.verify(row.transform(model, inputs, estimator=estimator), model, inputs)
+
+    checks: dict[str, Callable[[], object]] = {"exact": exact, "forward": forward}
+    if "DoRA" in row.variant:
+        checks = {"exact": captured_anew(mz.Exact()), "forward": captured_anew(mz.ForwardGradient(QUERIES))}
+    return {name: _error(check) for name, check in checks.items()}
+
+
+def _error(check: Callable[[], object]) -> mz.MobizoError | None:
     try:
-        if "DoRA" in row.variant:
-            other = row.transform(model, inputs, estimator=mz.Exact())
-            mz.verify(other, model, inputs)
-            return None
-        ir = only(program.captured, "loss")
-        limit = program.labels["max_labels"]
-        run_passes(ir, (*pipelines.evaluate(limit), *pipelines.gradients(mz.Exact())))
-        found = ir.run({**adapter, **program.example_batch()})
-        check_gradients(found["loss"], found, model, inputs, adapter, loss)
+        check()
     except mz.MobizoError as error:
         return error.with_traceback(None)
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import mobizo_passes as mz
-from mobizo_passes.verify import LOSS_TOLERANCE
+from mobizo_passes.autograd import LOSS_TOLERANCE
 from tests.graphs.cases import Case
 from tests.text_form import check_text
 

@@ -172,3 +172,16 @@ def test_detach_ends_a_tangent() -> None:
 
     model = seeded(Detached())
     mz.verify(programmed(Detached()), model, (random(3, 6), integers(4, 3)))
+
+
+def test_a_site_that_only_a_comparison_reads_has_a_derivative_of_zero() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora, self.gate, self.head = Lora(6, 8), Lora(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lora(x).masked_fill(self.gate(x) > 0.5, 0.0))
+
+    model = seeded(Masked())
+    mz.verify(programmed(Masked()), model, (random(3, 6), integers(4, 3)))

@@ -1,4 +1,7 @@
-"""Random graphs with exact gradients: each equals autograd's in float64, or is refused and the reason names a node."""
+"""Random graphs, differentiated: gradients and directional derivatives equal autograd's in float64, or are refused.
+
+A refusal names a node.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections import Counter
 
 import pytest
 from hypothesis import event, given, seed, settings
+from hypothesis import strategies as st
 
 import mobizo_passes as mz
 from tests.graphs.cases import Case, cases
@@ -14,16 +18,17 @@ from tests.strategies import trainables
 
 # As for estimates: many short runs try more kinds of graph. A fifth as many: the graphs are the same, and each model is
 # captured anew, which is what takes the time.
-CHUNKS = 8
+CHUNKS = 12
 PER_CHUNK = -(-max(settings.default.max_examples if settings.default else 0, 8 * CHUNKS) // CHUNKS)
 seen: Counter[str] = Counter()
+estimators = st.sampled_from([mz.Exact(), mz.ForwardGradient(2)])
 
 
-def judge(case: Case, trainable: str) -> mz.UnsupportedOp | None:
-    """Return the refusal, or None if the gradient is autograd's; anything else raises."""
+def judge(case: Case, estimator: mz.Estimator, trainable: str) -> mz.UnsupportedOp | None:
+    """Return the refusal, or None if what the estimator gives is autograd's; anything else raises."""
     model, inputs = case.build(), case.inputs()
     try:
-        program = mz.transform(model, inputs, loss=case.loss_fn(), estimator=mz.Exact(), trainable=trainable)
+        program = mz.transform(model, inputs, loss=case.loss_fn(), estimator=estimator, trainable=trainable)
     except mz.UnsupportedOp as refusal:
         if not NODE.search(str(refusal)):
             raise AssertionError("the refusal names no node") from refusal
@@ -36,10 +41,11 @@ def judge(case: Case, trainable: str) -> mz.UnsupportedOp | None:
 def test_random_graphs(chunk: int) -> None:
     @seed(1000 + chunk)
     @settings(max_examples=PER_CHUNK)
-    @given(case=cases(), trainable=trainables())
-    def agrees_or_is_refused(case: Case, trainable: str) -> None:
-        refusal = judge(case, trainable)
-        kind = f"{'coupled' if case.coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"
+    @given(case=cases(), estimator=estimators, trainable=trainables())
+    def agrees_or_is_refused(case: Case, estimator: mz.Estimator, trainable: str) -> None:
+        refusal = judge(case, estimator, trainable)
+        coupled = case.coupled and isinstance(estimator, mz.ForwardGradient)
+        kind = f"{'coupled' if coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"
         event(kind)
         seen[kind] += 1
 
