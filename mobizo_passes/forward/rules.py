@@ -90,6 +90,11 @@ def _looked_up(n: Call, t: Tangents) -> Value:
     return t["weight"].call(aten.embedding.default, n.indices)
 
 
+def _places(n: Call) -> Value:
+    """The second result, the integers: an item of its own, for the one that there is may stand further down."""
+    return n.tape.item(Value(n.tape, n.node), 1)
+
+
 def _extreme(n: Call, t: Tangents) -> Value:
     """Those that share the extreme share its tangent, as in autograd."""
     dims = reduced(n)
@@ -102,13 +107,13 @@ def _picked(n: Call, t: Tangents) -> Value | None:
     if n.place == 1:
         return None
     dim = n.dim % len(n.self.shape)
-    found = t["self"].call(aten.gather.default, dim, kept(n, n.result(1), [dim]))
+    found = t["self"].call(aten.gather.default, dim, kept(n, _places(n), [dim]))
     return found.reshape(n.out.shape)
 
 
 def _ranked(n: Call, t: Tangents) -> Value | None:
     """`topk` and `sort`: values with their places."""
-    return None if n.place == 1 else t["self"].call(aten.gather.default, n.dim % len(n.self.shape), n.result(1))
+    return None if n.place == 1 else t["self"].call(aten.gather.default, n.dim % len(n.self.shape), _places(n))
 
 
 def _softmax(n: Call, t: Tangents) -> Value:
@@ -145,7 +150,7 @@ def _maximum(n: Call, t: Tangents) -> Value | None:
     if n.place == 1:
         return None
     if n.node.target is aten.max_pool2d_with_indices.default:
-        index = n.result(1)
+        index = _places(n)
     else:
         given = [n.kernel_size, n.stride, n.padding, n.dilation, n.ceil_mode]
         index = n.tape.item(n.self.call(aten.max_pool2d_with_indices.default, *given), 1)

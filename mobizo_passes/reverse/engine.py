@@ -25,7 +25,8 @@ def active_nodes(loss: fx.Node, wrt: Sequence[fx.Node]) -> set[fx.Node]:
     needed, stack = {loss}, [loss]
     while stack:
         for each in stack.pop().all_input_nodes:
-            if each not in needed:
+            # What passes through an integer (a selection's) has no derivative.
+            if each not in needed and _is_real(each):
                 needed.add(each)
                 stack.append(each)
     active = needed.intersection(wrt)

@@ -6,7 +6,9 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,25 @@ from tests.driver.command import Cli, Done
 def built_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny program, lowered once for the whole run; never change this file."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "tiny.pte")
+
+
+@dataclass(frozen=True)
+class Either:
+    """A tiny program, whichever way it comes by its projected gradients, and how it is trained."""
+
+    path: Path
+    run: dict[str, Any]
+
+    def session(self) -> Session:
+        return Session(self.path)
+
+
+@pytest.fixture(scope="session", params=["differences", "derivatives"])
+def either(request: pytest.FixtureRequest, built_pte: Path, tmp_path_factory: pytest.TempPathFactory) -> Either:
+    if request.param == "differences":
+        return Either(built_pte, {"lr": 0.5, "eps": 1e-2, "seed": 7})
+    path = tiny.build_derivatives(tmp_path_factory.mktemp("derivatives") / "tiny.pte")
+    return Either(path, {"lr": 0.5, "seed": 7})
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 
 from runtime_driver import Session, read_journal
 from tests.driver import tiny
+from tests.driver.conftest import Either
 
 STEPS = 300
 ROOT = Path(__file__).parents[2]
@@ -36,18 +37,18 @@ def wait_for_records(journal: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(built_pte: Path) -> Session:
-    session = Session(built_pte)
-    session.fit(tiny.make_batches(3), STEPS, lr=0.5, eps=1e-2, seed=7)
+def uninterrupted(either: Either) -> Session:
+    session = either.session()
+    session.fit(tiny.make_batches(3), STEPS, **either.run)
     return session
 
 
-def test_sigkill_again_and_again_then_resume(built_pte: Path, tmp_path: Path, uninterrupted: Session):
+def test_sigkill_again_and_again_then_resume(either: Either, tmp_path: Path, uninterrupted: Session):
     journal, out = tmp_path / "run.jsonl", tmp_path / "adapter"
     chance = random.Random(0)
     done = [0]
     for _ in range(3):
-        process = start(built_pte, journal, out)
+        process = start(either.path, journal, out)
         wait_for_records(journal, done[-1] + 1)
         time.sleep(chance.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
@@ -56,15 +57,15 @@ def test_sigkill_again_and_again_then_resume(built_pte: Path, tmp_path: Path, un
         assert not out.exists()
     assert done == sorted(set(done))
     assert 0 < done[-1] < STEPS
-    session = Session(built_pte)
-    result = session.fit(tiny.make_batches(3), STEPS, lr=0.5, eps=1e-2, seed=7, journal=journal)
+    session = either.session()
+    result = session.fit(tiny.make_batches(3), STEPS, **either.run, journal=journal)
     assert result.first_step == done[-1]
     assert torch.equal(session.adapter[tiny.FQN_B], uninterrupted.adapter[tiny.FQN_B])
 
 
-def test_ctrl_c_ends_between_two_steps(built_pte: Path, tmp_path: Path, uninterrupted: Session):
+def test_ctrl_c_ends_between_two_steps(either: Either, tmp_path: Path, uninterrupted: Session):
     journal, out = tmp_path / "run.jsonl", tmp_path / "adapter"
-    process = start(built_pte, journal, out)
+    process = start(either.path, journal, out)
     wait_for_records(journal, 5)
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate()
@@ -73,12 +74,12 @@ def test_ctrl_c_ends_between_two_steps(built_pte: Path, tmp_path: Path, uninterr
     assert result["interrupted"]
     assert 0 < result["steps"] < STEPS
     assert len(read_journal(journal).records) == result["steps"]
-    session = Session(built_pte)
+    session = either.session()
     session.replay(journal)
     replayed = session.adapter
     session.load_adapter(out)
     assert torch.equal(session.adapter[tiny.FQN_B], replayed[tiny.FQN_B])
-    session.fit(tiny.make_batches(3), STEPS, lr=0.5, eps=1e-2, seed=7, journal=journal)
+    session.fit(tiny.make_batches(3), STEPS, **either.run, journal=journal)
     assert torch.equal(session.adapter[tiny.FQN_B], uninterrupted.adapter[tiny.FQN_B])
 
 

@@ -12,6 +12,7 @@ import torch
 import runtime_driver
 from runtime_driver import Callback, LinearDecay, Session
 from tests.driver import tiny
+from tests.driver.conftest import Either
 
 RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2, "seed": 7}
 
@@ -37,11 +38,25 @@ def test_fit_learns(session: Session):
     assert after.examples == 32
 
 
-def test_two_runs_give_the_same_bits(built_pte: Path):
-    sessions = [Session(built_pte), Session(built_pte)]
+def test_two_runs_give_the_same_bits(either: Either):
+    sessions = [either.session(), either.session()]
     for one in sessions:
-        one.fit(tiny.make_batches(3), 10, **RUN)
+        one.fit(tiny.make_batches(3), 10, **either.run)
     assert same(sessions[0].adapter, sessions[1].adapter)
+
+
+def test_what_perturbs_nothing_takes_no_epsilon(either: Either, tmp_path: Path):
+    session, batches = either.session(), tiny.make_batches(1)
+    assert session.perturbs == ("eps" in either.run)
+    if session.perturbs:
+        return
+    for call in (lambda: session.fit(batches, 1, lr=0.5, eps=1e-2), lambda: session.step(batches[0], seed=1, eps=1e-2)):
+        with pytest.raises(runtime_driver.HyperparameterError, match="`eps` must be no value for a program of direct"):
+            call()
+    session.fit(batches, 2, **either.run, journal=tmp_path / "run.jsonl")
+    contents = runtime_driver.read_journal(tmp_path / "run.jsonl")
+    assert contents.header.eps == "none"
+    assert [(each.eps, len(each.projected_gradients), each.state) for each in contents.records] == [(0.0, 2, "")] * 2
 
 
 def test_run_seed_matters(built_pte: Path):
@@ -51,8 +66,9 @@ def test_run_seed_matters(built_pte: Path):
     assert not same(sessions[0].adapter, sessions[1].adapter)
 
 
-def test_apply_repeats_a_step_without_the_model(session: Session):
-    out = session.step(tiny.make_batches(1)[0], seed=3, lr=0.1, eps=0.01, update=False)
+def test_apply_repeats_a_step_without_the_model(either: Either):
+    session = either.session()
+    out = session.step(tiny.make_batches(1)[0], **{**either.run, "seed": 3, "lr": 0.1}, update=False)
     assert same(session.adapter, session.initial_adapter)
     session.release()
     session.apply(3, 0.1, out.projected_gradients)
@@ -65,17 +81,17 @@ def test_only_step_is_resident_while_training(session: Session):
     assert session.program.resident_methods() == ("step",)
 
 
-def test_replay_gives_the_same_bits(built_pte: Path, tmp_path: Path):
-    trained, other = Session(built_pte), Session(built_pte)
-    trained.fit(tiny.make_batches(3), 12, **RUN, journal=tmp_path / "run.jsonl", snapshot_every=None)
+def test_replay_gives_the_same_bits(either: Either, tmp_path: Path):
+    trained, other = either.session(), either.session()
+    trained.fit(tiny.make_batches(3), 12, **either.run, journal=tmp_path / "run.jsonl", snapshot_every=None)
     assert other.replay(tmp_path / "run.jsonl") == 12
     assert same(trained.adapter, other.adapter)
 
 
-def test_replay_of_a_prefix(built_pte: Path, tmp_path: Path):
-    trained, other = Session(built_pte), Session(built_pte)
-    trained.fit(tiny.make_batches(3), 5, **RUN)
-    other.fit(tiny.make_batches(3), 9, **RUN, journal=tmp_path / "run.jsonl", snapshot_every=4)
+def test_replay_of_a_prefix(either: Either, tmp_path: Path):
+    trained, other = either.session(), either.session()
+    trained.fit(tiny.make_batches(3), 5, **either.run)
+    other.fit(tiny.make_batches(3), 9, **either.run, journal=tmp_path / "run.jsonl", snapshot_every=4)
     other.replay(tmp_path / "run.jsonl", 5)
     assert same(trained.adapter, other.adapter)
     with pytest.raises(runtime_driver.JournalError, match=r"has 9 steps, 10 were asked for"):
@@ -83,13 +99,13 @@ def test_replay_of_a_prefix(built_pte: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("snapshot_every", [None, 1, 3])
-def test_resume_equals_an_uninterrupted_run(built_pte: Path, tmp_path: Path, snapshot_every: int | None):
-    whole = Session(built_pte)
-    whole.fit(tiny.make_batches(3), 11, **RUN, journal=tmp_path / "whole.jsonl", snapshot_every=None)
+def test_resume_equals_an_uninterrupted_run(either: Either, tmp_path: Path, snapshot_every: int | None):
+    whole = either.session()
+    whole.fit(tiny.make_batches(3), 11, **either.run, journal=tmp_path / "whole.jsonl", snapshot_every=None)
     for steps in (4, 11):
-        part = Session(built_pte)
+        part = either.session()
         result = part.fit(
-            tiny.make_batches(3), steps, **RUN, journal=tmp_path / "part.jsonl", snapshot_every=snapshot_every
+            tiny.make_batches(3), steps, **either.run, journal=tmp_path / "part.jsonl", snapshot_every=snapshot_every
         )
     assert result.first_step == 4
     assert len(result.losses) == 11

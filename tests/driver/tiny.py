@@ -1,6 +1,7 @@
 """A real, very small training program, written by hand: no compiler of ours takes part in the driver's own tests.
 
-logits = x @ A.T @ B.T with A frozen and B trained, two-sided estimates with two queries, sine noise.
+logits = x @ A.T @ B.T with A frozen and B trained, sine noise, two queries: two-sided estimates, or directional
+derivatives.
 """
 
 from __future__ import annotations
@@ -72,6 +73,20 @@ class Step(Loss):
         return stacked.mean(), stacked, gradients, update(b, seed, lr, gradients)
 
 
+class Derivatives(Loss):
+    """A step without an epsilon: the derivative of the loss along each z, worked out by hand."""
+
+    def forward(self, b: Tensor, x: Tensor, label: Tensor, seed: Tensor, lr: Tensor):  # type: ignore[override]
+        loss = super().forward(b, x, label)
+        features = torch.matmul(x, self.a.t())
+        counted = torch.ne(label, IGNORED).to(torch.float32)
+        hot = torch.eq(label.unsqueeze(1), torch.arange(CLASSES)).to(torch.float32)
+        residual = (torch.softmax(torch.matmul(features, b.t()), -1) - hot) * (counted / counted.sum()).unsqueeze(1)
+        along = [(residual * torch.matmul(features, noise(seed, query).t())).sum() for query in range(QUERIES)]
+        gradients = torch.stack(along)
+        return loss, loss.reshape(1), gradients, update(b, seed, lr, gradients)
+
+
 class Apply(nn.Module):
     def forward(self, b: Tensor, seed: Tensor, lr: Tensor, gradients: Tensor) -> Tensor:
         return update(b, seed, lr, gradients)
@@ -136,6 +151,22 @@ def manifest_dict(**changes: Any) -> dict[str, Any]:
     }
 
 
+def derivatives_dict() -> dict[str, Any]:
+    """The manifest of the form that differentiates: its step has no epsilon and one loss."""
+    known = manifest_dict(estimator={"kind": "forward_gradient", "queries": QUERIES, "groups": QUERIES})
+    step = known["methods"]["step"]
+    step["inputs"] = [each for each in step["inputs"] if each["role"] != "eps"]
+    step["outputs"] = [{**each, "shape": [1]} if each["role"] == "losses" else each for each in step["outputs"]]
+    return known
+
+
+def build_derivatives(path: Path) -> Path:
+    """The form that differentiates, at ``path``."""
+    text = Manifest.from_dict(derivatives_dict()).to_json()
+    path.write_bytes(with_footer(_edge(text, derivatives=True).to_executorch().buffer))
+    return path
+
+
 def build(
     path: Path, manifest: str | None = None, methods: Sequence[str] = ("step", "apply", "loss", "logits")
 ) -> Path:
@@ -158,14 +189,16 @@ def build_with_weights_file(path: Path) -> Path:
     return path
 
 
-def _edge(manifest: str | None, methods: Sequence[str] = ("step", "apply", "loss", "logits")) -> Any:
+def _edge(
+    manifest: str | None, methods: Sequence[str] = ("step", "apply", "loss", "logits"), derivatives: bool = False
+) -> Any:
     from executorch.exir import to_edge
 
     b, x, label = torch.zeros(CLASSES, RANK), torch.zeros(SIZE, FEATURES), torch.zeros(SIZE, dtype=torch.int64)
     # lr and eps are two tensors: torch.export takes one tensor passed twice for one input.
     seed, lr, eps = torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.ones(1)
     modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-        "step": (Step(), (b, x, label, seed, lr, eps)),
+        "step": (Derivatives(), (b, x, label, seed, lr)) if derivatives else (Step(), (b, x, label, seed, lr, eps)),
         "apply": (Apply(), (b, seed, lr, torch.zeros(QUERIES))),
         "loss": (Loss(), (b, x, label)),
         "logits": (Logits(), (b, x)),

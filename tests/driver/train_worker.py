@@ -26,7 +26,7 @@ def main(pte: str, journal: str, steps: str, out: str) -> None:
         tiny.make_batches(3),
         int(steps),
         lr=0.5,
-        eps=1e-2,
+        eps=1e-2 if session.perturbs else None,
         seed=7,
         journal=journal,
         callbacks=[Slow()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ FEW = settings(
 @FEW
 @given(
     spec=strategies.models(),
-    estimator=strategies.estimators(),
+    estimator=strategies.estimators(True),
     noise=strategies.kinds(),
     trainable=strategies.trainables(),
     seed=st.integers(0, 2**31 - 1),
@@ -45,20 +46,25 @@ def test_eager_portable_and_xnnpack_agree(
     batch = dict(zip(program.inputs.tensors, inputs, strict=True))
     # The scalars that the device gets are float32.
     lr, eps = float(torch.tensor(1e-3)), float(torch.tensor(eps))
-    want = program.step(program.initial_adapter(), inputs, seed=seed, lr=lr, eps=eps)
+    radius: dict[str, Any] = {"eps": eps} if estimator.uses_epsilon else {}
+    want = program.step(program.initial_adapter(), inputs, seed=seed, lr=lr, **radius)
     loss_bound = LOSS_TOLERANCE * max(1.0, float(want.losses.abs().max()))
-    bound = gradient_bound(estimator, want.losses, want.projected_gradients, eps, loss_bound)
+    # A derivative is a longer chain than a loss, and may cancel: no tighter than the self-check of `lower`.
+    bound = 1e-3 * float(want.projected_gradients.abs().max()) + loss_bound
+    if estimator.uses_epsilon:
+        bound = gradient_bound(estimator, want.losses, want.projected_gradients, eps, loss_bound)
     for target in ("portable", "xnnpack"):
         lowered = lowering.lower(program, target=target)
         assert target == "portable" or lowered.report.methods["step"].partitions >= 1
         with TemporaryDirectory() as folder:
             session = runtime_driver.Session(lowered.save(Path(folder) / "model.pte"))
-            got = session.step(batch, seed=seed, lr=lr, eps=eps, update=False)
+            got = session.step(batch, seed=seed, lr=lr, update=False, **radius)
             assert torch.tensor(got.losses) == pytest.approx(want.losses, abs=loss_bound)
             gradients = torch.tensor(got.projected_gradients)
             torch.testing.assert_close(gradients, want.projected_gradients, rtol=0, atol=bound)
-            own = mz.reference.projected_gradients(torch.tensor(got.losses), eps, estimator)
-            torch.testing.assert_close(gradients, own, rtol=0, atol=1e-5 * float(own.abs().max()))
+            if estimator.uses_epsilon:
+                own = mz.reference.projected_gradients(torch.tensor(got.losses), eps, estimator)
+                torch.testing.assert_close(gradients, own, rtol=0, atol=1e-5 * float(own.abs().max()))
             for fqn, value in want.adapter.items():
                 # |z| stays below 4.5, so a gradient's error reaches the adapter at most 4.5 lr times.
                 torch.testing.assert_close(got.adapter[fqn], value, rtol=0, atol=4.5 * lr * bound + 1e-6)

@@ -17,7 +17,6 @@ import runtime_driver
 from tests.models import Lora, integers, random, seeded
 
 STEPS = 4
-RUN: dict[str, Any] = {"lr": 0.02, "eps": 1e-2, "seed": 3}
 
 
 class Deep(nn.Module):
@@ -44,6 +43,15 @@ class Both:
     internal: Path
 
     @property
+    def once(self) -> dict[str, Any]:
+        """How a step is made, but for its seed."""
+        return {"lr": 0.02, **({"eps": 1e-2} if self.program.estimator.uses_epsilon else {})}
+
+    @property
+    def run(self) -> dict[str, Any]:
+        return {**self.once, "seed": 3}
+
+    @property
     def batch(self) -> dict[str, Tensor]:
         return dict(zip(self.program.inputs.tensors, self.inputs, strict=True))
 
@@ -52,6 +60,7 @@ CHOICES = [
     ("portable", mz.TwoSided(2), "lora_B"),
     ("xnnpack", mz.TwoSided(2), "lora_B"),
     ("xnnpack", mz.OneSided(3, normalize="std"), "lora_A+lora_B"),
+    ("xnnpack", mz.ForwardGradient(2), "lora_A+lora_B"),
 ]
 
 
@@ -84,13 +93,13 @@ def test_steps_in_a_row_agree_with_the_other_form(both: Both) -> None:
         adapter = both.program.initial_adapter()
         losses = []
         for number in range(STEPS):
-            scalars = [torch.tensor([number]), torch.tensor([0.02]), torch.tensor([0.01])]
+            scalars = [torch.tensor([number]), *(torch.tensor([each]) for each in both.once.values())]
             want = [x.clone() for x in stateless.execute([*adapter.values(), *both.inputs, *scalars])]
             got = holding.execute([*both.inputs, *scalars])
             assert len(got) == 3
             assert all(torch.equal(a, b) for a, b in zip(got, want[:3], strict=True)), number
             if number == 0:
-                eager = both.program.step(adapter, both.inputs, seed=0, lr=0.02, eps=0.01)
+                eager = both.program.step(adapter, both.inputs, seed=0, **both.once)
                 # The kernels differ from eager's in the last places: 1e-5, relative to losses of about 1.
                 torch.testing.assert_close(got[1], eager.losses, rtol=0, atol=1e-5 * float(eager.losses.max()))
             adapter = dict(zip(adapter, want[3:], strict=True))
@@ -107,8 +116,8 @@ def loaded_step(path: Path) -> Any:
 
 def test_fit_keeps_the_adapter_and_its_journal(both: Both, tmp_path: Path) -> None:
     outside, inside, again = (runtime_driver.Session(p) for p in (both.external, both.internal, both.internal))
-    want = outside.fit([both.batch], steps=6, **RUN)
-    got = inside.fit([both.batch], steps=6, journal=tmp_path / "run.jsonl", **RUN)
+    want = outside.fit([both.batch], steps=6, **both.run)
+    got = inside.fit([both.batch], steps=6, journal=tmp_path / "run.jsonl", **both.run)
     assert got.losses == want.losses
     assert _same(inside.adapter, outside.adapter)
     assert inside.evaluate([both.batch]).loss == outside.evaluate([both.batch]).loss
@@ -118,22 +127,22 @@ def test_fit_keeps_the_adapter_and_its_journal(both: Both, tmp_path: Path) -> No
 
 def test_the_session_that_trained_goes_on(both: Both, tmp_path: Path) -> None:
     outside, inside = runtime_driver.Session(both.external), runtime_driver.Session(both.internal)
-    outside.fit([both.batch], steps=5, **RUN)
+    outside.fit([both.batch], steps=5, **both.run)
     for steps in (2, 5):
-        inside.fit([both.batch], steps=steps, journal=tmp_path / "run.jsonl", **RUN)
+        inside.fit([both.batch], steps=steps, journal=tmp_path / "run.jsonl", **both.run)
     assert _same(inside.adapter, outside.adapter)
 
 
 def test_resuming_elsewhere_is_refused(both: Both, tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
-    runtime_driver.Session(both.internal).fit([both.batch], steps=2, journal=journal, **RUN)
+    runtime_driver.Session(both.internal).fit([both.batch], steps=2, journal=journal, **both.run)
     written = journal.read_bytes()
     other = runtime_driver.Session(both.internal)
     with pytest.raises(runtime_driver.InternalStateError, match=r"lower the model with adapter='external'"):
-        other.fit([both.batch], steps=4, journal=journal, **RUN)
+        other.fit([both.batch], steps=4, journal=journal, **both.run)
     assert journal.read_bytes() == written
     # Nothing to run is nothing to refuse: the adapter is that of the journal.
-    assert other.fit([both.batch], steps=2, journal=journal, **RUN).first_step == 2
+    assert other.fit([both.batch], steps=2, journal=journal, **both.run).first_step == 2
 
 
 def test_another_adapter_is_evaluated_but_not_trained(both: Both) -> None:
@@ -142,48 +151,50 @@ def test_another_adapter_is_evaluated_but_not_trained(both: Both) -> None:
     session.adapter = outside.adapter = moved
     assert session.evaluate([both.batch]).loss == outside.evaluate([both.batch]).loss
     with pytest.raises(runtime_driver.InternalStateError):
-        session.step(both.batch, seed=0, lr=0.02, eps=0.01)
+        session.step(both.batch, seed=0, **both.once)
     with pytest.raises(runtime_driver.InternalStateError):
-        session.fit([both.batch], steps=1, **RUN)
+        session.fit([both.batch], steps=1, **both.run)
     # The initial adapter can be had again.
     session.adapter = session.initial_adapter
     outside.adapter = outside.initial_adapter
-    assert session.fit([both.batch], steps=3, **RUN).losses == outside.fit([both.batch], steps=3, **RUN).losses
+    assert (
+        session.fit([both.batch], steps=3, **both.run).losses == outside.fit([both.batch], steps=3, **both.run).losses
+    )
 
 
 def test_a_step_that_is_not_taken_does_not_go_unnoticed(both: Both) -> None:
     session, outside = runtime_driver.Session(both.internal), runtime_driver.Session(both.external)
     for each in (session, outside):
-        each.step(both.batch, seed=9, lr=0.02, eps=0.01, update=False)
+        each.step(both.batch, seed=9, **both.once, update=False)
     # From the initial adapter the step is loaded anew.
-    first = [each.step(both.batch, seed=0, lr=0.02, eps=0.01) for each in (session, outside)]
+    first = [each.step(both.batch, seed=0, **both.once) for each in (session, outside)]
     assert first[0].losses == first[1].losses
-    session.step(both.batch, seed=9, lr=0.02, eps=0.01, update=False)
+    session.step(both.batch, seed=9, **both.once, update=False)
     with pytest.raises(runtime_driver.InternalStateError):
-        session.step(both.batch, seed=1, lr=0.02, eps=0.01)
+        session.step(both.batch, seed=1, **both.once)
 
 
 def test_releasing_the_step_does_not_go_unnoticed(both: Both) -> None:
     session = runtime_driver.Session(both.internal)
-    session.fit([both.batch], steps=1, **RUN)
+    session.fit([both.batch], steps=1, **both.run)
     session.release("apply", "loss")
-    session.fit([both.batch], steps=1, **RUN)
+    session.fit([both.batch], steps=1, **both.run)
     session.release()
     with pytest.raises(runtime_driver.InternalStateError):
-        session.step(both.batch, seed=1, lr=0.02, eps=0.01)
+        session.step(both.batch, seed=1, **both.once)
 
 
 def test_a_step_that_diverged_is_not_trained_on(both: Both) -> None:
     session = runtime_driver.Session(both.internal)
-    session.step(both.batch, seed=0, lr=0.02, eps=0.01)
+    session.step(both.batch, seed=0, **both.once)
     kept = session.adapter
     x, label = both.inputs
     broken = dict(zip(both.batch, (torch.full_like(x, float("nan")), label), strict=True))
     with pytest.raises(runtime_driver.NonFiniteLossError):
-        session.step(broken, seed=1, lr=0.02, eps=0.01)
+        session.step(broken, seed=1, **both.once)
     assert _same(session.adapter, kept)
     with pytest.raises(runtime_driver.InternalStateError):
-        session.step(both.batch, seed=1, lr=0.02, eps=0.01)
+        session.step(both.batch, seed=1, **both.once)
 
 
 def _same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
