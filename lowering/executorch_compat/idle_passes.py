@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,8 +10,8 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassResult
-from torch.utils import _pytree as pytree
 
 from lowering.executorch_compat.patching import patched
 
@@ -63,14 +64,16 @@ def rewrites_nothing(each: Any, graph_module: GraphModule) -> bool:
             raise _RewritesError
         return base.ProxyValue(node.meta["val"], node)
 
+    @functools.cache
+    def value_of(node: Node) -> Any:
+        return base.ProxyValue(node.meta["val"], node)
+
     each._fx = as_it_was
     try:
         for node in graph_module.graph.nodes:
             if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
                 continue
-            args, kwargs = pytree.tree_map_only(
-                Node, lambda n: base.ProxyValue(n.meta["val"], n), (node.args, dict(node.kwargs))
-            )
+            args, kwargs = map_arg((node.args, node.kwargs), value_of)
             asked[:] = [node, args, kwargs]
             each.call_operator(node.target, args, kwargs, base.NodeMetadata(node.meta))
     except _RewritesError:
@@ -82,11 +85,13 @@ def rewrites_nothing(each: Any, graph_module: GraphModule) -> bool:
 
 def _same(left: Any, right: Any) -> bool:
     """Whether two nests of arguments hold the same objects; a number or list may have been copied."""
-    (a, first), (b, second) = pytree.tree_flatten(left), pytree.tree_flatten(right)
-    if first != second:
-        return False
-    pairs = zip(a, b, strict=True)
-    return all(x is y or (type(x) is type(y) and not _is_value(x) and x == y) for x, y in pairs)
+    if left is right:
+        return True
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(value, right[name]) for name, value in left.items())
+    return type(left) is type(right) and not _is_value(left) and left == right
 
 
 def _is_value(each: Any) -> bool:
