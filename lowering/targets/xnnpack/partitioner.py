@@ -56,6 +56,7 @@ _PLAIN_OPERATORS = frozenset(
         "sigmoid.default",
         "gelu.default",
         "relu.default",
+        "clamp.default",
         "maximum.default",
         "minimum.default",
         "_softmax.default",
