@@ -1,5 +1,7 @@
 """ExecuTorch's passes are left out where they would change nothing, and only there."""
 
+import copy
+import functools
 import importlib
 from typing import Any
 
@@ -30,8 +32,13 @@ FUNCTIONS = {
 }
 
 
-def graph_of(name: str) -> GraphModule:
+@functools.cache
+def exported(name: str) -> GraphModule:
     return export(Fn(FUNCTIONS[name][0], w=torch.randn(5, 4)), (X,)).graph_module
+
+
+def graph_of(name: str) -> GraphModule:
+    return copy.deepcopy(exported(name))
 
 
 def text(module: GraphModule) -> list[str]:
