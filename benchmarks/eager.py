@@ -145,6 +145,16 @@ class Backpropagation:
         return float(loss.detach())
 
 
+class BackpropagationCheckpointed(Backpropagation):
+    """The same with activation checkpointing: the backward computes each layer's forward again from its input."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        # Checkpoints are for training alone; there is no dropout that this would switch on.
+        self.model.train()
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 class BackpropagationLabelOnly(Backpropagation):
     """The same with logits at the one position that predicts the label: the fastest eager form that we know."""
 
@@ -160,6 +170,7 @@ CONTENDERS = {
     "mezo-eager-label-only": MeZOLabelOnly,
     "mp-lora-eager": MPLoRA,
     "backprop-eager": Backpropagation,
+    "backprop-eager-checkpointed": BackpropagationCheckpointed,
     "backprop-eager-label-only": BackpropagationLabelOnly,
     "backprop-eager-label-only-upper": lambda task: BackpropagationLabelOnly(task, LAYERS // 2),
 }

@@ -89,7 +89,8 @@ def serve(contender: Contender) -> None:
     sys.stdout = sys.stderr
     print(json.dumps({"ready": True, "peak_bytes": peak_memory()}), file=answer, flush=True)
     for number, _ in enumerate(sys.stdin):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         loss = contender.step(number)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak_bytes": peak_memory()}), file=answer, flush=True)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
+        told = {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss, "peak_bytes": peak_memory()}
+        print(json.dumps(told), file=answer, flush=True)
