@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from lowering.memory import DelegateMemory, delegate_memory
 from mobizo_passes.graph.facts import module_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
@@ -27,6 +28,10 @@ class Refusal:
 
     rule: str
     why: str
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
 
 
 NO_DELEGATE = Refusal("delegate", "the portable target has no delegate")
@@ -49,7 +54,11 @@ class PortableNode:
 
 @dataclass(frozen=True)
 class MethodReport:
-    """One method: partitions, nodes and FLOPs (of matrix products) on either side, passes that fired."""
+    """One method: partitions, nodes and FLOPs (of matrix products) on either side, passes that fired, and memory.
+
+    `arena_bytes` is what ExecuTorch plans for values outside of delegates, and between them, `memory` what delegates
+    hold.
+    """
 
     method: str
     partitions: int
@@ -58,6 +67,8 @@ class MethodReport:
     total_flops: int
     portable: tuple[PortableNode, ...]
     passes: tuple[PassRecord, ...]
+    memory: DelegateMemory = field(default_factory=DelegateMemory)
+    arena_bytes: int = 0
 
     @property
     def delegated_share(self) -> float:
@@ -70,6 +81,12 @@ class MethodReport:
             f"{self.delegated_nodes} nodes delegated, {len(self.portable)} not; "
             f"{self.delegated_share:.1%} of {self.total_flops / 1e9:.2f} GFLOP delegated"
         ]
+        if self.partitions:
+            held, live, saved = self.memory.held, self.memory.live, self.memory.saved
+            kept = f", {_mb(saved)} of them saved for the gradient" if saved else ""
+            lines.append(
+                f"  memory: values {_mb(live)}{kept}; delegate's weights {_mb(held)}; arena {_mb(self.arena_bytes)}"
+            )
         groups = Counter((node.op, node.rule, node.reason) for node in self.portable)
         for (op, rule, reason), count in groups.most_common():
             lines.append(f"  {count:4d} x {op} [{rule}]: {reason}")
@@ -184,7 +201,14 @@ def method_report(
         delegated_flops += flops
         total_flops += flops
     return MethodReport(
-        method, partitions, delegated_nodes, delegated_flops, total_flops, tuple(portable), tuple(passes)
+        method,
+        partitions,
+        delegated_nodes,
+        delegated_flops,
+        total_flops,
+        tuple(portable),
+        tuple(passes),
+        delegate_memory(edge),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from lowering.executorch_compat.edge import edge_config, initial_value_passes, s
 from lowering.executorch_compat.idle_passes import without_idle_passes
 from lowering.executorch_compat.in_place import code_on_demand, rewriting_in_place, values_as_they_are
 from lowering.executorch_compat.memoized import memoized
+from lowering.executorch_compat.ordering import calls_in_order
 from lowering.executorch_compat.programs import rewritten
 from lowering.executorch_compat.retracing import as_incremental, without_provenance
 from lowering.executorch_compat.tags import TAG, is_tagged
@@ -79,6 +80,7 @@ def lower_to(
 ) -> Lowered:
     """`lower`, its arguments checked; `external_weights` is the existing weights file, if one is given."""
     described = program.manifest(adapter)
+    target = target.suited(described)
     given = {name: program.core(name, adapter) for name in described["methods"]}
     halves = sorted({each for core in given.values() for each in halves_in(core)})
     cores = {name: widened(core) for name, core in given.items()}
@@ -102,11 +104,12 @@ def lower_to(
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
         check_program(name, each.core, manifest.methods[name], state[name])
-    # A head outside would stand between forward and backward, and cut the body of an exact step in two.
-    share = target.small_share if manifest.estimator.queries else 0.0
-    outside = weights_kept_outside({name: each.program for name, each in methods.items()}, share)
-    split = SplitSharedWeights(outside)
-    legal = {name: rewritten(each.program, (split,))[0] for name, each in methods.items()}
+    legal, outside = {name: each.program for name, each in methods.items()}, frozenset[str]()
+    if target.copies_weights:
+        # A head outside would stand between forward and backward, and cut the body of an exact step in two.
+        share = target.small_share if manifest.estimator.queries else 0.0
+        outside = weights_kept_outside(legal, share)
+        legal = {name: rewritten(each, (SplitSharedWeights(outside),))[0] for name, each in legal.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
     edge = partition(legal, partitioners, target, constants)
@@ -127,6 +130,8 @@ def lower_to(
         set_constant_method(edge, MANIFEST_METHOD, manifest.model_dump_json(indent=2))
     finished = _to_executorch(edge)
     plans = {plan.name: plan for plan in finished.executorch_program.execution_plan}
+    for name in methods:
+        reports[name] = replace(reports[name], arena_bytes=sum(plans[name].non_const_buffer_sizes))
     check_methods(plans, manifest)
     check_kernels({name: plans[name] for name in methods}, legal)
     for name in methods:
@@ -200,7 +205,14 @@ def _to_edge(
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in incremental.items() if (found := target.edge_passes(each))}
     try:
-        with torch.no_grad(), without_provenance(), without_idle_passes(), rewriting_in_place(), code_on_demand():
+        with (
+            torch.no_grad(),
+            without_provenance(),
+            without_idle_passes(),
+            rewriting_in_place(),
+            code_on_demand(),
+            calls_in_order(),
+        ):
             return to_edge_transform_and_lower(
                 incremental,  # pyright: ignore[reportArgumentType]
                 transform_passes=passes or None,  # pyright: ignore[reportArgumentType]

@@ -63,6 +63,8 @@ class LoadedProgram:
         self._delegates: list[str] | None = None
         program = self._open()
         self.method_names = tuple(sorted(program.method_names))
+        # A program object holds the weights that are no delegate's in memory: one at a time.
+        del program
         if MANIFEST_METHOD not in self.method_names:
             raise ProgramFileError(
                 self.path,

@@ -53,6 +53,15 @@ class Target(ABC):
     precision_help: ClassVar[str] = "What the program computes in."
     _asked: Mapping[str, str] = MappingProxyType({})
 
+    def suited(self, manifest: Mapping[str, Any]) -> Self:
+        """This target as it is best for a program with this manifest, where the caller has not chosen otherwise."""
+        return self
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether its delegate keeps weights in a form of its own, so that another reader needs a second copy."""
+        return True
+
     def availability(self) -> Availability:
         """Looks for what lowering needs, ExecuTorch if nothing else; imports nothing heavy."""
         return executorch_availability(self.name)

@@ -51,12 +51,15 @@ def test_a_llama_is_one_partition_with_its_optimizer(tmp_path: Path) -> None:
     assert lowered.report.self_check.compared
 
 
-@pytest.mark.parametrize("target", ["portable", "xnnpack"])
-def test_gradients_are_a_method_that_runs(target: str) -> None:
+@pytest.mark.parametrize("options", [{"target": "portable"}, {}, {"weights": "packed"}])
+def test_gradients_are_a_method_that_runs(options: Any) -> None:
     model, inputs = seeded(Mlp()), (random(3, 6), integers(4, 3))
     program = mz.transform(model, inputs, estimator=mz.Exact(gradients=True), loss=F.cross_entropy)
-    lowered = lowering.lower(program, target=target, check=True)
+    lowered = lowering.lower(program, check=True, **options)
     assert {each.method for each in lowered.report.self_check.compared} >= {"step", "gradients"}
+    # The partition reads the file's weights, each in both directions; packed, they are in it, once per direction.
+    assert lowered.manifest.options == ({} if options else {"weights": "mapped"})
+    assert bool(lowered.report.methods["step"].memory.held) == ("weights" in options)
 
 
 def test_an_adapter_inside_is_refused() -> None:

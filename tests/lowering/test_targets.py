@@ -117,7 +117,7 @@ def test_a_name_is_taken_once(dummy):
 
 
 def test_options_are_checked_by_name_and_value(dummy):
-    with pytest.raises(UnknownOption, match=r"'xnnpack' has no option 'soc': its options are precision;"):
+    with pytest.raises(UnknownOption, match=r"'xnnpack' has no option 'soc': its options are precision, weights;"):
         lowering.lower(Program(1), target="xnnpack", soc="SM8650")
     with pytest.raises(InvalidOption, match=r"precision='fp16' .*'xnnpack': expected one of fp32"):
         lowering.lower(Program(1), target="xnnpack", precision="fp16")

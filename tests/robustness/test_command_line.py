@@ -165,7 +165,7 @@ USED: list[tuple[list[str], list[str]]] = [
     (["lower", "", "--template", "{t}", "--labels", LABELS, "-o", "m.pte"], ["MODEL is empty"]),
     (["lower", "f", "--template", "{t}", "--labels", LABELS, "-o", "m.pte"], ["f is a file"]),
     ([*LOWER, "--precision", "x"], ["precision='x' is not possible", "expected one of fp32"]),
-    ([*LOWER, "--option", "soc=SM8650"], ["'xnnpack' has no option 'soc'", "its options are precision"]),
+    ([*LOWER, "--option", "soc=SM8650"], ["'xnnpack' has no option 'soc'", "its options are precision, weights"]),
     ([*LOWER, "--option", "soc"], ["--option 'soc'", "expected KEY=VALUE"]),
     ([*LOWER, "--option", "=x"], ["--option '=x'", "expected KEY=VALUE"]),
     ([*LOWER, "--precision", "fp32", "--option", "precision=fp32"], ["'precision' is given already", "once"]),

@@ -72,11 +72,13 @@ class ProductPartitioner(XnnpackPartitioner):
 
     A partition costs about a second of lowering and two tensor copies per call; the elementwise remainders around the
     noise and the update run as fast on ExecuTorch's own kernels. After `partition`, `reasons` says of each node left
-    behind, by name, why. `outside` are FQNs of weights whose `linear`s are left out (see `lowering.targets.tied`).
+    behind, by name, why. `outside` are FQNs of weights whose `linear`s are left out (see `lowering.targets.tied`). With
+    `mapped`, weights of `linear` and `mm` are inputs of the partition: XNNPACK reads them from the file and packs each
+    anew at each product, in a buffer that all share.
     """
 
-    def __init__(self, min_flops: int = MIN_FLOPS, outside: frozenset[str] = frozenset()) -> None:
-        super().__init__()
+    def __init__(self, min_flops: int = MIN_FLOPS, outside: frozenset[str] = frozenset(), mapped: bool = False) -> None:
+        super().__init__(force_non_static_weights_for_f32_linear=mapped)
         skip_source_search(self.target_partitioner_configs)
         self.min_flops = min_flops
         self.outside = outside

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from lowering.targets.base import Target
+from lowering.targets.options import TargetOption
 
 if TYPE_CHECKING:
     from mobizo_passes.graph.dialect import Dialect
@@ -18,6 +19,26 @@ class XnnpackTarget(Target):
     name = "xnnpack"
     backend = "XnnpackBackend"
     external_weights = True
+    implied = frozenset({"precision", "weights"})
+    options = (
+        TargetOption(
+            "weights",
+            ("packed", "mapped"),
+            "packed",
+            "Whether products read copies of the weights packed at loading, or the file's own, which takes a tenth "
+            "more time and no memory; exact gradients read mapped ones unless told otherwise.",
+        ),
+    )
+
+    def suited(self, manifest: Mapping[str, Any]) -> Self:
+        """An exact step reads each weight in both directions: packed, it would be in memory three times."""
+        if manifest["estimator"]["queries"] or "weights" in self._asked:
+            return self
+        return self.configured({**self._asked, "weights": "mapped"})
+
+    @property
+    def copies_weights(self) -> bool:
+        return self.chosen["weights"] == "packed"
 
     @property
     def passes(self) -> Sequence[Pass]:
@@ -34,4 +55,4 @@ class XnnpackTarget(Target):
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         from lowering.targets.xnnpack.partitioner import ProductPartitioner
 
-        return ProductPartitioner(outside=outside)
+        return ProductPartitioner(outside=outside, mapped=not self.copies_weights)
