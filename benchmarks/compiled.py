@@ -38,9 +38,9 @@ def compile_step(directory: Path, target: str, upper_layers: int, estimator: str
     task = Task()
     model = load_lora_model(task, upper_layers)
     batch = make_batch(task)
-    if estimator == "exact":
-        both = "lora_A+lora_B"
-        program = mz.transform(model, batch, estimator=mz.Exact(), optimizer=mz.AdamW(), trainable=both)
+    if estimator.startswith("exact"):
+        exact = mz.Exact(checkpoint="layer" if estimator == "exact-checkpointed" else None)
+        program = mz.transform(model, batch, estimator=exact, optimizer=mz.AdamW(), trainable="lora_A+lora_B")
     else:
         program = mz.transform(model, batch, estimator=mz.TwoSided(queries=task.queries))
     lowered = lowering.lower(program, target=target)
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--target", default="xnnpack")
     parser.add_argument("--upper-layers", type=int, default=LAYERS)
-    parser.add_argument("--estimator", choices=("two-sided", "exact"), default="two-sided")
+    parser.add_argument("--estimator", choices=("two-sided", "exact", "exact-checkpointed"), default="two-sided")
     options = parser.parse_args()
     answer, sys.stdout = sys.stdout, sys.stderr
     print(compile_step(options.directory, options.target, options.upper_layers, options.estimator), file=answer)

@@ -51,6 +51,7 @@ ENTRIES = (
     Entry("mp-lora-eager", "the paper's MP-LoRA, PyTorch eager, one forward of 2q copies, lora_B", "mp-lora-eager"),
     Entry("exact", f"compiled exact step, AdamW on lora_A and lora_B of all {LAYERS} layers", "step", LAYERS, "exact"),
     Entry("exact-upper", f"the same on the upper {UPPER} layers", "step", UPPER, "exact"),
+    Entry("exact-checkpointed", "exact with layer checkpoints", "step", LAYERS, "exact-checkpointed"),
     Entry("backprop-eager", "LoRA + AdamW with backprop, PyTorch eager, lora_A and lora_B", "backprop-eager"),
     Entry("backprop-eager-checkpointed", "the same with activation checkpointing", "backprop-eager-checkpointed"),
     Entry("backprop-eager-label-only", "backprop-eager, logits at the label only", "backprop-eager-label-only"),
@@ -67,6 +68,8 @@ BARS = (
     ("exact-upper", "backprop-eager-label-only-upper", "seconds", 0.6),
     ("exact", "step", "seconds", 0.3),
     ("exact", "backprop-eager", "peak_bytes", 1.0),
+    ("exact-checkpointed", "backprop-eager", "peak_bytes", 0.8),
+    ("exact-checkpointed", "backprop-eager-checkpointed", "seconds", 0.7),
 )
 
 

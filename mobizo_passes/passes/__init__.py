@@ -18,6 +18,7 @@ from mobizo_passes.passes.insert_noise import InsertNoise
 from mobizo_passes.passes.internalize_adapter import InternalizeAdapter
 from mobizo_passes.passes.lift_adapter import LiftAdapter
 from mobizo_passes.passes.linearize import Linearize
+from mobizo_passes.passes.recompute_layers import RecomputeLayers
 from mobizo_passes.passes.regroup_loss import RegroupLoss
 from mobizo_passes.passes.simplify_layouts import SimplifyLayouts
 from mobizo_passes.passes.split_loss import SplitLoss
@@ -42,6 +43,7 @@ __all__ = [
     "LiftAdapter",
     "Linearize",
     "Pass",
+    "RecomputeLayers",
     "RegroupLoss",
     "SimplifyLayouts",
     "SplitLoss",

@@ -218,3 +218,22 @@ class Program:
 def tensor(name: str, value: Tensor, role: str) -> dict[str, Any]:
     dtype = str(value.dtype).removeprefix("torch.")
     return {"name": name, "dtype": dtype, "shape": list(value.shape), "role": role}
+
+
+class Methods:
+    """A training program with some of its methods alone: each one costs seconds of compiling."""
+
+    def __init__(self, program: Any, *names: str) -> None:
+        self.program, self.names = program, names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
+
+    def manifest(self, adapter: str = "external") -> dict[str, Any]:
+        described = self.program.manifest(adapter)
+        methods = {name: described["methods"][name] for name in self.names}
+        return {**described, "methods": methods, "evaluation": described["evaluation"] if "loss" in methods else None}
+
+
+def only(program: Any, *names: str) -> Any:
+    return Methods(program, *names)

@@ -16,6 +16,7 @@ import mobizo_passes as mz
 from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
 from lowering.targets.partitions import one_body, trailing_nodes
 from tests.lowering.passkit import Fn, rewrite
+from tests.lowering.small import only
 from tests.models import Mlp, integers, random, seeded
 
 LENGTH = 16
@@ -49,6 +50,23 @@ def test_a_llama_is_one_partition_with_its_optimizer(tmp_path: Path) -> None:
     passes = {record.name: record.rewrites for record in step.passes}
     assert passes["convert-weights-to-linears"] > 0
     assert lowered.report.self_check.compared
+
+
+def test_checkpoints_hold_less_and_give_the_same_step() -> None:
+    model, inputs = llama()
+    plain, checkpointed = (
+        mz.transform(model, inputs, estimator=mz.Exact(checkpoint=each), optimizer=mz.AdamW())
+        for each in (None, "layer")
+    )
+    reports = [lowering.lower(only(each, "step"), check=True).report for each in (plain, checkpointed)]
+    # The bits are those of the same operators on the same values: only their order in time differs.
+    adapter = plain.initial_adapter()
+    found, expected = (each.gradients(adapter, inputs) for each in (checkpointed, plain))
+    assert all(torch.equal(found[fqn], expected[fqn]) for fqn in adapter)
+    saved = [each.methods["step"].memory.saved for each in reports]
+    assert [each.methods["step"].partitions for each in reports] == [1, 1]
+    # One of two layers is held in either case.
+    assert 0 < saved[1] < 0.7 * saved[0]
 
 
 @pytest.mark.parametrize("options", [{"target": "portable"}, {}, {"weights": "packed"}])

@@ -20,6 +20,7 @@ from lowering.checks import check_initial_values
 from lowering.errors import StateLost
 from lowering.executorch_compat import runtime
 from lowering.executorch_compat.edge import edge_config, initial_value_passes, set_constant_method
+from lowering.executorch_compat.ordering import calls_in_order
 from lowering.executorch_compat.output import CapturedOutput, captured_output
 from lowering.executorch_compat.retracing import KEPT_WHOLE, as_incremental, without_provenance
 from lowering.executorch_compat.tags import TAG, tag
@@ -162,6 +163,28 @@ def test_weights_files_are_written_and_read():
     )
     assert promised_bytes(data) == len(data)
     assert promised_bytes(b"x" * 100) is None
+
+
+def test_calls_of_a_delegate_keep_their_order():
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.sigmoid(self.first(x))) + self.first(x)
+
+    with calls_in_order():
+        edge = edge_of(exported(Late()), partitioned=True).exported_program()
+    (lowered,) = (getattr(edge.graph_module, node.target) for node in edge.graph.nodes if node.op == "get_attr")
+    inner = lowered.original_module.graph
+    calls = [
+        str(node.target).rpartition("aten.")[2].split(".")[0] for node in inner.nodes if node.op == "call_function"
+    ]
+    assert calls == ["linear", "sigmoid", "linear", "linear", "add"], (
+        "ExecuTorch sorts the calls of a partition elsewhere than in `lowered_backend_module.topo_sort`: find where, "
+        "and change `executorch_compat.ordering`; without it checkpoints save no memory"
+    )
 
 
 def test_xnnpack_takes_a_plain_graph():

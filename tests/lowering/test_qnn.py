@@ -21,6 +21,7 @@ from lowering.stages import legalize, measured_on
 from lowering.targets import get_target
 from runtime_driver.backends import qnn as qnn_host
 from runtime_driver.format import Manifest
+from tests.lowering.small import only
 from tests.models import Lora, cross_entropy, integers, llama, llama_inputs, random, seeded
 
 try:
@@ -32,25 +33,6 @@ except qnn_host.HostLibrariesMissing as error:
 on_simulator = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 SCALARS = {"seed": 3, "lr": 0.05, "eps": 1e-2}
 LOSS_ERROR = 5e-3
-
-
-class Methods:
-    """A training program with some of its methods alone: each one costs seconds of compiling."""
-
-    def __init__(self, program: mz.TrainingProgram, *names: str) -> None:
-        self.program, self.names = program, names
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.program, name)
-
-    def manifest(self, adapter: str = "external"):
-        described = self.program.manifest(adapter)
-        methods = {name: described["methods"][name] for name in self.names}
-        return {**described, "methods": methods, "evaluation": described["evaluation"] if "loss" in methods else None}
-
-
-def only(program: mz.TrainingProgram, *names: str) -> Any:
-    return Methods(program, *names)
 
 
 class WideMlp(nn.Module):
