@@ -10,10 +10,11 @@ from pathlib import Path
 
 from benchmarks.task import EPSILON, EXACT_LEARNING_RATE, LAYERS, LEARNING_RATE, Task, load_lora_model, make_batch
 
+JOINT = "joint-graph"
 COMPILER_PACKAGES = ("mobizo_passes", "runtime_driver.format", "lowering", "benchmarks", "examples")
 
 
-def program_path(directory: Path, target: str, upper_layers: int, estimator: str) -> Path:
+def program_path(directory: Path, target: str, upper_layers: int, estimator: str, layers: int = LAYERS) -> Path:
     """Where the program with these options belongs; the name holds a digest of the compiler that would make it."""
     digest = hashlib.sha256()
     for package in COMPILER_PACKAGES:
@@ -21,22 +22,23 @@ def program_path(directory: Path, target: str, upper_layers: int, estimator: str
         for location in (spec.submodule_search_locations or []) if spec else []:
             for source in sorted(Path(location).rglob("*.py")):
                 digest.update(source.read_bytes())
-    return directory / f"{target}-{estimator}-upper{upper_layers}-{digest.hexdigest()[:12]}" / "step.pte"
+    name = f"{target}-{estimator}-upper{upper_layers}-of{layers}-{digest.hexdigest()[:12]}"
+    return directory / name / "step.pte"
 
 
-def compile_step(directory: Path, target: str, upper_layers: int, estimator: str) -> Path:
+def compile_step(directory: Path, target: str, upper_layers: int, estimator: str, layers: int = LAYERS) -> Path:
     """Transform and lower the task's model, unless a program of the same compiler is there already.
 
     The exact step is what eager backprop does: AdamW on both factors.
     """
-    path = program_path(directory, target, upper_layers, estimator)
+    path = program_path(directory, target, upper_layers, estimator, layers)
     if path.exists():
         return path
     import lowering
     import mobizo_passes as mz
 
     task = Task()
-    model = load_lora_model(task, upper_layers)
+    model = load_lora_model(task, upper_layers, layers)
     batch = make_batch(task)
     if estimator.startswith("exact"):
         exact = mz.Exact(checkpoint="layer" if estimator == "exact-checkpointed" else None)
@@ -85,10 +87,19 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--target", default="xnnpack")
     parser.add_argument("--upper-layers", type=int, default=LAYERS)
-    parser.add_argument("--estimator", choices=("two-sided", "exact", "exact-checkpointed"), default="two-sided")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    estimators = ("two-sided", "exact", "exact-checkpointed", JOINT)
+    parser.add_argument("--estimator", choices=estimators, default="two-sided")
     options = parser.parse_args()
     answer, sys.stdout = sys.stdout, sys.stderr
-    print(compile_step(options.directory, options.target, options.upper_layers, options.estimator), file=answer)
+    if options.estimator == JOINT:
+        from benchmarks.joint_graph import compile_joint
+
+        path = program_path(options.directory, options.target, options.layers, JOINT, options.layers)
+        print(compile_joint(path, options.layers), file=answer)
+        return
+    path = compile_step(options.directory, options.target, options.upper_layers, options.estimator, options.layers)
+    print(path, file=answer)
 
 
 if __name__ == "__main__":

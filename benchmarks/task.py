@@ -48,21 +48,27 @@ def make_batch(task: Task) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
 
 
-def load_lora_model(task: Task, upper_layers: int = LAYERS) -> PeftModel:
-    """SmolLM2-135M with a PEFT LoRA on the `upper_layers` last layers, everything frozen, in eval mode."""
+def load_lora_model(task: Task, upper_layers: int = LAYERS, layers: int = LAYERS) -> PeftModel:
+    """SmolLM2-135M with a PEFT LoRA on the `upper_layers` last layers, everything frozen, in eval mode.
+
+    Of a model cut off after its first `layers`, all of these have it.
+    """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     from examples.packaged import load_model
 
     torch.manual_seed(0)
+    base = load_model()
+    base.model.layers = base.model.layers[:layers]
+    base.config.num_hidden_layers = layers
     model = get_peft_model(
-        load_model(),
+        base,
         LoraConfig(
             r=task.rank,
             lora_alpha=2 * task.rank,
             target_modules=["q_proj", "v_proj"],
-            layers_to_transform=list(range(LAYERS - upper_layers, LAYERS)),
+            layers_to_transform=list(range(max(0, layers - upper_layers), layers)),
         ),
     )
     assert isinstance(model, PeftModel)

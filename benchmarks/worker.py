@@ -12,7 +12,12 @@ def build(name: str, task: Task, program: Path | None) -> Contender:
     """The contender called `name`; the compiled ones need the `program` they run."""
     if program is not None:
         # No transformers, no compiler in here: the peak memory reported is that of a training device.
-        from benchmarks.compiled import CompiledLosses, CompiledStep
+        from benchmarks.compiled import JOINT, CompiledLosses, CompiledStep
+
+        if name == JOINT:
+            from benchmarks.joint_graph import JointGraph
+
+            return JointGraph(task, program)
 
         return CompiledLosses(task, program) if name == "losses" else CompiledStep(task, program)
     from benchmarks.eager import CONTENDERS

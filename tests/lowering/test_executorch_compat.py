@@ -175,7 +175,7 @@ def test_calls_of_a_delegate_keep_their_order():
             return self.last(torch.sigmoid(self.first(x))) + self.first(x)
 
     with calls_in_order():
-        edge = edge_of(exported(Late()), partitioned=True).exported_program()
+        edge = edge_of(as_incremental(exported(Late())), partitioned=True).exported_program()
     (lowered,) = (getattr(edge.graph_module, node.target) for node in edge.graph.nodes if node.op == "get_attr")
     inner = lowered.original_module.graph
     calls = [
