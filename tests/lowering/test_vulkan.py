@@ -17,8 +17,8 @@ from lowering.targets.vulkan.rules import RULES
 from runtime_driver.format.footer import FOOTER_BYTES
 from tests.coverage.hf_rows import ENCODER, IMAGES, LLAMA, build, classified, pictured
 from tests.coverage.peft_rows import QV
-from tests.lowering.small import Program
-from tests.models import llama_inputs
+from tests.lowering.small import Program, only
+from tests.models import llama, llama_inputs
 from tests.passes.contract import Tiny, rows
 
 GPT2 = {"vocab_size": 19, "n_embd": 16, "n_layer": 1, "n_head": 4, "n_positions": 16}
@@ -59,6 +59,16 @@ def test_the_delegated_graph_computes_the_step(program, simulated):
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
     found, expected = simulated("fp32").run(program.inputs("step"))[1], program.expected("step")[1]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_an_exact_step_keeps_every_rule_and_is_the_same():
+    program, batch = mz.transform(llama(), llama_inputs(), estimator=mz.Exact()), llama_inputs()
+    step = only(program, "step")
+    report = lowering.lower(step, target="vulkan").report.methods["step"]
+    assert (report.partitions, report.delegated_share) == (1, 1.0)
+    inputs = {**program.initial_adapter(), **batch, "lr": torch.tensor([1.0])}
+    for found, expected in zip(simulate(step, "vulkan").run(inputs), program.run("step", inputs).values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_in_half_precision_the_loss_itself_stays_outside(program, simulated):
