@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,10 +43,17 @@ class IncrementalProgram(ExportedProgram):
 
 
 def as_incremental(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> IncrementalProgram:
-    """The same program (same graph, same weights) as a IncrementalProgram that keeps the operators `kept` whole."""
+    """The same program (same weights, a copy of the graph) as an IncrementalProgram that keeps `kept` whole.
+
+    A copy, because ExecuTorch's stages change graphs in place.
+    """
+    graph = copy.deepcopy(program.graph)
+    for copied, node in zip(graph.nodes, program.graph.nodes, strict=True):
+        # A copied name that is a function of Python's would get a number, and no longer be the signature's.
+        copied.name = node.name
     incremental = IncrementalProgram(
         root=program.graph_module,
-        graph=program.graph,
+        graph=graph,
         graph_signature=program.graph_signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
