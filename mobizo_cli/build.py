@@ -119,11 +119,9 @@ def _estimator(options: BuildOptions) -> mz.Estimator:
     if options.estimator not in offered:
         raise OptionError(f"--estimator {options.estimator}: expected one of {', '.join(offered)}.")
     chosen = offered[options.estimator]
-    if chosen.projected:
-        return chosen(queries=options.queries, normalize=options.normalize)
-    if options.normalize is not None:
+    if options.normalize is not None and not chosen.uses_epsilon:
         raise OptionError(f"--normalize {options.normalize}: {options.estimator} has no losses to normalize by.")
-    return chosen()
+    return chosen(queries=options.queries, normalize=options.normalize) if chosen.projected else chosen()
 
 
 def _optimizer(options: BuildOptions) -> mz.Optimizer:

@@ -79,7 +79,7 @@ EstimatorOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="How the gradient is estimated, or exact; a name that is not registered lists those that are.",
+        help="How the gradient is estimated or computed; a name that is not registered lists those that are.",
         rich_help_panel=_STEP,
     ),
 ]

@@ -117,12 +117,19 @@ def _show_program(program: mz.TrainingProgram) -> None:
     if program.sites.rejected:
         table("Not taken", ("candidate", "reason"), [(r.name, r.reason) for r in program.sites.rejected])
     table("Passes", ("pass", "rewrites"), [(record.name, record.rewrites) for record in program.history])
-    flops = program.flops
+    flops, estimator = program.flops, program.estimator
+    computed_once = ("computed once", f"{flops.share_computed_once:.1%} of a forward")
+    if estimator.projected and not estimator.uses_epsilon:
+        tangent = flops.expanded / flops.groups / 1e9
+        computed_once = (
+            "of these",
+            f"{flops.shared / 1e9:.3f} for the values, {tangent:.3f} for each query's tangents",
+        )
     facts(
         [
-            ("estimator", f"{program.estimator}, {program.estimator.groups} groups"),
+            ("estimator", f"{estimator}, {estimator.groups} groups"),
             ("GFLOP in one step", f"{flops.total / 1e9:.3f}"),
-            ("computed once", f"{flops.share_computed_once:.1%} of a forward"),
+            computed_once,
         ]
     )
 

@@ -171,6 +171,9 @@ class _Forward:
     def _again(self, call: Call, changed: Mapping[str, Any]) -> Value:
         """The operator itself, with some arguments changed."""
         args, kwargs = with_arguments(call.node, changed)
+        # A bias that was left out is no argument: `linear(x, w)`.
+        while args and args[-1] is None:
+            args = args[:-1]
         return self.tape.call(call.node.target, *args, **kwargs)
 
     def _of(self, node: fx.Node) -> Tangent:

@@ -16,7 +16,7 @@ from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import shape_of
 from mobizo_passes.graph.passes import Pass, Violation, has_output
 from mobizo_passes.passes.insert_noise import NOISE, noise_nodes
-from mobizo_passes.passes.linearize import PREFIX
+from mobizo_passes.passes.linearize import SUFFIX
 
 aten = torch.ops.aten
 mobizo = torch.ops.mobizo
@@ -29,7 +29,7 @@ class ExpandTangents(Pass):
     Groups are fused into the batch dimension, group-major, as those of perturbed copies are. The primal values, and all
     that is made of them alone, stay on the plain batch.
 
-    BEFORE  %t: f32[576, 16] = tangent 'tangent.q_proj.lora_B';  %z: f32[4, 576, 16] = mobizo.noise(...)
+    BEFORE  %t: f32[576, 16] = tangent 'q_proj.lora_B.tangent';  %z: f32[4, 576, 16] = mobizo.noise(...)
             %dy: f32[4, 32, 576] = aten.linear(%h, %t)
     AFTER   %z: f32[4, 576, 16] = mobizo.noise(...);  %hx: f32[16, 32, 16] = mobizo.expand(%h, 4, 0, 1)
             %dy: f32[16, 32, 576] = mobizo.mp_lora(%hx, %z, 0, 1, False)
@@ -57,7 +57,7 @@ class ExpandTangents(Pass):
         walk = Walk(ir, self.queries)
         seeds: dict[fx.Node, Layouts] = {}
         for node in tangents:
-            z = noise[role(node).name.removeprefix(PREFIX)]
+            z = noise[role(node).name.removesuffix(SUFFIX)]
             walk.plain[z] = node.meta["val"]
             seeds[z] = PER_GROUP
             node.replace_all_uses_with(z)

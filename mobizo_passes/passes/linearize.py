@@ -14,8 +14,8 @@ from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.passes import Pass, has_input, has_output
 
-#: A tangent's name is that of its adapter tensor behind this.
-PREFIX = "tangent."
+#: A tangent's name is that of its adapter tensor, and this.
+SUFFIX = ".tangent"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Linearize(Pass):
     """Give each adapter tensor a tangent, an input for now, and follow it to the loss: ∇L(θ)·tangent.
 
     BEFORE  %y: f32[4, 32, 576] = aten.linear(%h, %b);  return %l: f32[1] = losses
-    AFTER   %t: f32[576, 16] = tangent 'tangent.q_proj.lora_B'
+    AFTER   %t: f32[576, 16] = tangent 'q_proj.lora_B.tangent'
             %y: f32[4, 32, 576] = aten.linear(%h, %b);  %dy: f32[4, 32, 576] = aten.linear(%h, %t)
             return %l: f32[1] = losses;  return %dl: f32[1] = projected_gradients
 
@@ -43,7 +43,7 @@ class Linearize(Pass):
         losses = ir.output_node("losses")
         seeds: dict[fx.Node, fx.Node] = {}
         for node in ir.placeholders("adapter"):
-            seeds[node] = ir.add_input("tangent", PREFIX + role(node).name, node.meta["val"])
+            seeds[node] = ir.add_input("tangent", role(node).name + SUFFIX, node.meta["val"])
         found = tangent(ir, losses, seeds)
         if found is None:
             raise UnsupportedOp(f"the loss has no derivative in any adapter tensor: {describe(losses)}")

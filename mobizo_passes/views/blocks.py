@@ -32,6 +32,9 @@ _CREATORS = {
     "append-gradients": "estimate",
     "append-optimizer": "update",
 }
+# What differs from query to query at first, and what reads it beside the model.
+_PER_QUERY = (mobizo.perturb.default, mobizo.noise.default)
+_AROUND = (mobizo.perturb.default, mobizo.update.default, mobizo.estimate.default)
 STATE = ("parameter", "buffer", "constant")
 
 
@@ -76,8 +79,9 @@ class Block:
 
     @property
     def perturbed(self) -> tuple[fx.Node, ...]:
-        """The calls that read a perturbed tensor itself: at a LoRA site, the products with its perturbed factors."""
-        return tuple(n for n in self.calls if any(s.target is mobizo.perturb.default for s in n.all_input_nodes))
+        """The calls that read a perturbed tensor, or a tangent: at a LoRA site, the products with its factors."""
+        calls = (n for n in self.calls if n.target not in _AROUND)
+        return tuple(n for n in calls if any(s.target in _PER_QUERY for s in n.all_input_nodes))
 
     def walk(self) -> Iterator[Block]:
         """This block and all below it."""

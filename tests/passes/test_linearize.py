@@ -50,9 +50,9 @@ class TestLinearize(PassContract):
         return %reduce_loss: f32[1] = losses
     """
     after = f"""{INPUTS}
-        %tangent_b: f32[4, 1] = tangent 'tangent.b'
+        %b_tangent: f32[4, 1] = tangent 'b.tangent'
         {LOSS}
-        %linear_3: f32[2, 4] = aten.linear(%linear_1, %tangent_b)  # lora_B | linearize
+        %linear_3: f32[2, 4] = aten.linear(%linear_1, %b_tangent)  # lora_B | linearize
         {ACTIVATION}
         {LOSSES}
         %mul_1: f32[2, 4] = aten.mul(%linear_3, %sub)  # | linearize
@@ -64,7 +64,7 @@ class TestLinearize(PassContract):
     def compare(self, old: Ir, new: Ir, values: dict[str, Tensor]) -> None:
         """The derivative is a central difference of the loss, up to ε² and rounding."""
         tangent = torch.full((4, 1), 0.5)
-        found = new.run({**values, "tangent.b": tangent})
+        found = new.run({**values, "b.tangent": tangent})
         assert torch.equal(found["losses"], old.run(values)["losses"])
         up, down = (old.run({**values, "b": values["b"] + s * 1e-2 * tangent})["losses"] for s in (1, -1))
         torch.testing.assert_close(found["projected_gradients"], (up - down) / 2e-2, rtol=1e-3, atol=1e-5)
@@ -78,13 +78,13 @@ class TestLinearize(PassContract):
 class TestExpandTangents(PassContract):
     one = ExpandTangents(3)
     before = f"""{INPUTS}
-        %tangent_b: f32[4, 1] = tangent 'tangent.b'
+        %b_tangent: f32[4, 1] = tangent 'b.tangent'
         %seed: i64[1] = seed
         %noise: f32[3, 4, 1] = {Z}  # | insert-noise | noise of b
         %linear: f32[2, 4] = aten.linear(%x, %w)  # base | | batch 0
         %linear_1: f32[2, 1] = aten.linear(%x, %a)  # lora_A | | batch 0
         %linear_2: f32[2, 4] = aten.linear(%linear_1, %b)  # lora_B | | batch 0
-        %linear_3: f32[2, 4] = aten.linear(%linear_1, %tangent_b)  # lora_B | linearize | batch 0
+        %linear_3: f32[2, 4] = aten.linear(%linear_1, %b_tangent)  # lora_B | linearize | batch 0
         %add: f32[2, 4] = aten.add(%linear, %linear_2)  # | | batch 0
         %sigmoid: f32[2, 4] = aten.sigmoid(%add)  # | | batch 0
         %mul: f32[2, 4] = aten.mul(%sigmoid, %sigmoid)  # | linearize | batch 0
@@ -117,7 +117,7 @@ class TestExpandTangents(PassContract):
         z = mz.reference.draw({"b": values["b"]}, 1, 3, "gaussian")["b"]
         found = new.run(values)["projected_gradients"]
         for query in range(3):
-            alone = old.run({**values, "tangent.b": z[query]})["projected_gradients"]
+            alone = old.run({**values, "b.tangent": z[query]})["projected_gradients"]
             torch.testing.assert_close(found[query : query + 1], alone)
 
     def test_what_is_computed_per_group(self) -> None:

@@ -54,7 +54,8 @@ class Picture:
         self._estimator = estimator
         self._update = update or "θ ← θ − η/q · Σ g·z"
         self._groups = groups = estimator.groups
-        self._total = root.flops
+        self._total, self._once = root.flops, root.flops - root.expanded_flops
+        self._tangents = estimator.projected and not estimator.uses_epsilon
         self._parts: list[str] = []
         aside = {child.kind: child for child in root.children if child.kind in _ASIDE}
         view = view_of(root)
@@ -173,8 +174,14 @@ class Picture:
             self._text(half + 8, top + 64, "z", "small")
             self._text(x + _PANEL, top + 136, f"adapter θ: {tensors}, {values:,} values", "tiny end")
             self._bus(main, x, top + 97)
+        elif self._tangents:
+            self._text(half, top + 62, f"tangents of {tensors} of the adapter θ, {values:,} values", "tiny middle")
+            self._bus(main, x, top + 23)
         self._line([(middle, last.y + last.h), (middle, y)], "wide")
-        self._text(middle + 8, y - 14, f"losses f32[{self._groups}]" if projected else "loss f32[]", "small")
+        losses = "loss f32[]" if not projected else f"losses f32[{self._groups}]"
+        if self._tangents:
+            losses = f"loss f32[] and its tangents f32[{self._groups}]"
+        self._text(middle + 8, y - 14, losses, "small")
         title = "projected gradients" if projected else "gradient, by reverse mode"
         self._note(left, y, title, self._estimator.formula, aside["estimate"])
         self._note(x, y, "update", self._update, aside["update"])
@@ -202,7 +209,10 @@ class Picture:
         """Title, facts and legend; returns where they end."""
         self._text(_MARGIN, 34, f"{name}: one training step", "title")
         scale, unit = next((u for u in _UNITS if self._total >= u[0]), _UNITS[-1])
-        facts = f"{step} · {self._total / scale:.1f} {unit} in a step · {share:.0%} of a forward computed once"
+        once = f"{share:.0%} of a forward computed once"
+        if self._tangents:
+            once = f"{self._once / scale:.1f} of them for the values, computed once"
+        facts = f"{step} · {self._total / scale:.1f} {unit} in a step · {once}"
         self._text(_MARGIN, 54, facts, "")
         x = _MARGIN
         entries = (

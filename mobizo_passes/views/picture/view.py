@@ -164,12 +164,20 @@ def _factor(node: fx.Node, site: str) -> str:
     for operand in node.all_input_nodes[1:2]:
         source = operand
         while source.op != "placeholder" and source.all_input_nodes and source.target is not mobizo.expand.default:
+            if facts(source).noise_of:
+                break
             source = source.all_input_nodes[0]
+        drawn = facts(source).noise_of
+        if drawn:
+            return f"z_{_short(drawn, site)}"
         if source.op == "placeholder" and role(source).kind != "batch":
-            name = role(source).name.removeprefix(site).strip(".")
-            parts = [p for p in name.split(".") if p not in ("weight", "default")] or ["weight"]
-            return parts[-1].removeprefix("lora_").removesuffix("_layer")
+            return _short(role(source).name, site)
     return ""
+
+
+def _short(fqn: str, site: str) -> str:
+    parts = [p for p in fqn.removeprefix(site).strip(".").split(".") if p not in ("weight", "default")] or ["weight"]
+    return parts[-1].removeprefix("lora_").removesuffix("_layer")
 
 
 def _dissolvable(view: View) -> int | None:
