@@ -2,6 +2,7 @@
 
 A row is an operator (or several) and a rule for each argument, named as in the operator's schema. A rule is called with
 the `Call` and with g, the cotangent of the result, and returns that of the argument; None: the derivative is zero.
+Forward mode takes the rows of element-wise operators too, with g = 1.
 """
 
 from __future__ import annotations
