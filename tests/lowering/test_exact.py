@@ -1,4 +1,4 @@
-"""Exact steps on delegates: one partition with forward, backward and optimizer, weights in the file once."""
+"""Steps that differentiate, on delegates: one partition with primal, derivatives and optimizer, weights in it once."""
 
 from __future__ import annotations
 
@@ -67,6 +67,17 @@ def test_checkpoints_hold_less_and_give_the_same_step() -> None:
     assert [each.methods["step"].partitions for each in reports] == [1, 1]
     # One of two layers is held in either case.
     assert 0 < saved[1] < 0.7 * saved[0]
+
+
+def test_a_llama_s_tangents_are_one_partition() -> None:
+    model, inputs = llama()
+    program = mz.transform(model, inputs, estimator=mz.ForwardGradient(queries=3), trainable="lora_A+lora_B")
+    lowered = lowering.lower(program, target="xnnpack", check=True)
+    step = lowered.report.methods["step"]
+    assert step.partitions == 1
+    assert step.delegated_share >= 0.99
+    compared = {(each.method, each.output): each for each in lowered.report.self_check.compared}
+    assert compared["step", "projected_gradients"].deviation > 0
 
 
 @pytest.mark.parametrize("options", [{"target": "portable"}, {}, {"weights": "packed"}])

@@ -151,6 +151,20 @@ def test_a_language_model_agrees_with_eager_and_learns(llm: mz.TrainingProgram, 
         assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.1
 
 
+@on_simulator
+def test_directional_derivatives_agree_with_eager(tmp_path: Path):
+    """Derivatives are off by what half precision rounds; no ε divides it."""
+    batch = llama_inputs()
+    program = mz.transform(llama(), batch, estimator=mz.ForwardGradient(queries=2))
+    lowered = lowering.lower(only(program, "step", "apply"), target="qnn")
+    assert_one_binary(lowered, "step")
+    found = saved(lowered, tmp_path).step(batch, seed=3, lr=0.05, update=False)
+    expected = program.step(program.initial_adapter(), batch, seed=3, lr=0.05)
+    assert found.losses == pytest.approx(expected.losses.tolist(), abs=LOSS_ERROR)
+    error = 1e-2 * float(expected.projected_gradients.abs().max())
+    assert found.projected_gradients == pytest.approx(expected.projected_gradients.tolist(), abs=error)
+
+
 def test_an_unknown_chip_lists_the_known(mlp: mz.TrainingProgram):
     with pytest.raises(lowering.InvalidOption, match=r"soc='SM9999'.*SM8650, SM8750"):
         lowering.lower(mlp, target="qnn", soc="SM9999")

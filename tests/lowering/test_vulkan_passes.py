@@ -15,6 +15,7 @@ from lowering.passes.forms.merge_axes import MergeAxes
 from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.reduce_last_axis import ReduceLastAxis
 from lowering.passes.forms.remove_noops import RemoveNoops
+from lowering.passes.layers.convert_erf_to_exp import ConvertErfToExp
 from lowering.passes.layers.convert_gelu_to_exp import ConvertGeluToExp
 from lowering.passes.layers.convert_patches_to_linears import ConvertPatchesToLinears
 from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
@@ -50,6 +51,13 @@ def test_convert_gelu_to_exp():
     assert result.ops()["gelu"] == 0
     found, exact = result.after.module()(x), F.gelu(x.double())
     assert float(((found - exact) / x.abs().clamp_min(1.0)).abs().max()) < 3e-7
+
+
+def test_convert_erf_to_exp():
+    x = torch.cat([torch.linspace(-6, 6, 2001), torch.tensor([0.0, -0.0, 1e-20, 1e-7, -1e-5, -1e4, 1e4])])
+    result = rewrite(Fn(lambda _, x: torch.erf(x)), (x,), ConvertErfToExp())
+    assert result.ops()["erf"] == 0
+    assert float((result.after.module()(x) - torch.erf(x.double())).abs().max()) < 4e-7
 
 
 class Patches(torch.nn.Module):

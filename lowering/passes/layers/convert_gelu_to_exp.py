@@ -16,8 +16,8 @@ from mobizo_passes.graph.passes import NodePass
 aten = torch.ops.aten
 
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| <= 1.5e-7 in erf.
-_P = 0.3275911
-_COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+P = 0.3275911
+COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def _rewrite(ir: Ir, x: Any) -> Node:
 
     size = ir.call(aten.abs.default, x)
     # exp(-log(1 + c*a)) would do as well; a division costs less.
-    below = ir.call(aten.add.Tensor, multiply(size, _P / math.sqrt(2.0)), 1.0)
+    below = ir.call(aten.add.Tensor, multiply(size, P / math.sqrt(2.0)), 1.0)
     one = ir.add_constant("one", torch.ones(1, dtype=x.meta["val"].dtype), ("one", x.meta["val"].dtype))
     t = ir.call(aten.div.Tensor, one, below)
-    poly = multiply(t, 0.5 * _COEFFICIENTS[0])
-    for coefficient in _COEFFICIENTS[1:]:
+    poly = multiply(t, 0.5 * COEFFICIENTS[0])
+    for coefficient in COEFFICIENTS[1:]:
         poly = multiply(ir.call(aten.add.Tensor, poly, 0.5 * coefficient), t)
     fall = ir.call(aten.exp.default, multiply(multiply(size, size), -0.5))
     tail = multiply(size, multiply(poly, fall))

@@ -12,8 +12,10 @@ from lowering.passes.forms.lower_to_core_aten import LowerToCoreAten
 from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
 from lowering.passes.layers.bound_masks import BoundMasks
+from lowering.passes.layers.convert_erf_to_exp import ConvertErfToExp
 from lowering.passes.layers.convert_patches_to_linears import ConvertPatchesToLinears
 from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
+from lowering.passes.layers.convert_rsqrt_to_sqrt import ConvertRsqrtToSqrt
 from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
 from lowering.passes.layers.decompose_activations import DecomposeActivations
 from lowering.passes.layers.decompose_attention import DecomposeAttention
@@ -26,8 +28,11 @@ from lowering.passes.values.fold_constants import FoldConstants
 from mobizo_passes.graph.passes import Pass
 
 
-def _passes(mask: float) -> tuple[Pass, ...]:
-    """Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank."""
+def _passes(mask: float, norms: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+    """Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank.
+
+    `norms` make of what is left of norms that are not whole what the quantizer takes.
+    """
     return (
         RemoveNoops(),
         FoldConstants(),
@@ -39,7 +44,9 @@ def _passes(mask: float) -> tuple[Pass, ...]:
         DecomposeAttention(bias=mask),
         BoundMasks(mask),
         FuseNorms(),
+        *norms,
         DecomposeActivations(),
+        ConvertErfToExp(),
         ConvertWeightsToLinears(),
         ConvertProductsToBmm(),
         ScaleSmallerFactor(),
@@ -57,4 +64,9 @@ def _passes(mask: float) -> tuple[Pass, ...]:
 
 # A mask shares its integers with the scores: the larger it is, the coarser they become. For integers `CopyViews` comes
 # after the quantization, whose tools know only the operators before it.
-PASSES = {"fp16": (*_passes(mask=3e4), CopyViews()), "16a8w": _passes(mask=64.0), "8a8w": _passes(mask=20.0)}
+_APART = (ConvertRsqrtToSqrt(),)
+PASSES = {
+    "fp16": (*_passes(mask=3e4), CopyViews()),
+    "16a8w": _passes(mask=64.0, norms=_APART),
+    "8a8w": _passes(mask=20.0, norms=_APART),
+}

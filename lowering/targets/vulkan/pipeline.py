@@ -13,6 +13,7 @@ from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.reduce_last_axis import ReduceLastAxis
 from lowering.passes.forms.remove_noops import RemoveNoops
 from lowering.passes.layers.bound_norms import BoundNorms
+from lowering.passes.layers.convert_erf_to_exp import ConvertErfToExp
 from lowering.passes.layers.convert_gelu_to_exp import ConvertGeluToExp
 from lowering.passes.layers.convert_patches_to_linears import ConvertPatchesToLinears
 from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
@@ -42,6 +43,7 @@ def _passes(mask: float, norms: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
         DecomposeNorms(),
         *norms,
         DecomposeActivations(),
+        ConvertErfToExp(),
         ConvertGeluToExp(),
         ConvertWeightsToLinears(),
         ConvertProductsToBmm(),

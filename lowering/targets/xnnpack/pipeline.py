@@ -9,6 +9,7 @@ from lowering.passes.forms.copy_views import CopyViews
 from lowering.passes.forms.lower_to_core_aten import LowerToCoreAten
 from lowering.passes.forms.normalize_dims import NormalizeDims
 from lowering.passes.forms.remove_noops import RemoveNoops
+from lowering.passes.layers.convert_erf_to_exp import ConvertErfToExp
 from lowering.passes.layers.convert_means_to_linears import ConvertMeansToLinears
 from lowering.passes.layers.convert_products_to_bmm import ConvertProductsToBmm
 from lowering.passes.layers.convert_weights_to_linears import ConvertWeightsToLinears
@@ -32,6 +33,7 @@ PASSES: tuple[Pass, ...] = (
     DecomposeNorms(),
     ConvertMeansToLinears(),
     DecomposeActivations(),
+    ConvertErfToExp(),
     ConvertWeightsToLinears(keep_shared=True),
     ConvertProductsToBmm(),
     ScaleSmallerFactor(),
