@@ -44,7 +44,8 @@ def compile_step(directory: Path, target: str, upper_layers: int, estimator: str
         exact = mz.Exact(checkpoint="layer" if estimator == "exact-checkpointed" else None)
         program = mz.transform(model, batch, estimator=exact, optimizer=mz.AdamW(), trainable="lora_A+lora_B")
     else:
-        program = mz.transform(model, batch, estimator=mz.TwoSided(queries=task.queries))
+        kind = mz.ForwardGradient if estimator == "forward-gradient" else mz.TwoSided
+        program = mz.transform(model, batch, estimator=kind(queries=task.queries))
     lowered = lowering.lower(program, target=target)
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
@@ -53,7 +54,7 @@ def compile_step(directory: Path, target: str, upper_layers: int, estimator: str
 
 
 class CompiledStep:
-    """One call of the program's `step`: all 2q perturbed forwards, or forward and gradient, and the update."""
+    """One call of the program's `step`: 2q perturbed forwards, one with q tangents or its gradient; the update."""
 
     def __init__(self, task: Task, program: Path) -> None:
         import runtime_driver
@@ -65,7 +66,8 @@ class CompiledStep:
     def step(self, number: int) -> float:
         if self.exact:
             return self.session.step(self.batch, lr=EXACT_LEARNING_RATE).loss
-        return self.session.step(self.batch, seed=number, lr=LEARNING_RATE, eps=EPSILON).loss
+        eps = EPSILON if self.session.perturbs else None
+        return self.session.step(self.batch, seed=number, lr=LEARNING_RATE, eps=eps).loss
 
 
 class CompiledLosses:
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--target", default="xnnpack")
     parser.add_argument("--upper-layers", type=int, default=LAYERS)
     parser.add_argument("--layers", type=int, default=LAYERS)
-    estimators = ("two-sided", "exact", "exact-checkpointed", JOINT)
+    estimators = ("two-sided", "forward-gradient", "exact", "exact-checkpointed", JOINT)
     parser.add_argument("--estimator", choices=estimators, default="two-sided")
     options = parser.parse_args()
     answer, sys.stdout = sys.stdout, sys.stderr
