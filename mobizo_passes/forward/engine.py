@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 import mobizo_passes.forward.rules as _rules  # noqa: F401  (fills the table)
+from mobizo_passes.forward.norms import find_norm
 from mobizo_passes.forward.table import FLAT, TABLE, Linear, Own, Product, Scaled
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import with_arguments
@@ -97,6 +98,10 @@ class _Forward:
         target: Any = call.node.target
         if not names or target in FLAT:
             return None
+        norm = find_norm(call.node)
+        if norm is not None and norm.x in self.tangents:
+            dx = self.whole(norm.x)
+            return None if dx is None else Tangent(norm.tangent(call, dx), Value(self.tape, norm.r))
         row, back = TABLE.get(target), RULES.get(target)
         if row is None and back is not None and back.kind == ELEMENTWISE:
             return self._elementwise(call, names)

@@ -185,3 +185,22 @@ def test_a_site_that_only_a_comparison_reads_has_a_derivative_of_zero() -> None:
 
     model = seeded(Masked())
     mz.verify(programmed(Masked()), model, (random(3, 6), integers(4, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(8), nn.LayerNorm(8)], ids=["rms", "layer"])
+def test_a_norm_has_no_cubed_root_in_its_tangent(norm: nn.Module) -> None:
+    """It would be far out of the range of halves where a row is small."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora, self.norm, self.head = Lora(6, 8), norm, nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.lora(x)))
+
+    model, program = seeded(Normed()), programmed(Normed())
+    mz.verify(program, model, (random(3, 6), integers(4, 3)))
+    made = [line for line in program.text().splitlines() if "| linearize" in line]
+    assert not [line for line in made if "%rsqrt, %rsqrt" in line]
+    assert sum("aten.mean" in line for line in made) == (1 if isinstance(norm, nn.RMSNorm) else 2)
