@@ -14,6 +14,7 @@ from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import (
     ReplaceViewOpsWithViewCopyOpsPass,
     get_view_copy_of_view_op,
 )
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.graph import _PyTreeCodeGen
@@ -42,7 +43,7 @@ def rewriting_in_place() -> Iterator[None]:
 def values_as_they_are() -> Iterator[None]:
     """Within, ExecuTorch makes tensor specs from the values that nodes have, and doesn't compute them all again."""
 
-    def given(graph_module: GraphModule) -> PassResult:
+    def given(graph_module: GraphModule) -> PassResult | None:
         nodes = [node for node in graph_module.graph.nodes if node.op != "output"]
         if _holds_graphs(graph_module) or any("val" not in node.meta for node in nodes if node.op != "get_attr"):
             return retrace()(graph_module)
@@ -131,7 +132,7 @@ def _inferred_anew(node: Node) -> bool:
     args, kwargs = pytree.tree_map_only(Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
     former = node.meta["val"]
     target: Any = node.target
-    mode = next(each.fake_mode for each in pytree.tree_leaves(former) if isinstance(each, torch.Tensor))
+    mode = next(each.fake_mode for each in pytree.tree_leaves(former) if isinstance(each, FakeTensor))
     with mode, torch.no_grad():
         node.meta["val"] = target(*args, **kwargs)
     return _layout(former) != _layout(node.meta["val"])
