@@ -111,7 +111,9 @@ class Executor:
 
     def apply_record(self, state: dict[str, Tensor], record: Record) -> dict[str, Tensor]:
         """The state after a journal record's step. Raises :class:`NonFiniteAdapterError`."""
-        return self.apply(state, record.seed, record.lr, record.projected_gradients, record.step)
+        for seed, lr, gradients in record.updates:
+            state = self.apply(state, seed, lr, gradients, record.step)
+        return state
 
     def loss_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Every output of the ``loss`` method for a batch, by name, and how many of its rows are real.

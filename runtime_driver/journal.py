@@ -4,6 +4,7 @@ Durability: a record is written with one ``write`` call and, by default, followe
 the new adapter. Whatever kills the process, the file is a sequence of whole lines plus at most one torn line at its
 end, which the next writer cuts off. Any other damage is an error with its line number, and so is a line of another
 journal: each line's checksum goes on from the one before. Journals of version 1 have a checksum for each line alone.
+Those of version 3 hold what each of several workers contributed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -24,10 +26,10 @@ from runtime_driver.errors import (
     JournalLockedError,
     UnprovenWarning,
 )
+from runtime_driver.format.contributions import Contribution
 from runtime_driver.format.files import open_regular, read_regular
 from runtime_driver.format.records import (
     JOURNAL_FORMAT,
-    JOURNAL_VERSION,
     Header,
     Record,
     RecordError,
@@ -37,7 +39,7 @@ from runtime_driver.format.records import (
     encode_header,
     encode_record,
 )
-from runtime_driver.format.seeds import step_seed
+from runtime_driver.format.seeds import step_seed, worker_seed
 
 T = TypeVar("T")
 #: "step": after every record; "none": leave it to the system; N: after every N-th record.
@@ -109,15 +111,27 @@ def parse_journal(path: Path, data: bytes) -> JournalContents | None:
     records: list[Record] = []
     checksums: list[int] = []
     for number, line in enumerate(lines, start=2):
-        record = _numbered(path, number, lambda line=line, before=before: decode_record(line, header.queries, before))
+        parse = partial(decode_record, line, header.queries, before, header.combine)
+        record = _numbered(path, number, parse)
         if record.step != len(records):
             raise JournalCorruptError(path, number, f"expected step {len(records)}, found step {record.step}")
         if record.seed != step_seed(header.seed, record.step):
             raise JournalCorruptError(path, number, f"seed {record.seed} is not that of step {record.step}")
+        for each in record.contributions:
+            if each.seed not in (record.seed, _own_seed(header, record, each)):
+                raise JournalCorruptError(path, number, f"seed {each.seed} is not that of worker {each.worker}")
         records.append(record)
         checksums.append(checksum(line))
         before = 0 if version == 1 else checksums[-1]
     return JournalContents(header, tuple(records), end, version, tuple(checksums), before)
+
+
+def _own_seed(header: Header, record: Record, contribution: Contribution) -> int:
+    """The seed of a worker with queries of its own; the step's for a worker that can't have any."""
+    try:
+        return worker_seed(header.seed, record.step, contribution.worker)
+    except HyperparameterError:
+        return record.seed
 
 
 def _numbered(path: Path, number: int, parse: Callable[[], T]) -> T:
@@ -172,7 +186,7 @@ class JournalWriter:
         Raises:
             JournalError: the disk is full or fails.
         """
-        self._write(encode_header(header, JOURNAL_VERSION), sync=self._every > 0)
+        self._write(encode_header(header), sync=self._every > 0)
         if self._every:
             directory = os.open(self.path.parent, os.O_RDONLY)
             try:

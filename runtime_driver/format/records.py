@@ -10,14 +10,18 @@ from collections.abc import Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from runtime_driver.format import contributions as contributed
 from runtime_driver.format import strict_json
+from runtime_driver.format.contributions import Contribution, Update
 from runtime_driver.format.numbers import as_float32
 
 JOURNAL_FORMAT = "mobizo-journal"
 #: The version that is written. Its checksums are chained: each covers the lines before it too. Version 1, whose
 #: checksums cover a line each, is read and continued as it is.
 JOURNAL_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+#: The version of a run of several workers: its records hold contributions, and its header how they combine.
+SHARED_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 
 
 class RecordError(ValueError):
@@ -29,7 +33,8 @@ class Header:
     """The first line: what the run is.
 
     ``steps``, ``lr`` and ``eps`` are there for people; what each step really used is in its own record.
-    ``initial_adapter`` is the SHA-256 of the trainable tensors at step 0, ``data`` an optional fingerprint.
+    ``initial_adapter`` is the SHA-256 of the trainable tensors at step 0, ``data`` an optional fingerprint. ``combine``
+    is the rule by which contributions become an update; empty for a run of one process, whose records hold none.
     """
 
     program_id: str
@@ -41,6 +46,7 @@ class Header:
     queries: int
     initial_adapter: str
     data: str | None = None
+    combine: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ class Record:
 
     A step that perturbs nothing has an ``eps`` of 0. One of an exact gradient has no projected gradients; ``state`` is
     the SHA-256 of adapter and optimizer after it. Other steps have none: their state follows from their numbers.
+
+    With ``contributions``, ``projected_gradients`` and ``loss`` are what they combine to (q values for each seed among
+    them), and the line has the contributions in the place of ``projected_gradients``.
     """
 
     step: int
@@ -59,6 +68,14 @@ class Record:
     loss: float
     # Not in its text, by which older snapshots know their record.
     state: str = field(default="", repr=False)
+    contributions: tuple[Contribution, ...] = field(default=(), repr=False)
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The calls of ``apply`` that make this step: (seed, learning rate, projected gradients)."""
+        if not self.contributions:
+            return ((self.seed, self.lr, self.projected_gradients),)
+        return contributed.updates(self.contributions, self.projected_gradients, self.lr)
 
 
 def encode(fields_: dict[str, Any], before: int = 0) -> bytes:
@@ -98,9 +115,13 @@ def decode(line: bytes, before: int = 0) -> dict[str, Any]:
     return data
 
 
-def encode_header(header: Header, version: int = JOURNAL_VERSION) -> bytes:
-    """The header's line."""
-    return encode({"format": JOURNAL_FORMAT, "version": version, **asdict(header)})
+def encode_header(header: Header, version: int | None = None) -> bytes:
+    """The header's line; ``version``: None for the one that the run needs."""
+    fields_ = asdict(header)
+    if not header.combine:
+        del fields_["combine"]
+    needed = SHARED_VERSION if header.combine else JOURNAL_VERSION
+    return encode({"format": JOURNAL_FORMAT, "version": needed if version is None else version, **fields_})
 
 
 def decode_header(line: bytes) -> tuple[Header, int]:
@@ -110,10 +131,12 @@ def decode_header(line: bytes) -> tuple[Header, int]:
         raise RecordError(f"expected the header of a {JOURNAL_FORMAT}")
     version = data.pop("version", None)
     if type(version) is not int or version not in READABLE_VERSIONS:
-        raise RecordError(f"expected journal version {' or '.join(map(str, READABLE_VERSIONS))}, found {version!r}")
-    _check_fields(data, Header)
+        raise RecordError(f"expected journal version {', '.join(map(str, READABLE_VERSIONS))}, found {version!r}")
+    _check_fields(data, Header, without=set() if version == SHARED_VERSION else {"combine"})
     for name in ("seed", "steps", "queries"):
         _check_integer(name, data[name])
+    if version == SHARED_VERSION and (data["combine"] not in list(contributed.RULES) or not data["queries"]):
+        raise RecordError(f"expected one of {sorted(contributed.RULES)} in `combine`, and queries")
     for name in ("program_id", "lr", "eps", "noise", "initial_adapter", "data"):
         if not isinstance(data[name], str) and not (name == "data" and data[name] is None):
             raise RecordError(f"expected text in `{name}`, found {data[name]!r}")
@@ -125,30 +148,65 @@ def decode_header(line: bytes) -> tuple[Header, int]:
 def encode_record(record: Record, before: int = 0) -> bytes:
     """The record's line."""
     fields_ = asdict(record)
+    del fields_["projected_gradients" if record.contributions else "contributions"]
     if not record.state:
         del fields_["state"]
     return encode(fields_, before)
 
 
-def decode_record(line: bytes, queries: int, before: int = 0) -> Record:
-    """Raises :class:`RecordError` for a line that is not a record with that many projected gradients.
+def decode_record(line: bytes, queries: int, before: int = 0, combine: str = "") -> Record:
+    """A record of that many queries; ``combine``: the header's.
 
-    Without any, the state after the step must be there.
+    Without queries, the state after the step must be there.
+
+    Raises:
+        RecordError: the line is not such a record.
     """
     data = decode(line, before)
-    _check_fields(data, Record, without={"state"} if queries else set())
+    without = {"projected_gradients" if combine else "contributions"} | ({"state"} if queries else set())
+    _check_fields(data, Record, without=without)
     if not queries and not (isinstance(data["state"], str) and re.fullmatch("[0-9a-f]{64}", data["state"])):
         raise RecordError(f"expected a SHA-256 in `state`, found {data['state']!r}")
-    gradients = data["projected_gradients"]
-    if not isinstance(gradients, list) or len(gradients) != queries:
-        raise RecordError(f"expected {queries} projected gradients")
-    for value in (*gradients, data["lr"], data["eps"], data["loss"]):
-        if not _is_float32(value):
-            raise RecordError(f"expected a float32, found {value!r}")
     for name in ("step", "seed"):
         _check_integer(name, data[name])
-    data["projected_gradients"] = tuple(float(value) for value in gradients)
-    return Record(**{**data, **{name: float(data[name]) for name in ("lr", "eps", "loss")}})
+    numbers = {name: _float32(data[name]) for name in ("lr", "eps", "loss")}
+    if not combine:
+        return Record(**{**data, **numbers, "projected_gradients": _gradients(data["projected_gradients"], queries)})
+    contributions = _contributions(data.pop("contributions"), queries)
+    gradients, loss = contributed.combined(contributions, combine)
+    if not all(map(math.isfinite, gradients)) or loss != numbers["loss"]:
+        raise RecordError(f"expected contributions that combine to the loss {data['loss']!r}, found {loss!r}")
+    return Record(**{**data, **numbers}, projected_gradients=gradients, contributions=contributions)
+
+
+def _contributions(found: object, queries: int) -> tuple[Contribution, ...]:
+    if not isinstance(found, list) or not found:
+        raise RecordError("expected a list of contributions")
+    result: list[Contribution] = []
+    for each in found:
+        if not isinstance(each, dict):
+            raise RecordError(f"expected a contribution, found {type(each).__name__}")
+        _check_fields(each, Contribution)
+        for name in ("worker", "seed"):
+            _check_integer(name, each[name])
+        weight, loss = _float32(each["weight"]), _float32(each["loss"])
+        if weight <= 0 or (result and each["worker"] <= result[-1].worker):
+            raise RecordError("expected weights above 0, and contributions in the order of their workers")
+        gradients = _gradients(each["projected_gradients"], queries)
+        result.append(Contribution(each["worker"], each["seed"], weight, gradients, loss))
+    return tuple(result)
+
+
+def _gradients(found: object, queries: int) -> tuple[float, ...]:
+    if not isinstance(found, list) or len(found) != queries:
+        raise RecordError(f"expected {queries} projected gradients")
+    return tuple(map(_float32, found))
+
+
+def _float32(value: object) -> float:
+    if not _is_float32(value):
+        raise RecordError(f"expected a float32, found {value!r}")
+    return float(value)  # pyright: ignore[reportArgumentType]
 
 
 def _is_float32(value: object) -> bool:
@@ -163,7 +221,9 @@ def _check_integer(name: str, value: object) -> None:
         raise RecordError(f"expected a non-negative integer in `{name}`, found {value!r}")
 
 
-def _check_fields(data: dict[str, Any], kind: type[Header] | type[Record], without: Set[str] = frozenset()) -> None:
+def _check_fields(
+    data: dict[str, Any], kind: type[Header | Record | Contribution], without: Set[str] = frozenset()
+) -> None:
     expected = {each.name for each in fields(kind)} - without
     if set(data) != expected:
         raise RecordError(f"expected the fields {sorted(expected)}, found {sorted(data)}")

@@ -39,3 +39,18 @@ def step_seed(run_seed: int, step: int) -> int:
     value ^= value >> 13
     value = (value * (second | 1)) & _MASK31
     return value ^ (value >> 16)
+
+
+def worker_seed(run_seed: int, step: int, worker: int) -> int:
+    """The seed of one of several workers that share a batch and draw queries of their own; worker 0 has the step's.
+
+    No two steps or workers of a run share their noise.
+
+    Raises:
+        HyperparameterError: ``step`` is not in ``[0, 2**24)`` or ``worker`` not in ``[0, 128)``.
+    """
+    if not 0 <= step < 1 << 24:
+        raise HyperparameterError("step", "an integer in [0, 2**24) where workers have queries of their own", step)
+    if not 0 <= worker < 128:
+        raise HyperparameterError("worker", "an integer in [0, 128)", worker)
+    return step_seed(run_seed, worker << 24 | step)

@@ -176,8 +176,8 @@ def test_a_journal_of_another_program_is_refused(built_pte: Path, journal: Path,
 
 
 def test_a_later_journal_version_is_refused(built_pte: Path, journal: Path):
-    _with_header(journal, version=3)
-    with pytest.raises(runtime_driver.JournalCorruptError, match="expected journal version 1 or 2, found 3"):
+    _with_header(journal, version=4)
+    with pytest.raises(runtime_driver.JournalCorruptError, match="expected journal version 1, 2, 3, found 4"):
         Session(built_pte).replay(journal)
 
 
