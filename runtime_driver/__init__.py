@@ -11,13 +11,16 @@ from runtime_driver.backend_library import load_backend_library
 from runtime_driver.batches import Batch, Batches, BatchSource
 from runtime_driver.callbacks import Callback
 from runtime_driver.errors import (
+    AdapterDivergedError,
     AdapterError,
+    AllRefusedError,
     BackendLibraryError,
     BatchError,
     DataExhaustedError,
     DriverError,
     DriverWarning,
     ExecutionError,
+    FleetError,
     HyperparameterError,
     InternalStateError,
     JournalCorruptError,
@@ -29,13 +32,17 @@ from runtime_driver.errors import (
     NonFiniteAdapterError,
     NonFiniteError,
     NonFiniteLossError,
+    NoProjectedGradientsError,
     NotReplayableError,
     ProgramFileError,
     RecomputedError,
+    RefusedWarning,
     SidecarMismatchError,
     SnapshotWarning,
     UnprovenWarning,
     WeightsFileError,
+    WorkerLostError,
+    WorkerMismatchError,
 )
 from runtime_driver.format.seeds import step_seed
 from runtime_driver.journal import JournalContents, read_journal
@@ -45,7 +52,9 @@ from runtime_driver.schedule import Constant, LinearDecay
 from runtime_driver.session import Session
 
 __all__ = [
+    "AdapterDivergedError",
     "AdapterError",
+    "AllRefusedError",
     "BackendLibraryError",
     "Batch",
     "BatchError",
@@ -61,6 +70,7 @@ __all__ = [
     "ExecutionError",
     "FitResult",
     "FitStart",
+    "FleetError",
     "HyperparameterError",
     "InternalStateError",
     "JournalContents",
@@ -71,12 +81,14 @@ __all__ = [
     "LabelError",
     "LinearDecay",
     "MissingMethodError",
+    "NoProjectedGradientsError",
     "NonFiniteAdapterError",
     "NonFiniteError",
     "NonFiniteLossError",
     "NotReplayableError",
     "ProgramFileError",
     "RecomputedError",
+    "RefusedWarning",
     "Session",
     "SidecarMismatchError",
     "SnapshotWarning",
@@ -84,6 +96,8 @@ __all__ = [
     "StepRecord",
     "UnprovenWarning",
     "WeightsFileError",
+    "WorkerLostError",
+    "WorkerMismatchError",
     "load_backend_library",
     "peak_rss_bytes",
     "read_journal",

@@ -25,6 +25,10 @@ class SnapshotWarning(DriverWarning):
     """A snapshot that is damaged or not this journal's, and so is not used."""
 
 
+class RefusedWarning(DriverWarning):
+    """A worker's contribution that does not count."""
+
+
 class ProgramFileError(DriverError):
     """A .pte file that is missing, truncated, not a .pte, not one of ours, or refused by the runtime."""
 
@@ -182,6 +186,66 @@ class RecomputedError(JournalError):
         super().__init__(
             f"{path}: step {step}, computed again, gives the {what} {found}, the journal has {recorded}. Resume on the "
             "machine, with the runtime and with the batches of the run; or start another journal."
+        )
+
+
+class FleetError(DriverError):
+    """Base of what can go wrong between workers."""
+
+
+class NoProjectedGradientsError(FleetError):
+    """A program whose steps do not follow from a seed and a few numbers, so that several workers can't share them."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(
+            f"This program can't be trained by several workers: {reason}. "
+            + (remedy or "Lower the model with a two-sided, one-sided or forward gradient, and adapter='external'.")
+        )
+
+
+class WorkerMismatchError(FleetError):
+    """A worker that was started with another program or other settings than worker 0."""
+
+    def __init__(self, worker: int, field: str, found: object, first: object) -> None:
+        self.worker = worker
+        self.field = field
+        super().__init__(
+            f"Worker {worker} has {found!r} as `{field}`, worker 0 has {first!r}. Start all workers with the same."
+        )
+
+
+class AdapterDivergedError(FleetError):
+    """Workers whose adapter is no longer that of the others, although all got the same contributions."""
+
+    def __init__(self, step: int, workers: Sequence[int], own: int) -> None:
+        self.step = step
+        self.workers = tuple(workers)
+        super().__init__(
+            f"After {step} steps the adapter of worker {', '.join(map(str, workers))} differs from the others'"
+            f"{' (that is this worker)' if own in workers else ''}. The run stops; a restarted one replays the "
+            "journal. If it happens again, that worker's processor or runtime computes updates differently: leave it "
+            "out."
+        )
+
+
+class AllRefusedError(FleetError):
+    """A step to which no worker contributed anything that counts."""
+
+    def __init__(self, step: int, refusals: Sequence[str]) -> None:
+        self.step = step
+        super().__init__(
+            f"No contribution to step {step} counts ({'; '.join(refusals[:4])}). Check the data, or try a smaller "
+            "learning rate or epsilon."
+        )
+
+
+class WorkerLostError(FleetError):
+    """Another worker does not answer any more."""
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(
+            f"Worker {rank} lost the others: {' '.join(reason.split())[:200]} Under torchrun --max-restarts N, all "
+            "workers start again and replay the journal."
         )
 
 

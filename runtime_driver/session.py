@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
+    from runtime_driver.fleet import Workers
     from runtime_driver.format import Manifest
 
 
@@ -148,6 +149,7 @@ class Session:
         eval_every: int | None = None,
         label_ids: Sequence[int] | None = None,
         progress: bool | None = None,
+        workers: Workers | None = None,
     ) -> FitResult:
         """Train the adapter for ``steps`` steps in all.
 
@@ -167,7 +169,9 @@ class Session:
                 replay from the first. None: never.
             eval_batches: evaluated at the end, and every ``eval_every`` steps.
             label_ids: also measure accuracy, see :meth:`evaluate`.
-            progress: show a progress bar on stderr; None: if stderr is a terminal.
+            progress: show a progress bar on stderr; None: if stderr is a terminal, and of several workers on the first.
+            workers: train together with other processes (:class:`runtime_driver.fleet.Workers`). Each calls ``fit``
+                with the same settings and its own batches; worker 0 writes the journal, and evaluates.
 
         Ctrl-C lets the running step finish, then returns a result with ``interrupted=True``; a second Ctrl-C raises
         KeyboardInterrupt at once. Either way the journal is whole and the adapter is that of the last completed step.
@@ -180,9 +184,11 @@ class Session:
                 step, and the error has the last adapter with a finite loss. A resumed run stops at the same step again.
             InternalStateError: the program holds its adapter inside, and it is not the one that the run would go on
                 from: a resumed journal's, or a loaded one.
+            FleetError: workers that do not fit together, are lost, or whose adapters differ.
         """
         observers = list(callbacks)
-        if progress or (progress is None and sys.stderr.isatty()):
+        first = workers is None or workers.rank == 0
+        if progress or (progress is None and first and sys.stderr.isatty()):
             from runtime_driver.progress import ProgressBar
 
             observers.insert(0, ProgressBar())
@@ -197,6 +203,7 @@ class Session:
             eval_batches=eval_batches,
             eval_every=eval_every,
             label_ids=label_ids,
+            workers=workers,
         )
         return TrainingRun(self._executor, batches, options, observers).run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ from runtime_driver.errors import (
 )
 from runtime_driver.evaluation import evaluate
 from runtime_driver.executor import clones
+from runtime_driver.format.contributions import Contribution, combined
 from runtime_driver.format.records import Header, Record
 from runtime_driver.format.seeds import step_seed
 from runtime_driver.interrupt import DeferredInterrupt
-from runtime_driver.journal import FsyncPolicy, JournalWriter
+from runtime_driver.journal import FsyncPolicy, JournalWriter, parse_journal
 from runtime_driver.memory import peak_rss_bytes
 from runtime_driver.results import EvaluationRecord, FitResult, FitStart, StepRecord
 from runtime_driver.schedule import Schedule, checked, describe
@@ -35,7 +37,11 @@ if TYPE_CHECKING:
     from runtime_driver.batches import Batch, Batches
     from runtime_driver.callbacks import Callback
     from runtime_driver.executor import Executor
+    from runtime_driver.fleet import Workers
     from runtime_driver.journal import JournalContents
+
+#: (step, inputs) -> its record, and the state after it.
+MakeStep = Callable[[int, dict], "tuple[Record, dict[str, Tensor]]"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class RunOptions:
     eval_batches: Sequence[Batch] | None
     eval_every: int | None
     label_ids: Sequence[int] | None
+    #: None for a run of one process.
+    workers: Workers | None = None
 
     def __post_init__(self) -> None:
         """Raises :class:`HyperparameterError` for counts out of range."""
@@ -85,6 +93,8 @@ class TrainingRun:
         self._batches = batches
         self._options = options
         self._callbacks = callbacks
+        self._workers = options.workers
+        self._data: str | None = getattr(batches, "fingerprint", None)
         self._losses: list[float] = []
         # The adapter before the last update; a resumed run can ask its journal for it.
         self._before: dict[str, Tensor] | None = None
@@ -99,15 +109,34 @@ class TrainingRun:
         path = self._options.journal
         # A run begins with the optimizer's state at zero: what its journal says must be all that made it.
         self._executor.optimizer = self._executor.fresh_optimizer()
+        if self._workers is not None:
+            self._join(self._workers)
         if path is None:
-            return self._run(None, 0, started)
+            return self._run(None, None, started)
+        if self._workers is not None and self._workers.rank > 0:
+            # Worker 0 writes the journal, and every other one replays what it has so far.
+            return self._run(None, parse_journal(path, self._workers.share_journal(b"")), started)
         with JournalWriter(path, self._options.fsync) as journal:
             resume.remove_leftovers_beside(path)
-            first = 0 if journal.contents is None else self._resume(path, journal)
-            return self._run(journal, first, started)
+            if self._workers is not None:
+                self._workers.share_journal(path.read_bytes())
+            return self._run(journal, journal.contents, started)
 
-    def _run(self, journal: JournalWriter | None, first: int, started: float) -> FitResult:
+    def _join(self, workers: Workers) -> None:
         options = self._options
+        settings = {
+            "steps": options.steps,
+            "lr": describe(options.lr),
+            "eps": "none" if options.eps is None else describe(options.eps),
+            "seed": options.seed,
+            "journal": options.journal is not None,
+        }
+        workers.join(self._executor.manifest, settings)
+        self._data = workers.same_everywhere(self._data)
+
+    def _run(self, journal: JournalWriter | None, resumed: JournalContents | None, started: float) -> FitResult:
+        options, workers = self._options, self._workers
+        first = 0 if resumed is None or options.journal is None else self._resume(options.journal, resumed)
         self._check_eval_batches()
         if first < options.steps:
             self._executor.program.require_weights()
@@ -116,22 +145,27 @@ class TrainingRun:
         if step < first:
             self._executor.program.require_weights()
         reader = BatchReader(self._batches, step, options.steps)
-        resumed = None if journal is None else journal.contents
         header = self._header() if resumed is None else resumed.header
+        if workers is not None:
+            workers.check_hash(first, adapter_sha256(self._executor.state))
         with DeferredInterrupt() as interrupt, self._observed() as observed:
             self._tell("on_start", FitStart(first, options.steps, self._executor.manifest.batch.size))
-            while step < options.steps and not interrupt.requested:
+            while step < options.steps and not (interrupt.requested if workers is None else workers.stopping):
                 # The batch is fetched and checked before a new journal is begun: a bad call leaves no file behind.
-                inputs, _ = self._executor.binder.bind("step", reader.batch(step))
+                batch = reader.batch(step)
+                inputs, _ = self._executor.binder.bind("step", batch)
                 if journal is not None and resumed is not None and step < first:
                     self._recompute(journal.path, resumed.records[step], inputs)
                     step += 1
                     continue
                 if journal is not None and resumed is None and step == 0:
                     self._begin(journal, header)
-                record = self._step(step, inputs, journal, header)
+                make = self._computed if workers is None else self._shared(workers, batch, interrupt)
+                record = self._step(step, inputs, make, journal, header)
                 step += 1
                 self._tell("on_step", record)
+                if workers is not None and workers.hash_due(step, options.steps):
+                    workers.check_hash(step, adapter_sha256(self._executor.state))
                 if self._evaluation_due(step):
                     self._evaluate(step, interrupt)
             observed.append(
@@ -147,29 +181,56 @@ class TrainingRun:
             )
         return observed[0]
 
-    def _step(self, step: int, inputs: dict, journal: JournalWriter | None, header: Header) -> StepRecord:
-        options, executor = self._options, self._executor
-        seed, lr, eps = step_seed(options.seed, step), options.lr_at(step), options.eps_at(step)
+    def _step(
+        self, step: int, inputs: dict, make: MakeStep, journal: JournalWriter | None, header: Header
+    ) -> StepRecord:
         begun = time.monotonic()
         try:
-            output = executor.step(inputs, seed, lr, eps, step)
+            record, state = make(step, inputs)
         except NonFiniteError as error:
             self._name_last_good(step, error)
             raise
         seconds = time.monotonic() - begun
-        state = {**output.adapter, **output.optimizer}
-        sha256 = adapter_sha256(state) if executor.exact and journal is not None else ""
-        record = Record(step, seed, lr, eps, output.projected_gradients, output.loss, sha256)
         if journal is not None:
             journal.append(record)
         # Only now: an adapter that is not in the journal must not be the session's.
-        self._before = executor.adapter
-        executor.adopt(state)
-        self._losses.append(output.loss)
-        every = options.snapshot_every
+        self._before = self._executor.adapter
+        self._executor.adopt(state)
+        self._losses.append(record.loss)
+        every = self._options.snapshot_every
         if journal is not None and every is not None and (step + 1) % every == 0:
             resume.write_snapshot(journal.path, header, record, journal.end, state)
-        return StepRecord(step, seed, lr, eps, output.loss, output.projected_gradients, seconds)
+        gradients = record.projected_gradients
+        return StepRecord(step, record.seed, record.lr, record.eps, record.loss, gradients, seconds)
+
+    def _computed(self, step: int, inputs: dict) -> tuple[Record, dict[str, Tensor]]:
+        """A step of one process, and the state after it."""
+        options, executor = self._options, self._executor
+        seed, lr, eps = step_seed(options.seed, step), options.lr_at(step), options.eps_at(step)
+        output = executor.step(inputs, seed, lr, eps, step)
+        state = {**output.adapter, **output.optimizer}
+        sha256 = adapter_sha256(state) if executor.exact and options.journal is not None else ""
+        return Record(step, seed, lr, eps, output.projected_gradients, output.loss, sha256), state
+
+    def _shared(self, workers: Workers, batch: Batch, interrupt: DeferredInterrupt) -> MakeStep:
+        """A step of several workers, and the state after it: the same on each."""
+        options, executor = self._options, self._executor
+
+        def make(step: int, inputs: dict) -> tuple[Record, dict[str, Tensor]]:
+            lr, eps, seed = options.lr_at(step), options.eps_at(step), workers.seed(options.seed, step)
+            try:
+                output = executor.step(inputs, seed, lr, eps, step)
+                gradients, loss = output.projected_gradients, output.loss
+            except NonFiniteError:
+                # The others need not stop for it: they refuse what is not finite, and say so.
+                gradients, loss = (math.nan,) * executor.manifest.estimator.queries, math.nan
+            own = Contribution(workers.rank, seed, float(executor.binder.labelled(batch)), gradients, loss)
+            found = workers.exchange(options.seed, step, own, stop=interrupt.requested)
+            applied, mean = combined(found, workers.combine)
+            record = Record(step, step_seed(options.seed, step), lr, eps, applied, mean, contributions=found)
+            return record, executor.apply_record(executor.state, record)
+
+        return make
 
     def _recompute(self, path: Path, record: Record, inputs: dict) -> None:
         """Do a step of the journal again, and hold it to what the journal has of it."""
@@ -206,7 +267,8 @@ class TrainingRun:
             noise=resume.noise_name(manifest),
             queries=manifest.estimator.queries,
             initial_adapter=adapter_sha256(self._executor.adapter),
-            data=getattr(self._batches, "fingerprint", None),
+            data=self._data,
+            combine="" if self._workers is None else self._workers.combine,
         )
 
     def _begin(self, journal: JournalWriter, header: Header) -> None:
@@ -215,11 +277,9 @@ class TrainingRun:
             resume.write_initial(journal.path, self._executor.adapter)
         journal.begin(header)
 
-    def _resume(self, path: Path, journal: JournalWriter) -> int:
+    def _resume(self, path: Path, contents: JournalContents) -> int:
         """Bring the session to the end of the journal; the number of steps in it."""
-        contents, executor, options = journal.contents, self._executor, self._options
-        if contents is None:
-            return 0
+        executor, options = self._executor, self._options
         resume.check_program(path, contents.header, executor.manifest)
         current, own = executor.adapter, executor.initial
         initial = resume.initial_adapter(path, contents.header, executor.manifest, [current, own])
@@ -247,6 +307,8 @@ class TrainingRun:
             raise JournalMismatchError(path, "initial_adapter", contents.header.initial_adapter, here)
         executor.adopt(final)
         self._losses = [record.loss for record in contents.records]
+        if self._workers is not None:
+            self._workers.resumed(contents.records)
         return len(contents.records)
 
     def _resume_exact(self, path: Path, contents: JournalContents, initial: dict[str, Tensor]) -> int:
@@ -270,7 +332,7 @@ class TrainingRun:
 
     def _evaluation_due(self, step: int) -> bool:
         options = self._options
-        if options.eval_batches is None:
+        if options.eval_batches is None or (self._workers is not None and self._workers.rank > 0):
             return False
         return step == options.steps or (options.eval_every is not None and step % options.eval_every == 0)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,6 +92,25 @@ def test_train_in_two_parts_replay_and_export_give_the_same_bits(world: World, c
     assert cli("export-adapter", world.pte, "-o", "initial").code == 0
     initial = (tmp_path / "initial" / "adapter_model.safetensors").read_bytes()
     assert initial != (tmp_path / "whole" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_worker_under_torchrun_reads_its_own_data(world: World, cli: Cli, tmp_path: Path, monkeypatch):
+    """One worker of one: the environment is torchrun's, and gloo is real."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fails(cli(*train_command(world, 2, "none", "--parallel", "data")), "torchrun")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    shutil.copy(world.train, tmp_path / "shard-0.jsonl")
+    command = train_command(world, 2, "shared", "--parallel", "data", "--journal", "run.jsonl")
+    done = cli(*[tmp_path / "shard-{rank}.jsonl" if each == world.train else each for each in command])
+    assert done.code == 0, done.err
+    assert "0 bytes by each of 1 workers" in done.out
+    assert cli(*train_command(world, 2, "alone")).code == 0
+    assert cli("replay", world.pte, "--journal", "run.jsonl", "--adapter-out", "replayed").code == 0
+    names = ("shared", "alone", "replayed")
+    assert len({(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in names}) == 1
 
 
 def test_training_improves_what_eval_reports(world: World, cli: Cli):
