@@ -84,13 +84,19 @@ class Privacy:
 
 
 def client_app(
-    program: str | Path, batches: Callable[[Context], Batches], *, privacy: Privacy | None = None
+    program: str | Path,
+    batches: Callable[[Context], Batches],
+    *,
+    examples: Callable[[Context], int] | None = None,
+    privacy: Privacy | None = None,
 ) -> ClientApp:
     """The app that runs where the data is.
 
     Args:
         program: the .pte on the client.
         batches: the client's own data for its context: a sequence (cycled), or an object with ``batch(step)``.
+        examples: how many examples the client has, which is its weight. None: each counts by the labelled positions of
+            its batch.
 
     The client's copy of the adapter stays in ``context.state``, which Flower keeps at the client.
     """
@@ -102,7 +108,8 @@ def client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        answer = _answer(executor(), message.content[RECORD], context, batches, privacy)
+        weight = None if examples is None else float(examples(context))
+        answer = _answer(executor(), message.content[RECORD], context, batches, weight, privacy)
         return Message(RecordDict({RECORD: ConfigRecord(answer)}), reply_to=message)
 
     return app
@@ -113,6 +120,7 @@ def _answer(
     task: ConfigRecord,
     context: Context,
     batches: Callable[[Context], Batches],
+    weight: float | None,
     privacy: Privacy | None,
 ) -> dict:
     """What a client says to a task: its contributions, or why it has none."""
@@ -145,7 +153,8 @@ def _answer(
             output = executor.step(executor.binder.bind("step", batch)[0], seed, lr, eps, step)
         except NonFiniteError:
             break
-        part = Contribution(0, seed, float(executor.binder.labelled(batch)), output.projected_gradients, output.loss)
+        counts = float(executor.binder.labelled(batch)) if weight is None else weight
+        part = Contribution(0, seed, counts, output.projected_gradients, output.loss)
         if privacy is not None:
             part = Contribution(0, seed, 1.0, privacy(output.projected_gradients), 0.0)
         found.append(Report.of(tag, step, part).pack())

@@ -94,10 +94,16 @@ def test_one_that_joins_late_replays_and_takes_part(either: Either, tmp_path: Pa
     assert {len(record.updates) for record in records[5:]} == {1 if mode == "data" else 3}
 
 
-NAN, THOUSAND = "NaN", "x1000"
+NAN, THOUSAND = "NaN", "x-1000"
+
+
+def times(factor: float) -> Callable[[Message], Message]:
+    return lambda m: replace(m, projected_gradients=tuple(factor * g for g in m.projected_gradients))
+
+
 POISON: dict[str, Callable[[Message], Message]] = {
     NAN: lambda m: replace(m, projected_gradients=(math.nan, 1.0)),
-    THOUSAND: lambda m: replace(m, projected_gradients=tuple(1000 * g for g in m.projected_gradients)),
+    THOUSAND: times(-1000),
     "another program": lambda m: replace(m, program=bytes(8)),
     "another step": lambda m: replace(m, step=m.step + 1),
     "another seed": lambda m: replace(m, seed=1),
@@ -119,7 +125,7 @@ def test_one_bad_worker_in_ten_is_named_and_spoils_nothing(either: Either, kind:
         found, ended = accuracy(threads.Hub(10, threads.poison(7, POISON[kind])))
     (counts,) = {tuple(workers.refused.items()) for _, workers in ended}
     # Near the minimum, a thousand times a batch's own gradient is at times of the size of the others'.
-    assert counts == ((7, 40),) or (kind == THOUSAND and counts[0][0] == 7 and counts[0][1] > 20)
+    assert counts == ((7, 40),) or (kind == THOUSAND and counts[0][0] == 7 and counts[0][1] > 30)
     mine = [str(each.message) for each in said if each.category is driver.RefusedWarning]
     assert {text.split(",")[0] for text in mine} == {"Refused worker 7"}
     # Said at refusals 1, 2, 4, 8, 16 (and 32), by worker 0 and by worker 7.
@@ -127,32 +133,34 @@ def test_one_bad_worker_in_ten_is_named_and_spoils_nothing(either: Either, kind:
     assert found > 0.75
 
 
-@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
-def test_robust_rules_bear_what_no_check_finds(either: Either, rule: str):
-    """Sign and size are off, but nothing that a worker alone could not have measured."""
-    spoiled = threads.poison(3, lambda m: replace(m, projected_gradients=(4.0, -4.0)))
-    sessions = warmed(either, 10)
-    ended = threads.fit(
-        sessions,
-        lambda r: Shard(tiny.make_batches(30), r, 10),
-        60,
-        threads.Hub(10, spoiled),
-        **either.run,
-        combine=rule,
-    )
+@pytest.mark.parametrize(("rule", "bears"), [("mean", False), ("median", True), ("trimmed_mean", True)])
+def test_robust_rules_bear_what_no_check_finds(either: Either, rule: str, bears: bool):
+    """One of ten goes the wrong way, but not by an absurd size."""
+    sessions, hub = warmed(either, 10), threads.Hub(10, threads.poison(7, times(-15)))
+    run = {**either.run, "combine": rule}
+    ended = threads.fit(sessions, lambda r: Shard(tiny.make_batches(30), r, 10), 60, hub, **run)
     assert not ended[0][1].refused
-    assert (sessions[0].evaluate(tiny.make_batches(8), label_ids=[0, 1, 2]).accuracy or 0) > 0.75
+    accuracy = sessions[0].evaluate(tiny.make_batches(8), label_ids=[0, 1, 2]).accuracy or 0.0
+    assert accuracy > 0.75 if bears else accuracy < 0.6
 
 
 def test_a_worker_whose_adapter_differs_is_named_and_stopped(either: Either):
-    class Flip(driver.Callback):
-        def on_step(self, record):
-            if record.step == 2:
+    class Flipping(Shard):
+        """Changes the adapter of the worker that reads it."""
+
+        def batch(self, step: int):
+            if step == 2:
                 sessions[1].adapter = {fqn: -tensor for fqn, tensor in sessions[1].adapter.items()}
+            return super().batch(step)
 
     sessions = warmed(either, 3)
-    hub = threads.Hub(3)
-    ended = threads.fit(sessions, shards, 9, hub, **either.run, hash_every=4, callbacks=[Flip()])
+    ended = threads.fit(
+        sessions,
+        lambda rank: (Flipping if rank == 1 else Shard)(tiny.make_batches(12), rank, 3),
+        9,
+        **either.run,
+        hash_every=4,
+    )
     assert all(isinstance(error, driver.AdapterDivergedError) for error, _ in ended)
     assert {(error.step, error.workers) for error, _ in ended} == {(4, (1,))}
     assert "(that is this worker)" in str(ended[1][0])
