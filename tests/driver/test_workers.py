@@ -166,6 +166,13 @@ def test_a_worker_whose_adapter_differs_is_named_and_stopped(either: Either):
     assert "(that is this worker)" in str(ended[1][0])
 
 
+def test_a_worker_that_is_asked_to_stop_stops_all_after_the_same_step(either: Either):
+    sessions, hub = warmed(either, 3), threads.Hub(3, threads.poison(1, lambda m: replace(m, stop=m.step == 3)))
+    ended = threads.fit(sessions, shards, 9, hub, **either.run)
+    assert {(result.steps, result.interrupted) for result, _ in ended} == {(4, True)}
+    assert equal(sessions)
+
+
 def test_workers_of_different_runs_do_not_mix(either: Either):
     sessions = warmed(either, 2)
     sessions[1].manifest = sessions[1]._executor.manifest = sessions[1].manifest.model_copy(
