@@ -90,7 +90,8 @@ def test_the_command_line_offers_it(cli: Cli, tmp_path: Path):
     task = ["--template", "{text} It was", "--labels", "0=terrible,1=great", "--max-length", 8, "--batch", 2]
     arguments = ["lower", model, "-o", "x.pte", "--target", "portable", *task, "--queries", 1, "--no-check"]
     fails(
-        cli(*arguments, "--estimator", "forward-gradient"), "expected one of two-sided, one-sided, exact, three-point."
+        cli(*arguments, "--estimator", "four-point"),
+        "expected one of two-sided, one-sided, forward-gradient, exact, three-point.",
     )
     done = cli(*arguments, "--estimator", "three-point")
     assert done.code == 0, done.err
@@ -157,6 +158,6 @@ def test_what_is_not_registered_is_refused():
         transformed(Taken(1))
     with pytest.raises(mz.InputError, match="Taken is not registered"):
         mz.unregister_estimator(Taken)
-    known = "no estimator of the kind 'unknown'; known are exact, one_sided, three_point"
+    known = "no estimator of the kind 'unknown'; known are exact, forward_gradient, one_sided, three_point"
     with pytest.raises(mz.InputError, match=known):
         torch.ops.mobizo.projected_gradients(torch.zeros(3), torch.ones(1), "unknown")
