@@ -45,10 +45,13 @@ class Autograd:
         """Differentiate in float64.
 
         A model that is finite in float32 alone (masks of the dtype's smallest number, to which scores are added,
-        overflow where they are wide) is differentiated in float32.
+        overflow where they are wide), or that asks for float32 itself, is differentiated in float32.
         """
-        loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
         narrow, rounded = reference.gradients_of(model, example_inputs, adapter, loss_fn)
+        try:
+            loss, exact = reference.gradients_of(model, example_inputs, adapter, loss_fn, torch.float64)
+        except RuntimeError:  # dtypes meet that differ
+            loss, exact = narrow.new_tensor(float("nan")), rounded
         if narrow.isfinite() and not loss.isfinite():
             return cls(narrow, rounded, rounded, ROUNDED_TOLERANCE, "float32")
         return cls(loss, exact, rounded)

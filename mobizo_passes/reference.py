@@ -123,7 +123,8 @@ def gradients_of(
 
 def along(gradients: Mapping[str, Tensor], z: Mapping[str, Tensor]) -> Tensor:
     """Return the directional derivatives ``∇L·z_i``, [q], from gradient [*shape] and z [q, *shape] of each tensor."""
-    return torch.stack([(z[fqn] * value).flatten(1).sum(1) for fqn, value in gradients.items()]).sum(0)
+    products = [(z[fqn] * value).reshape(len(z[fqn]), -1).sum(1) for fqn, value in gradients.items()]
+    return torch.stack(products).sum(0)
 
 
 def estimated(
@@ -201,11 +202,28 @@ def _run(model: nn.Module, example_inputs: Any, adapter: Mapping[str, Tensor], l
     model, _ = unwrap(model)
     inputs = name_inputs(model, example_inputs, loss)
     batch = bind_inputs(inputs, example_inputs)
+    weights = _in_places(model, adapter)
 
     def call(**given: Any) -> Any:
-        return functional_call(model, dict(adapter), (), given, tie_weights=True)
+        return functional_call(model, weights, (), given, tie_weights=False)
 
     def positional(*args: Any, **given: Any) -> Any:
-        return functional_call(model, dict(adapter), args, given, tie_weights=True)
+        return functional_call(model, weights, args, given, tie_weights=False)
 
     return forward_with_loss(positional if inputs.positional else call, inputs, loss, batch)
+
+
+def _in_places(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name each tensor once for every place that holds it.
+
+    `functional_call` ties by itself, but takes a module with two names for two and does not put its weight back.
+    """
+    held: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    places: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            places.setdefault(id(value), []).append(f"{prefix}.{name}" if prefix else name)
+    return {place: value for fqn, value in tensors.items() for place in places[id(held[fqn])]}

@@ -1,4 +1,4 @@
-"""`transform`: a model with LoRA adapters becomes a training-step program."""
+"""`transform`: a model with LoRA adapters, or other trained parameters, becomes a training-step program."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ from mobizo_passes.sites.select import (
     Sites,
     check_dtypes,
     check_memory,
-    discover,
     factors_of,
 )
-from mobizo_passes.sites.trainable import trainable_fqns
+from mobizo_passes.sites.trainable import Trainable, find_trained
 from mobizo_passes.zo.estimators import Estimator, Exact, TwoSided, check_estimator
 from mobizo_passes.zo.optimizers import SGD, Optimizer, check_optimizer
 
@@ -50,21 +49,22 @@ def transform(
     estimator: Estimator | None = None,
     optimizer: Optimizer | None = None,
     noise: str = "gaussian",
-    trainable: str = "lora_B",
+    trainable: Trainable = None,
     loss: LossFn | None = None,
     sites: SiteChoice = None,
     batch_dim: int = 0,
     max_labels: int | None = None,
 ) -> TrainingProgram:
-    """Compile a model with LoRA adapters into a training step: zeroth-order (paper, section 3), or exact.
+    """Compile a model with an adapter into a training step: zeroth-order (paper, section 3), or exact.
 
     The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
     aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
     (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``freeze-rope``.
 
     Args:
-        model: any `nn.Module` with LoRA, in eval mode. It is not changed. `torch.compile`, `DataParallel` and
-            `DistributedDataParallel` around it are taken off; the program's `notes` say so.
+        model: any `nn.Module` with LoRA, or with `trainable` parameters, in eval mode. It is not changed.
+            `torch.compile`, `DataParallel` and `DistributedDataParallel` around it are taken off; the program's `notes`
+            say so.
         example_inputs: tuple of args or dict of kwargs, labels included; the program is compiled for their shapes.
         estimator: `TwoSided(queries=q)` (default, q = 4), `OneSided(queries=q)`, or one of a class of your own (see
             `register_estimator`); with ``normalize="std"`` the projected gradients are divided by the standard
@@ -74,7 +74,9 @@ def transform(
         optimizer: what makes a step of the gradient, estimated or exact: `SGD()` (default), `Momentum(beta=…)` or
             `AdamW(…)`, each with weight decay and a bound on the gradient's norm. Its state is an input and an output.
         noise: "gaussian" or "rademacher".
-        trainable: "lora_B" (LoRA-FA: lora_A frozen) or "lora_A+lora_B"; these tensors must be float32.
+        trainable: "lora_B" (LoRA-FA: lora_A frozen), "lora_A+lora_B", "requires_grad" (all parameters that are marked
+            so), a predicate on (FQN, parameter), or a list of FQNs. None: "lora_B" of the LoRA sites; in a model under
+            PEFT without any, such as VeRA, IA³ or prompt tuning, what PEFT marks. These tensors must be float32.
         loss: None for the model's own loss output, else ``fn(outputs, *labels) -> Tensor``; the inputs that the model's
             forward does not name are its labels.
         sites: None to take every site found, or a predicate on `LoRASite`, or a list of module or parameter FQNs.
@@ -85,7 +87,7 @@ def transform(
     Raises:
         InputError: options or example inputs that don't fit the model.
         CaptureError: the model can't be exported, returns no loss, or changes its own state.
-        NoLoRASites: no site was found or chosen.
+        NoLoRASites: no site was found or chosen, and no parameters were named.
         UnsupportedOp, BatchCoupled: a perturbed value reaches an operator that has no rule, or that mixes examples.
     """
     estimator = TwoSided() if estimator is None else estimator
@@ -109,9 +111,8 @@ def transform(
         text = to_text(captured)
         history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
     run_passes(captured, pipelines.clean(keep_detached=not estimator.uses_epsilon), history, dialect=CAPTURED)
-    frozen_parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
-    found = discover(captured, sites, declared, frozen_parameters)
-    fqns = trainable_fqns(found, trainable)
+    training = find_trained(captured, model, trainable, sites, declared)
+    found, fqns = training.sites, training.fqns
     check_dtypes(captured.state, fqns)
     adapter = {fqn: captured.state[fqn].clone() for fqn in fqns}
     check_memory(model, fqns)
@@ -151,7 +152,7 @@ def transform(
         estimator=estimator,
         optimizer=optimizer,
         noise=noise,
-        trainable=trainable,
+        trainable=training.kind,
         adapter=adapter,
         frozen=frozen,
         inputs=inputs,

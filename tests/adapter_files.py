@@ -21,10 +21,11 @@ from runtime_driver.format import AdapterFile
 UP = ("lora_B", "lora_embedding_B")
 
 
-def save_both(model: Any, saver: Any, directory: Path) -> None:
-    """Train every up-matrix in name only, and save: PEFT to `peft`, from the model; we to `ours`, without it."""
+def save_both(model: Any, saver: Any, directory: Path, trained: list[str] | None = None) -> None:
+    """Train every up-matrix (or `trained`) in name only, and save: PEFT to `peft`, from the model; we to `ours`."""
     weights = {name: p for name, p in model.named_parameters() if p.dtype is torch.float32}
-    trained = [name for name in weights if any(up in name.split(".") for up in UP) and not name.endswith("bias")]
+    ups = [name for name in weights if any(up in name.split(".") for up in UP) and not name.endswith("bias")]
+    trained = ups if trained is None else trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
     configs = {name: dict(vars(config)) for name, config in saver.peft_config.items()}
     asked = peft_files.adapter_files(model, trained, [])
@@ -87,7 +88,8 @@ def loaded(base: nn.Module, directory: Path, active: list[str]) -> Any:
                 model = peft.PeftModel.from_pretrained(base, str(path), adapter_name=name)
             else:
                 model.load_adapter(str(path), adapter_name=name)
-    model.base_model.set_adapter(active)
+    if not model.active_peft_config.is_prompt_learning:
+        model.base_model.set_adapter(active)
     return model.eval()
 
 

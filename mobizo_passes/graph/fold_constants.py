@@ -40,6 +40,8 @@ class FoldConstants(Pass):
         count = 0
         for node in _ends(sources):
             value = _evaluate(ir, node, values).contiguous()
+            # A dimension of one may have kept the stride 0 of an `expand`, for which ExecuTorch has no room.
+            value = value.clone(memory_format=torch.contiguous_format) if 0 in value.stride() else value
             # Each layer computes the same rotary table: one copy of it is enough.
             constant = ir.add_constant(node.name, value, ("folded", *_content(value)))
             self.folded(constant, sources[node])

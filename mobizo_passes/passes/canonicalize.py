@@ -21,8 +21,8 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Remove copies, casts to the same dtype, inactive dropout, assertions and same-shape views; views become reshapes,
-    and stored masks that index one dimension become positions.
+    """Remove copies, casts to the same dtype, inactive dropout, assertions, same-shape views and empty parts of a
+    `cat`; views become reshapes, and stored masks that index one dimension become positions.
 
     BEFORE  %a: f32[4, 32] = aten.clone(%x);  %b: f32[4, 32] = aten.dropout(%a, 0.1, False);  use(%b)
     AFTER   use(%x)
@@ -56,6 +56,8 @@ class Canonicalize(Pass):
                 count += 1
             elif node.target in (aten.index.Tensor, aten.index_put.default) and (spelled := _spell_out(ir, node)):
                 count += spelled
+            elif node.target is aten.cat.default and (gone := _drop_empty(ir, node)):
+                count += gone
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
             elif self._goes(node):
@@ -80,6 +82,20 @@ def _spell_out(ir: Ir, node: fx.Node) -> int:
     if count:
         node.args = (operands[0], indices, *operands[2:])
     return count
+
+
+def _drop_empty(ir: Ir, node: fx.Node) -> int:
+    """Take operands of shape [0] out of a `cat` of more dimensions, which passes over them; returns how many."""
+    operands: Any = node.args[0]
+    kept = [each for each in operands if each.meta["val"].shape != (0,)]
+    gone = len(operands) - len(kept)
+    if not kept or not gone:
+        return 0
+    if len(kept) == 1:
+        ir.replace(node, kept[0])
+    else:
+        node.args = (kept, *node.args[1:])
+    return gone
 
 
 def _take_apart(ir: Ir, node: fx.Node) -> int:

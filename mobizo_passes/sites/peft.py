@@ -150,8 +150,11 @@ def _asked(model: nn.Module) -> list[AdapterFile]:
     # PEFT may compute with the values as it saves; then it gets tensors of their own shapes.
     for kind in (_Numbers, _Elements):
         try:
-            with _unchanged(model), _quietly():
-                return _read(save, kind(state, held.peft_config))
+            numbers = kind(state, held.peft_config)
+            with _unchanged(model), _quietly(), _prompts(model, numbers.tensors):
+                return _read(save, numbers)
+        except InputError:
+            raise
         except Exception as error:  # noqa: BLE001  whatever PEFT says is about this model
             failure = error
     if isinstance(failure, _OtherForm):
@@ -209,6 +212,27 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         for config, values in zip(configs, before, strict=True):
             vars(config).clear()
             vars(config).update(values)
+
+
+@contextlib.contextmanager
+def _prompts(model: nn.Module, numbers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put numbers into the tables of virtual tokens: PEFT saves what it looks up in them, not what is handed to it."""
+    encoder = getattr(model, "prompt_encoder", None)
+    modules = [] if encoder is None else list(encoder.named_modules())
+    tables = [(name, module) for name, module in modules if isinstance(module, nn.Embedding)]
+    if any(list(module.parameters(False)) for _, module in modules if not isinstance(module, nn.Embedding)):
+        raise InputError(
+            "PEFT stores what a network makes of the virtual tokens, not the tokens, so trained ones could not be "
+            "written; train the tokens themselves: PromptTuningConfig, or PrefixTuningConfig(prefix_projection=False)"
+        )
+    before = {name: table._parameters["weight"] for name, table in tables}
+    try:
+        for name, table in tables:
+            table._parameters["weight"] = numbers[f"prompt_encoder.{name}.weight"]  # type: ignore[assignment]
+        yield
+    finally:
+        for name, table in tables:
+            table._parameters["weight"] = before[name]
 
 
 # What is saved beside the factors, and why: it is in the files either way.

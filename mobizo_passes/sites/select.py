@@ -75,7 +75,8 @@ def discover(ir: Ir, choice: SiteChoice = None, declared: Iterable[str] = (), fr
         misses = "".join(f"\n  {r.name}: {r.reason}" for r in chosen.rejected[:8])
         raise NoLoRASites(
             "found no LoRA site: no two linear maps in sequence through a narrower middle whose output is added to "
-            "another map of the same input. Attach an adapter (for example with peft.get_peft_model) before transform"
+            "another map of the same input. Attach an adapter (for example with peft.get_peft_model) before transform, "
+            "or say trainable= to train other parameters"
             + (f"\nnearest misses:{misses}" if misses else "")
             + ("\n  to take one all the same, list it in sites=" if missed else "")
         )

@@ -20,7 +20,8 @@ OutputRole = Literal[
     "loss_scalar",
 ]
 NoiseKind = Literal["gaussian", "rademacher"]
-Trainable = Literal["lora_B", "lora_A+lora_B"]
+#: Factors of LoRA sites; all parameters that require gradients; or parameters that were named.
+Trainable = Literal["lora_B", "lora_A+lora_B", "requires_grad", "parameters"]
 #: Where the step's adapter is: passed in and returned, or held and written inside the step method.
 AdapterState = Literal["external", "internal"]
 

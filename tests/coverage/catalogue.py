@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.coverage import hf_rows, peft_rows, whole_rows, written_rows
+from tests.coverage import adapter_rows, hf_rows, peft_rows, whole_rows, written_rows
 from tests.coverage.row import Row, outcome
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
@@ -14,6 +14,8 @@ TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
 SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("What PEFT can attach", peft_rows.ROWS),
     ("Architectures of Hugging Face's transformers, under PEFT", hf_rows.ROWS),
+    ("PEFT's other methods: what PEFT marks is trained", adapter_rows.PEFT),
+    ("Parameters chosen by name", adapter_rows.CHOSEN),
     ("Hand-written: spellings of LoRA", written_rows.SPELLINGS),
     ("Hand-written: layouts", written_rows.LAYOUTS),
     ("Hand-written: whole models", whole_rows.ROWS),
@@ -28,7 +30,8 @@ Written by a test run (`MOBIZO_UPDATE_COVERAGE=1 pytest tests/coverage`); anothe
 gives. Every model is tiny, with random weights, LoRA-B not zero, a batch of three examples. **agrees**: losses,
 projected gradients and updated tensors of one step equal the sequential reference on the untransformed model; under
 *exact*, the gradient by reverse mode equals autograd's in float64, and under *forward*, two directional derivatives do.
-**refused**: `mobizo_passes.transform` raises the error shown, on purpose. Sites: how many low-rank updates were found.
+**refused**: `mobizo_passes.transform` raises the error shown, on purpose. Sites: how many low-rank updates were
+found; without any, how many tensors are trained.
 Options other than the default (two queries, two-sided, Gaussian noise, `lora_B` trained) are named.
 """
 

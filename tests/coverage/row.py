@@ -60,7 +60,8 @@ class Row:
     @property
     def shown_options(self) -> str:
         """The options that matter to a reader: not the loss, which is part of the variant."""
-        words = [str(v) for k, v in self.options.items() if k in ("noise", "trainable")]
+        # Which parameters are chosen by a predicate or a list, the variant says.
+        words = [v for k, v in self.options.items() if k in ("noise", "trainable") and isinstance(v, str)]
         words += ["one-sided"] if "estimator" in self.options else []
         words += [f"batch_dim={self.options['batch_dim']}"] if "batch_dim" in self.options else []
         return ", ".join(words)
@@ -68,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row: its program, the number of sites and the spread of the losses, or the error."""
+    """What became of a row: its program, the number of sites or tensors, the spread of the losses, or the error."""
 
     program: mz.TrainingProgram | None = None
     sites: int = 0
@@ -119,7 +120,8 @@ def outcome(row: Row) -> Outcome:
     losses = result.losses
     tolerance = LOSS_TOLERANCE * max(1.0, float(losses.abs().max()))
     spread = float(losses.max() - losses.min())
-    return Outcome(program, len(program.sites), spread, tolerance, derivatives=_derivatives(row, program, inputs))
+    sites = len(program.sites) or len(program.initial_adapter())
+    return Outcome(program, sites, spread, tolerance, derivatives=_derivatives(row, program, inputs))
 
 
 def _derivatives(row: Row, program: mz.TrainingProgram, inputs: Any) -> dict[str, mz.MobizoError | None]:
@@ -160,10 +162,12 @@ def _error(check: Callable[[], object]) -> mz.MobizoError | None:
 
 def _check_all_taken(row: Row, model: nn.Module, program: mz.TrainingProgram) -> None:
     """A row that trains less than it asks for is not covered: raise for a candidate that was passed over."""
+    if program.trainable == "parameters":
+        return
     reasons = {candidate.name: candidate.reason for candidate in program.sites.rejected}
     taken = {factor for site in program.sites for factor in (site.lora_A, site.lora_B)}
     for name, _ in model.named_parameters():
-        if re.search(r"lora_(embedding_)?[AB]\b(?!.*bias)", name) and name not in taken and not row.left_out:
+        if re.search(r"(?<![a-z])lora_(embedding_)?[AB]\b(?!.*bias)", name) and name not in taken and not row.left_out:
             reasons.setdefault(name, "not among the sites, and not among the rejected")
     for name, reason in reasons.items():
         if not row.left_out or not re.search(row.left_out, reason):

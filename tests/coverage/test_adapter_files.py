@@ -16,7 +16,7 @@ from torch import nn
 import mobizo_passes as mz
 from mobizo_passes.sites import peft as peft_files
 from tests.adapter_files import assert_same_files, loaded, logits_of, save_both
-from tests.coverage import hf_rows, peft_rows
+from tests.coverage import adapter_rows, hf_rows, peft_rows
 from tests.coverage.peft_rows import attach, llama, tiny_llama, two_adapters
 from tests.coverage.row import Row, filled
 from tests.models import llama_inputs
@@ -42,6 +42,25 @@ def test_architectures(row: Row, tmp_path: Path) -> None:
     model: Any = row.build()
     save_both(model, model, tmp_path)
     assert assert_same_files(tmp_path)
+
+
+# What PEFT does not store, or does not take off again: AdaLoRA's count of ranks, random here; OSF's way of cutting the
+# base weights in two; LLaMA-Adapter's attention around the model's.
+NOT_RESTORED = ("AdaLoRA", "OSF", "LLaMA-Adapter")
+
+
+@pytest.mark.parametrize("row", [row for row in adapter_rows.PEFT if row.refused is None], ids=str)
+def test_other_methods(row: Row, tmp_path: Path) -> None:
+    """What PEFT marks is trained, saved as PEFT saves it, and loaded by PEFT."""
+    model: Any = row.build()
+    save_both(model, model, tmp_path, [name for name, p in model.named_parameters() if p.requires_grad])
+    assert assert_same_files(tmp_path)
+    if row.architecture in NOT_RESTORED:
+        return
+    want, active = logits_of(model, row.inputs()), [model.active_adapter]
+    prompt = model.active_peft_config.is_prompt_learning
+    got = logits_of(loaded(model.base_model if prompt else model.unload(), tmp_path / "ours", active), row.inputs())
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
 def tokens(**lora: Any) -> Callable[[], nn.Module]:

@@ -27,18 +27,21 @@ def base() -> Any:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {"use_dora": True, "trainable_token_indices": [2, 5]},
-        {"target_modules": ["v_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
+        ("Lora", {"r": 3, "target_modules": ["q_proj"], "use_dora": True, "trainable_token_indices": [2, 5]}),
+        ("Lora", {"r": 3, "target_modules": ["v_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}),
+        ("Vera", {"r": 3, "target_modules": ["q_proj", "v_proj"]}),
+        ("IA3", {"target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+        ("PromptTuning", {"num_virtual_tokens": 3, "task_type": "CAUSAL_LM"}),
     ],
-    ids=["dora-and-token-rows", "embedding-and-saved-head"],
+    ids=["dora-and-token-rows", "embedding-and-saved-head", "vera", "ia3", "prompt-tuning"],
 )
-def test_a_trained_adapter_loads_in_peft(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_trained_adapter_loads_in_peft(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     import peft
 
-    lora = peft.LoraConfig(**{"r": 3, "target_modules": ["q_proj"], **options})
-    model: Any = seeded(peft.get_peft_model(base(), lora), scale=0.3)
+    config = getattr(peft, f"{kind}Config")(**options)
+    model: Any = seeded(peft.get_peft_model(base(), config), scale=0.3)
     inputs = llama_inputs()
     program = mz.transform(model, inputs, estimator=mz.TwoSided(2))
     mz.verify(program, model, inputs)
@@ -51,7 +54,8 @@ def test_a_trained_adapter_loads_in_peft(options: dict[str, Any], tmp_path: Path
     with warnings.catch_warnings():
         # PEFT warns of keys that are missing from the file or that it does not know.
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
-        loaded = peft.PeftModel.from_pretrained(model.unload(), tmp_path / "adapter").eval()
+        under = model.base_model if config.is_prompt_learning else model.unload()
+        loaded = peft.PeftModel.from_pretrained(under, tmp_path / "adapter").eval()
     with torch.no_grad():
         want = loaded(**inputs).logits
     # Two kernels' sums of eight products each.

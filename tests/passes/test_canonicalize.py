@@ -45,6 +45,23 @@ class TestCanonicalize(PassContract):
     def test_near_misses_are_left_alone(self, kind: str, call: str) -> None:
         left_alone(f"%x: f32[2, 4] = batch 'x'\n%y: {kind} = {call}\nreturn %y: {kind} = logits", self.one)
 
+    @pytest.mark.parametrize(
+        ("parts", "size", "after"), [("%x", 4, "aten.relu(%x)"), ("%x, %x", 8, "aten.cat([%x, %x], 1)")]
+    )
+    def test_empty_parts_of_a_cat_go(self, parts: str, size: int, after: str) -> None:
+        text = f"""
+            %x: f32[2, 4] = batch 'x'
+            %no: f32[0] = batch 'no'
+
+            %cat: f32[2, {size}] = aten.cat([%no, {parts}, %no], 1)
+            %relu: f32[2, {size}] = aten.relu(%cat)
+
+            return %relu: f32[2, {size}] = logits
+        """
+        got = "\n".join(rewritten(text, self.one))
+        assert after in got
+        assert got.count("%no") == 1
+
     def test_broadcast_tensors_becomes_an_expand(self) -> None:
         text = """
             %x: f32[2, 4] = batch 'x'

@@ -83,7 +83,10 @@ class TestTransform:
         ("options", "match"),
         [
             ({"noise": "uniform"}, "noise must be one of gaussian, rademacher; found 'uniform'"),
-            ({"trainable": "lora_A"}, "trainable must be 'lora_B' or 'lora_A.lora_B', found 'lora_A'"),
+            (
+                {"trainable": "lora_A"},
+                "trainable must be one of 'lora_B', 'lora_A.lora_B', 'requires_grad', .*found 'lora_A'",
+            ),
             (
                 {"estimator": "two_sided"},
                 "estimator must be TwoSided or OneSided or ForwardGradient or Exact, found 'two_sided'",
