@@ -20,6 +20,7 @@ from mobizo_passes.passes import (
     SimplifyLayouts,
     SplitLoss,
     StackNoise,
+    UnstackNumbers,
 )
 from mobizo_passes.zo.estimators import Estimator, Exact
 from mobizo_passes.zo.optimizers import SGD, Optimizer
@@ -29,7 +30,7 @@ _PLAIN = SGD()
 
 def clean(keep_detached: bool = False) -> tuple[Pass, ...]:
     """Captured graph -> the graph in which sites are sought."""
-    return (Canonicalize(keep_detached), FoldConstants(), SimplifyLayouts(), CanonicalizeProducts())
+    return (Canonicalize(keep_detached), UnstackNumbers(), FoldConstants(), SimplifyLayouts(), CanonicalizeProducts())
 
 
 def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:

@@ -59,7 +59,8 @@ def transform(
 
     The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
     aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
-    (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``freeze-rope``.
+    (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``freeze-rope``. Experts of
+    transformers' models compute token by token while they are captured; it then has ``experts-by-token``.
 
     Args:
         model: any `nn.Module` with LoRA, or with `trainable` parameters, in eval mode. It is not changed.
@@ -107,9 +108,10 @@ def transform(
     captured, verifier = capture(model, inputs, loss)
     declared = [role(node).name for node in captured.placeholders("parameter")]
     history: list[PassRecord] = []
-    if captured.ropes:
-        text = to_text(captured)
-        history.append(PassRecord("freeze-rope", len(captured.ropes), text, text))
+    for name, modules in captured.shims.items():
+        if modules:
+            text = to_text(captured)
+            history.append(PassRecord(name, len(modules), text, text))
     run_passes(captured, pipelines.clean(keep_detached=not estimator.uses_epsilon), history, dialect=CAPTURED)
     training = find_trained(captured, model, trainable, sites, declared)
     found, fqns = training.sites, training.fqns

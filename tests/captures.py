@@ -22,7 +22,7 @@ def captured_once(key: Hashable) -> Iterator[None]:
             _made[key] = capture(*args)
         ir, verifier = _made[key]
         copy = ir.clone()
-        copy.ropes = ir.ropes
+        copy.shims = ir.shims
         return copy, verifier
 
     # The package's attribute of this name is the function.

@@ -73,10 +73,7 @@ ALONG: tuple[tuple[str, Dims, tuple[Any, ...]], ...] = (
     )),
     ("it cuts a triangle across the batch dimension", last(2), (aten.tril.default, aten.triu.default)),
     ("it takes one example out of the batch dimension", named("dim"), (aten.select.int,)),
-    ("it splits the batch dimension", named("dim"), (
-        aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
-        aten.unbind.int,
-    )),
+    ("it splits the batch dimension", named("dim"), (aten.unbind.int,)),
     ("it pairs examples of the batch with positions", named("dim1", "dim2"), (aten.diagonal.default,)),
     ("it reorders the batch dimension", named("dims"), (aten.flip.default,)),
     ("it shifts the batch dimension", named("dims"), (aten.roll.default,)),

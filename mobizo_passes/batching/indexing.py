@@ -14,6 +14,8 @@ from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
 
+PAIRS = "; of pairs, let each half be an input of its own and concatenate them in forward"
+
 
 @rule(aten.slice.Tensor)
 def slice_(batcher: Batcher, node: fx.Node) -> Layout:
@@ -21,11 +23,34 @@ def slice_(batcher: Batcher, node: fx.Node) -> Layout:
     given = arguments(node)
     if positive_dim(given.dim, len(shape)) != layout.dim:
         return layout
-    whole = (given.start or 0) == 0 and (given.end is None or given.end >= shape[layout.dim]) and given.step == 1
-    if not whole:
-        raise batcher.refuse(node, "it takes a part of the batch dimension")
-    node.args = (x, given.dim, 0, 2**63 - 1)
-    return layout
+    start, end, step = slice(given.start, given.end, given.step).indices(shape[layout.dim])
+    inner = shape[layout.dim] // layout.outer
+    if step != 1 or start % inner or end % inner or end <= start:
+        raise batcher.refuse(node, f"it takes a part of the batch dimension{PAIRS}")
+    if end - start == shape[layout.dim]:
+        node.args = (x, given.dim, 0, 2**63 - 1)
+        return layout
+    # Whole blocks of the batch, each with its groups.
+    node.args = (x, given.dim, start * batcher.groups, end * batcher.groups)
+    return Layout(layout.dim, (end - start) // inner)
+
+
+@rule(
+    aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
+)  # fmt: skip
+def split(batcher: Batcher, node: fx.Node) -> tuple[Layout, ...]:
+    """Along the batch, whole blocks of it may be taken apart again."""
+    x, layout, shape = source(batcher, node)
+    parts = batcher.plain[node]
+    dim = positive_dim(arguments(node).dim, len(shape))
+    if dim != layout.dim:
+        return (layout,) * len(parts)
+    sizes, inner = [part.shape[dim] for part in parts], shape[dim] // layout.outer
+    if any(size % inner or not size for size in sizes):
+        raise batcher.refuse(node, f"it splits the batch dimension{PAIRS}")
+    node.target, node.kwargs = aten.split_with_sizes.default, {}
+    node.args = (x, [size * batcher.groups for size in sizes], dim)
+    return tuple(Layout(dim, size // inner) for size in sizes)
 
 
 @rule(aten.gather.default)
@@ -218,7 +243,8 @@ def offset_rows(batcher: Batcher, rows: fx.Node, layout: Layout, count: int) -> 
 @rule(torch.ops.mobizo.gather_rows.default)
 def gather_rows(batcher: Batcher, node: fx.Node) -> Layout:
     x, index = arguments(node).x, arguments(node).index
-    if any(batcher.layout(a) not in (None, Layout(0)) for a in (x, index)):
+    layout = common(batcher, node, [x, index])
+    if layout.dim != 0:
         raise batcher.unsupported(node, "it expects the batch in dimension 0")
-    node.args = (batcher.fuse(x, Layout(0)), batcher.fuse(index, Layout(0)))
-    return Layout(0)
+    node.args = (batcher.fuse(x, layout), batcher.fuse(index, layout))
+    return layout

@@ -193,9 +193,11 @@ def _addmm(batcher: Batcher, node: fx.Node) -> Layouts:
 def _convolution(batcher: Batcher, node: fx.Node) -> Layouts:
     """The groups become channel groups of one convolution."""
     x, weight, bias, *options = named(node.target, node.args, node.kwargs).values()
-    if not batcher.batched(x) or not batcher.per_group(weight) or bias is not None or batcher.place(x).dim != 0:
+    if not batcher.batched(x) or not batcher.per_group(weight) or bias is not None:
         return None
     layout = batcher.place(x)
+    if layout != Layout(0):
+        return None
     new = batcher.ir.call(mobizo.mp_conv.default, batcher.fuse(x, layout), weight, *options, like=node)
     batcher.replace(node, [new], [layout])
     return None

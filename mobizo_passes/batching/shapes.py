@@ -110,12 +110,26 @@ def repeat(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.cat.default)
 def cat(batcher: Batcher, node: fx.Node) -> Layout:
+    """Along the batch, blocks of it come to lie one after another: chosen and rejected answers, in one forward."""
     given = arguments(node)
+    dim = positive_dim(given.dim, batcher.plain[node].dim())
+    found = {lay for t in given.tensors if (lay := batcher.layout(t))}
+    if {lay.dim for lay in found} == {dim}:
+        return _blocks(batcher, node, dim)
     layout = common(batcher, node, given.tensors)
-    if positive_dim(given.dim, batcher.plain[node].dim()) == layout.dim:
-        raise batcher.refuse(node, "it concatenates along the batch dimension")
     set_arguments(node, tensors=[batcher.fuse(t, layout) for t in given.tensors])
     return layout
+
+
+def _blocks(batcher: Batcher, node: fx.Node, dim: int) -> Layout:
+    tensors: list[fx.Node] = arguments(node).tensors
+    if not all(batcher.batched(t) and batcher.place(t).dim == dim for t in tensors):
+        raise batcher.refuse(node, "it concatenates the batch with what is no batch")
+    places = [batcher.place(t) for t in tensors]
+    if len({batcher.shape(t)[dim] // place.outer for t, place in zip(tensors, places, strict=True)}) != 1:
+        raise batcher.refuse(node, "it concatenates batches of different sizes")
+    set_arguments(node, tensors=[batcher.fuse(t, place) for t, place in zip(tensors, places, strict=True)])
+    return Layout(dim, sum(place.outer for place in places))
 
 
 @rule(aten.stack.default)

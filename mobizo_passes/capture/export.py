@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind, OutputKind
 
 from mobizo_passes.batching import RULES
+from mobizo_passes.capture.experts import experts_by_token
 from mobizo_passes.capture.explain import data_dependent, explain
 from mobizo_passes.capture.functional import decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
@@ -131,7 +132,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     def run() -> None:
         forward_with_loss(model, inputs, loss, examples)
 
-    with _frozen(model), frozen_rope(model, run) as ropes, plain_state(model):
+    with _frozen(model), experts_by_token(model) as experts, frozen_rope(model, run) as ropes, plain_state(model):
         try:
             exported, verifier = functional(torch.export.export(wrapper, (), examples))
         except CaptureError:
@@ -139,7 +140,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
             raise CaptureError(explain(error, type(model).__name__)) from error
         ir = _to_ir(exported, model)
-    ir.ropes = tuple(ropes)
+    ir.shims = {"freeze-rope": tuple(ropes), "experts-by-token": tuple(experts)}
     _trace_to_loss(ir, loss)
     _take_apart(ir)
     forget_layouts(ir)

@@ -63,8 +63,8 @@ class Ir:
         self.fake = fake
         # Name of the pass at work: stamped on every node that it creates.
         self.pass_name = "capture"
-        # Modules whose rotary frequencies were held at the captured length.
-        self.ropes: tuple[str, ...] = ()
+        # Modules that were made to compute otherwise while they were captured, by what was done to them.
+        self.shims: dict[str, tuple[str, ...]] = {}
         # How the outputs of a split loss combine over batches (a `Combination`); None until the loss is split.
         self.combination: Any = None
         # What new constants are: a program for ExecuTorch has buffers, see `from_exported_program`.

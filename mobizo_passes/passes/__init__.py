@@ -23,6 +23,7 @@ from mobizo_passes.passes.regroup_loss import RegroupLoss
 from mobizo_passes.passes.simplify_layouts import SimplifyLayouts
 from mobizo_passes.passes.split_loss import SplitLoss
 from mobizo_passes.passes.stack_noise import StackNoise
+from mobizo_passes.passes.unstack_numbers import UnstackNumbers
 
 __all__ = [
     "AppendGradients",
@@ -48,4 +49,5 @@ __all__ = [
     "SimplifyLayouts",
     "SplitLoss",
     "StackNoise",
+    "UnstackNumbers",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.facts import role
-from mobizo_passes.graph.identities import ASSERTIONS, is_identity
+from mobizo_passes.graph.identities import ASSERTIONS, is_identity, same_type
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Violation, absent
 
@@ -56,6 +56,9 @@ class Canonicalize(Pass):
                 count += 1
             elif node.target in (aten.index.Tensor, aten.index_put.default) and (spelled := _spell_out(ir, node)):
                 count += spelled
+            elif node.target is aten.copy.default and same_type(node, node.args[1]):
+                ir.replace(node, node.args[1])
+                count += 1
             elif node.target is aten.cat.default and (gone := _drop_empty(ir, node)):
                 count += gone
             elif node.target is aten.broadcast_tensors.default:

@@ -105,7 +105,7 @@ class RegroupLoss(Pass):
                 raise BatchCoupled(
                     f"a value reduced over the whole batch feeds {describe(node)}\n"
                     "  examples would see one another; normalize each example on its own\n"
-                    "  if it is one of several losses, add them up with + instead of stacking them"
+                    "  if it is one of several losses, add them up"
                 )
             ir.refresh(node)
             widened.add(node)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.coverage import adapter_rows, hf_rows, peft_rows, whole_rows, written_rows
+from tests.coverage import adapter_rows, hf_rows, pair_rows, peft_rows, whole_rows, written_rows
 from tests.coverage.row import Row, outcome
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
@@ -20,6 +20,8 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("Hand-written: layouts", written_rows.LAYOUTS),
     ("Hand-written: whole models", whole_rows.ROWS),
     ("Losses", written_rows.LOSSES),
+    ("Losses of pairs, made in one forward", pair_rows.PAIRS),
+    ("Several losses in a list", pair_rows.LISTS),
     ("What couples the examples of a batch", written_rows.COUPLED),
 )
 ROWS: tuple[Row, ...] = tuple(row for _, rows in SECTIONS for row in rows)

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import mobizo_passes as mz
 from tests.coverage.peft_rows import QV, VOCABULARY, attach
-from tests.coverage.row import BOTH, ONE_SIDED, SIGNS, Refusal, Row, filled
+from tests.coverage.row import BOTH, ONE_SIDED, SIGNS, Row, filled
 from tests.models import BATCH, LENGTH, integers, llama_inputs, random
 
 # Llama's names for sizes, which most decoders share; no two widths are equal.
@@ -82,7 +81,7 @@ def causal(title: str, variant: str, options: dict[str, Any] | None = None, **mo
 
 
 WINDOWED: dict[str, Any] = {"head_dim": 6, "sliding_window": 3}
-GROUPED = Refusal(mz.BatchCoupled, r"sorts examples of the batch.*aten.sort")
+EXPERTS: dict[str, Any] = {"targets": QV, "num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 2}
 
 ROWS: tuple[Row, ...] = (
     causal("Llama", "all-linear, labels=", ONE_SIDED, scale=0.25),
@@ -106,10 +105,19 @@ ROWS: tuple[Row, ...] = (
                   "num_attention_heads": 4, "word_embed_proj_dim": 16, "max_position_embeddings": 32}),
     causal("Mamba", "in_proj, x_proj", name="Mamba", targets=["in_proj", "x_proj"],
            sizes={"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
-    Row("Mixtral", "q, v; grouped experts (default)", decoder("Mixtral", QV, num_local_experts=4), llama_inputs,
-        refused=GROUPED),
+    Row("Mixtral", "q, v; grouped experts (default)", decoder("Mixtral", QV, num_local_experts=4), llama_inputs),
     Row("Mixtral", "q, v; batched_mm experts",
         decoder("Mixtral", QV, num_local_experts=4, experts_implementation="batched_mm"), llama_inputs),
+    causal("Qwen 2 MoE", "q, v; shared expert", BOTH, name="Qwen2Moe", **EXPERTS, moe_intermediate_size=12,
+           shared_expert_intermediate_size=10),
+    causal("Qwen 3 MoE", "q, v", SIGNS, name="Qwen3Moe", **EXPERTS, moe_intermediate_size=12, head_dim=6),
+    causal("OLMoE", "q, v", ONE_SIDED, name="Olmoe", **EXPERTS),
+    causal("gpt-oss", "q, v; attention sinks", name="GptOss", targets=QV, num_hidden_layers=1, num_local_experts=4,
+           num_experts_per_tok=2, head_dim=6),
+    causal("DeepSeek-V3", "latent attention, grouped routing", name="DeepseekV3", targets=["q_b_proj", "kv_b_proj"],
+           num_hidden_layers=1, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+           topk_group=1, moe_intermediate_size=12, first_k_dense_replace=0, q_lora_rank=6, kv_lora_rank=6,
+           qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=6),
     Row("Llama", "sequence classification", decoder("Llama", head="ForSequenceClassification"), padded, BOTH),
     Row("GPT-2", "sequence classification, score saved",
         decoder("GPT2", ["c_attn"], {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4,

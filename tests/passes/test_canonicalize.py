@@ -62,6 +62,18 @@ class TestCanonicalize(PassContract):
         assert after in got
         assert got.count("%no") == 1
 
+    def test_a_copy_into_a_tensor_of_its_own_type_is_what_was_copied(self) -> None:
+        text = """
+            %x: f32[2, 4] = batch 'x'
+
+            %zeros: f32[2, 4] = aten.zeros_like(%x)
+            %copy: f32[2, 4] = aten.copy(%zeros, %x)
+            %relu: f32[2, 4] = aten.relu(%copy)
+
+            return %relu: f32[2, 4] = logits
+        """
+        assert "%relu: f32[2, 4] = aten.relu(%x)" in rewritten(text, self.one)
+
     def test_broadcast_tensors_becomes_an_expand(self) -> None:
         text = """
             %x: f32[2, 4] = batch 'x'

@@ -71,10 +71,13 @@ def test_a_hoisted_selection_keeps_its_own_origin(compiled) -> None:
 def test_history_is_the_pipeline(compiled) -> None:
     program, _, _ = compiled("own-loss")
     assert [record.name for record in program.history] == [
-        "canonicalize", "fold-constants", "simplify-layouts", "canonicalize-products", "lift-adapter", "gather-labels",
-        "hoist-selections", "insert-mp-lora", "regroup-loss", "insert-noise", "expand-perturbations", "append-update",
+        "canonicalize", "unstack-numbers", "fold-constants", "simplify-layouts", "canonicalize-products",
+        "lift-adapter", "gather-labels", "hoist-selections", "insert-mp-lora", "regroup-loss", "insert-noise", "expand-perturbations", "append-update",
     ]  # fmt: skip
-    assert {record.name for record in program.history if not record.rewrites} == {"canonicalize-products"}
+    assert {record.name for record in program.history if not record.rewrites} == {
+        "unstack-numbers",
+        "canonicalize-products",
+    }
     assert program.history[-1].after == str(program)
 
 

@@ -40,7 +40,11 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
     ),
     "sort over the batch": (lambda h: h.sort(0).values, mz.BatchCoupled, "sorts examples"),
     "topk over the batch": (lambda h: h.topk(BATCH, 0).values, mz.BatchCoupled, "ranks examples"),
-    "cat along the batch": (lambda h: torch.cat([h, h], 0)[:BATCH], mz.BatchCoupled, "concatenates along the batch"),
+    "cat of the batch and a row": (
+        lambda h: torch.cat([h, fixed(1, LENGTH, WIDTH)], 0)[:BATCH],
+        mz.BatchCoupled,
+        "concatenates the batch with what",
+    ),
     "one example": (lambda h: h - h[0], mz.BatchCoupled, "takes one example"),
     "some examples": (lambda h: h.tanh()[:1] + h, mz.BatchCoupled, "a part of"),
     "split examples": (lambda h: h.split(1, 0)[0] + h, mz.BatchCoupled, "splits the batch"),

@@ -103,6 +103,10 @@ FINE: dict[str, Body] = {
     # picking
     "slice": lambda h: h[:, 1:4:2],
     "select": lambda h: h[:, -1] * h[:, 0],
+    "cat along the batch, taken apart": lambda h: (two := torch.cat([h.tanh(), h * 2], 0))[BATCH:] - two[:BATCH],
+    "cat along the batch, chunks": lambda h: torch.sub(*torch.cat([h.exp(), h]).chunk(2)),
+    "three halves, split": lambda h: torch.cat([h, h.tanh(), -h]).split([2 * BATCH, BATCH])[0].view(2, *h.shape).sum(0),
+    "products on halves": lambda h: (torch.cat([h, h * 2], 0) @ M).reshape(-1, WIDTH)[BATCH * LENGTH :].view(h.shape),
     "split": lambda h: torch.cat(h.split(2, 1)[::-1], 1).cumsum(1),
     "chunk": lambda h: h.chunk(2, -1)[0] * torch.sigmoid(h.chunk(2, -1)[1]),
     "unbind": lambda h: h.unbind(1)[2] - h.unbind(1)[0],

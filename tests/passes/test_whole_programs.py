@@ -32,6 +32,7 @@ def test_the_passes_and_their_rewrites(classifier: mz.TrainingProgram) -> None:
     rewrites = {record.name: record.rewrites for record in classifier.history}
     assert list(rewrites.items()) == [
         ("canonicalize", 0),
+        ("unstack-numbers", 0),
         ("fold-constants", 0),
         ("simplify-layouts", 0),
         ("canonicalize-products", 0),
