@@ -147,7 +147,8 @@ def distances(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default, aten.group_norm.default,
-    aten.conv1d.padding, aten.conv2d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+    aten.conv1d.padding, aten.conv2d.padding,
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
     aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.pixel_shuffle.default,
 )  # fmt: skip

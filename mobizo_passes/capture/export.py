@@ -184,6 +184,8 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
                 writer = next((values[n] for n in exported.graph.nodes if n.name == spec.arg.name), None)
                 place = "" if writer is None or writer.op == "placeholder" else f": {describe(writer)}"
                 advice = f"though it is in eval mode{place}\n  compute the value without writing it to a buffer"
+                if any(getattr(getattr(m, "config", None), "rescale_every", 0) for m in model.modules()):
+                    advice = f"though it is in eval mode{place}\n  set model.config.rescale_every = 0"
             raise CaptureError(
                 f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), {advice}"
             )

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mobizo_passes.errors import InputError
 
 
 def check_tensors(model: nn.Module) -> None:
-    """Raise `InputError` for weights that torch can't export: inference tensors, or weights without values."""
+    """Raise `InputError` for weights that can't be exported: inference tensors, without values, or quantized ones."""
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_inference():
             raise InputError(
                 f"'{name}' is an inference tensor: the model was built or loaded under torch.inference_mode(), and "
                 "torch.export can't take it\n  build and load the model outside of it; torch.no_grad() is fine"
+            )
+        if is_traceable_wrapper_subclass(value):
+            raise InputError(
+                f"'{name}' is a {type(value).__name__}, which stands for several tensors, as torchao's quantized weights "
+                "do\n  take it apart before transform: torchao.utils.unwrap_tensor_subclass(model)"
             )
         if value.is_meta:
             raise InputError(

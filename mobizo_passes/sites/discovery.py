@@ -123,7 +123,8 @@ class Candidates(Tracer):
         (fan_in, rank), (_, fan_out) = down.sizes, up.sizes
         named = is_named(down.fqn, up.fqn)
         # What a row of the kernel sees: a convolution has more inputs than channels.
-        inputs = math.prod(down.weight.meta["val"].shape[1:]) if down.kind.startswith("conv") else fan_in
+        kernel = math.prod(down.weight.meta["val"].shape[2:])
+        inputs = fan_in * kernel if down.kind.startswith("conv") else fan_in
         narrow = rank < min(inputs, fan_out)
         scalings, miss = self.added(up.node, down.x, up.bias)
         kind = down.kind if down.kind != "linear" else up.kind

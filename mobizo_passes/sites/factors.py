@@ -22,7 +22,12 @@ CONVOLUTIONS = {
     aten.conv1d.padding: "conv1d",
     aten.conv2d.padding: "conv2d",
     aten.conv3d.padding: "conv3d",
+    aten.conv_transpose1d.default: "conv1d",
+    aten.conv_transpose2d.input: "conv2d",
+    aten.conv_transpose3d.input: "conv3d",
 }
+# Kernels that are stored [in, out, ...].
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 # Operators whose operand `at` is the input of a linear map, whatever the weight is: (operator: operand).
 MAPS: Mapping[Any, int] = {
     aten.linear.default: 0,
@@ -118,7 +123,8 @@ def as_factor(node: fx.Node) -> Factor | None:
         found = stored(args[1], None)
         if found is None or not isinstance(args[0], fx.Node):
             return None
-        return Factor(node, args[0], found[0], False, arguments(node).bias, kind=CONVOLUTIONS[target])
+        transposed = target in _TRANSPOSED
+        return Factor(node, args[0], found[0], transposed, arguments(node).bias, kind=CONVOLUTIONS[target])
     return as_product(node)
 
 

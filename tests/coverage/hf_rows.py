@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import mobizo_passes as mz
 from tests.coverage.peft_rows import QV, VOCABULARY, attach
-from tests.coverage.row import BOTH, ONE_SIDED, SIGNS, Row, filled
+from tests.coverage.row import BOTH, ONE_SIDED, SIGNS, Refusal, Row, filled
 from tests.models import BATCH, LENGTH, integers, llama_inputs, random
 
 # Llama's names for sizes, which most decoders share; no two widths are equal.
@@ -17,6 +18,10 @@ LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, "
          "pad_token_id": 0}  # fmt: skip
 ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
            "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+DEBERTA = {**ENCODER, "num_hidden_layers": 1, "relative_attention": True, "position_biased_input": False,
+           "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 8}  # fmt: skip
+RWKV = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "context_length": 16,
+        "attention_hidden_size": 16}  # fmt: skip
 IMAGES = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
           "image_size": 8, "patch_size": 4, "num_labels": 5}  # fmt: skip
 WHISPER = {"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
@@ -134,6 +139,17 @@ ROWS: tuple[Row, ...] = (
     Row("DistilBERT", "sequence classification", decoder("DistilBert", ["q_lin", "v_lin", "lin1"],
         {"vocab_size": VOCABULARY, "dim": 16, "hidden_dim": 20, "n_layers": 2, "n_heads": 4},
         head="ForSequenceClassification"), classified),
+    Row("DeBERTa v2", "sequence classification, problem_type given", decoder("DebertaV2", ["query_proj", "value_proj"],
+        DEBERTA, head="ForSequenceClassification", problem_type="single_label_classification"), classified),
+    Row("DeBERTa v2", "sequence classification, labels counted in Python", decoder("DebertaV2", ["query_proj"],
+        DEBERTA, head="ForSequenceClassification"), classified,
+        refused=Refusal(mz.CaptureError, "Python decides by the value of a tensor.*label_index")),
+    Row("RWKV", "writes its own weights", decoder("Rwkv", ["key", "value"], RWKV), llama_inputs,
+        refused=Refusal(mz.CaptureError, r"changes its own state.*set model.config.rescale_every = 0")),
+    Row("Longformer", "asks whether a token attends globally", decoder("Longformer", ["query", "value"],
+        {**ENCODER, "attention_window": 4, "max_position_embeddings": 32, "pad_token_id": 0},
+        head="ForSequenceClassification"), classified,
+        refused=Refusal(mz.CaptureError, "Python decides by the value of a tensor.*is_global_attn")),
     Row("T5", "q, v; encoder and decoder", decoder("T5", ["q", "v"],
         {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 6, "d_ff": 20, "num_layers": 1, "num_heads": 2,
          "decoder_start_token_id": 0}, head="ForConditionalGeneration"), translated, ONE_SIDED),

@@ -331,3 +331,28 @@ class HeadsFolded(nn.Module):
         v = self.inner.v(x).view(batch, length, 2, 4).transpose(1, 2).reshape(batch * 2, length, 4)
         mixed = torch.bmm(torch.softmax(torch.baddbmm(q.new_zeros(()), q, k, beta=0, alpha=0.5), -1), v)
         return self.head(mixed.view(batch, 2, length, 4).transpose(1, 2).reshape(batch, length, width).mean(1))
+
+
+class TwoOrders(nn.Module):
+    """Two sequences, of which the second comes with its steps first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = Lora(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(x) + 0.5 * self.mix(steps).transpose(0, 1)).mean(1))
+
+
+class Upsampled(nn.Module):
+    """A transposed convolution, and one of low rank beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head = nn.ConvTranspose2d(4, 6, 2, stride=2), nn.Linear(6, 4)
+        self.reduce = nn.Conv2d(4, 2, 1, bias=False)
+        self.restore = nn.ConvTranspose2d(2, 6, 2, stride=2, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.base(image) + 0.7 * self.restore(self.reduce(image))
+        return self.head(torch.tanh(x).mean((2, 3)))

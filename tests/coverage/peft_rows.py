@@ -66,6 +66,20 @@ def disabled() -> nn.Module:
     return model
 
 
+def quantized(apart: bool) -> nn.Module:
+    """torchao's int8 weights under PEFT; `apart`: as the plain tensors that they consist of."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.utils import unwrap_tensor_subclass
+
+    model = filled(tiny_llama(num_hidden_layers=1))
+    quantize_(model, Int8WeightOnlyConfig())
+    model = attach(model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return unwrap_tensor_subclass(model.eval()) if apart else model.eval()
+
+
 def training() -> nn.Module:
     return llama(lora_dropout=0.1)().train()
 
@@ -179,6 +193,9 @@ ROWS: tuple[Row, ...] = (
     _llama("merged", merged, refused=Refusal(mz.NoLoRASites, INACTIVE)),
     _llama("disabled", disabled, refused=Refusal(mz.NoLoRASites, INACTIVE)),
     _llama("layers_to_transform, upper half", llama(layers_to_transform=[1]), ONE_SIDED),
+    _llama("torchao int8 weights, taken apart", lambda: quantized(True)),
+    _llama("torchao int8 weights", lambda: quantized(False),
+           refused=Refusal(mz.InputError, "torchao.utils.unwrap_tensor_subclass")),
     Row("GPT-2 + PEFT", "Conv1D: c_attn", lambda: gpt2(["c_attn"])(), llama_inputs),
     Row("GPT-2 + PEFT", "Conv1D: all", lambda: gpt2(["c_attn", "c_fc", "c_proj"])(), llama_inputs, {**BOTH, **SIGNS}),
     Row("convnet + PEFT", "Conv2d", lambda: filled(attach(Pixels(), ["stem", "point"])), labelled(3, 7, 6), CLASSES),

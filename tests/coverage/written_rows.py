@@ -145,6 +145,11 @@ LAYOUTS: tuple[Row, ...] = (
     row("recurrent cell", "unrolled over time", own.Recurrent, rows(LENGTH, 6), label_loss, ONE_SIDED),
     row("convolutions", "after LoRA", own.Convolved, rows(LENGTH, 6), label_loss),
     row("convolutions", "before LoRA; BatchNorm in eval mode", known.ConvHead, rows(2, 6, 6), label_loss, BOTH),
+    row("two inputs", "one batch first, one sequence first", own.TwoOrders,
+        lambda: (random(BATCH, LENGTH, 6), random(LENGTH, BATCH, 6, seed=4), integers(4, BATCH)), label_loss, BOTH),
+    row("two inputs", "sequence as long as the batch", own.TwoOrders,
+        lambda: (random(BATCH, BATCH, 6), random(BATCH, BATCH, 6, seed=4), integers(4, BATCH)), label_loss),
+    row("transposed convolutions", "LoRA on one that upsamples", own.Upsampled, rows(4, 3, 3), label_loss, BOTH),
     row("decoder by hand", "tied embedding, last real token", known.LastRow,
         lambda: (integers(11, BATCH, LENGTH), known._padding(), integers(11, BATCH)), label_loss, ONE_SIDED),
 )  # fmt: skip
