@@ -20,8 +20,8 @@ def check_tensors(model: nn.Module) -> None:
             )
         if is_traceable_wrapper_subclass(value):
             raise InputError(
-                f"'{name}' is a {type(value).__name__}, which stands for several tensors, as torchao's quantized weights "
-                "do\n  take it apart before transform: torchao.utils.unwrap_tensor_subclass(model)"
+                f"'{name}' is a {type(value).__name__}, which stands for several tensors, as torchao's quantized ones do\n"
+                "  take it apart before transform: torchao.utils.unwrap_tensor_subclass(model)"
             )
         if value.is_meta:
             raise InputError(

@@ -165,6 +165,17 @@ def split(b: Builder, c: Choice) -> None:
 
 
 @block
+def halves(b: Builder, c: Choice) -> None:
+    """Two batches, one after the other, in one layer, and taken apart again."""
+    v = latest(b, c)
+    d = BATCH_DIM[v.layout]
+    layer = b.affine(v.width, c.width, c)
+    both = f"{layer}(torch.cat([{v.name}, torch.tanh({v.name})], {d}))"
+    ways = [f"torch.sub(*{both}.chunk(2, {d}))", f"torch.stack({both}.chunk(2, {d})).mean(0)"]
+    b.emit(flavour(c, ways), v, width=c.width, perturbs=c.lora)
+
+
+@block
 def cut(b: Builder, c: Choice) -> None:
     """A part of the time steps."""
     v = b.pick(c, "btd", "tbd", least=2)
