@@ -20,7 +20,7 @@ def check_tensors(model: nn.Module) -> None:
             )
         if is_traceable_wrapper_subclass(value):
             raise InputError(
-                f"'{name}' is a {type(value).__name__}, which stands for several tensors, as torchao's quantized ones do\n"
+                f"'{name}' is a {type(value).__name__}, which stands for several tensors, as torchao's quantized do\n"
                 "  take it apart before transform: torchao.utils.unwrap_tensor_subclass(model)"
             )
         if value.is_meta:

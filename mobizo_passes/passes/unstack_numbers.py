@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ class UnstackNumbers(NodePass):
 
     name: ClassVar[str] = "unstack-numbers"
     requires = (FUNCTIONAL,)
-    operators: ClassVar[tuple[Any, ...]] = (*_SUMS, *_PRODUCTS, aten.select.int)
+    operators: ClassVar[Sequence[Any]] = (*_SUMS, *_PRODUCTS, aten.select.int)
 
     def replacement(self, ir: Ir, node: fx.Node) -> fx.Node | None:
         given = list(node.args)
