@@ -183,5 +183,5 @@ LISTS: tuple[Row, ...] = (
     _list("stacked, product with weights", dotted),
     _list("weighted by uncertainty", uncertain),
     _list("stacked for each example", per_example),
-    _list("CTC", temporal, refused=Refusal(mz.MobizoError, "CTC loss is not supported|ctc")),
+    _list("CTC", temporal, refused=Refusal(mz.CaptureError, "CTC loss is not supported")),
 )  # fmt: skip
