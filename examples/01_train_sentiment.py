@@ -1,8 +1,9 @@
-"""What `make demo` runs: SmolLM2-135M learns the sentiment of film reviews, by forward passes only, inside a .pte.
+"""What `make demo` runs: SmolLM2-135M learns the sentiment of film reviews inside a .pte, in two ways.
 
-One process compiles: the packaged model with a PEFT LoRA on its upper layers becomes a training-step program on
-ExecuTorch's XNNPACK delegate. Then this process, which never imports transformers, peft or the compiler, trains with
-the .pte and the driver alone, and says in a closing table what happened.
+One process compiles: the packaged model with a PEFT LoRA on its upper layers becomes two training-step programs on
+ExecuTorch's XNNPACK delegate. One follows the exact gradient with AdamW, which learns most in its time; the other needs
+forward passes only. Then each trains in a process that never imports transformers, peft or the compiler, with its
+.pte and the driver alone. A closing table says what happened.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import random
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +38,24 @@ if TYPE_CHECKING:
 PROMPT = "{text} It was"
 WORDS = (" terrible", " great")  # by label: 0 is negative, 1 is positive
 QUERIES, BATCH, TOKENS, RANK = 4, 4, 32, 16
-LAYERS, UPPER_LAYERS = 30, 15  # what lies below the first LoRA is computed once, not once per perturbation
-LEARNING_RATE, EPSILON, STEPS = 1e-2, 1e-2, 300
-EVALUATE_EVERY = 100
+LAYERS, UPPER_LAYERS = 30, 15  # what lies below the first LoRA has no gradient, and is not perturbed
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train: what the program does, and for how long."""
+
+    name: str
+    what: str
+    steps: int
+    learning_rate: float
+    epsilon: float | None
+    color: str
+
+
+EXACT = Way("exact", "exact gradient, AdamW", 200, 5e-4, None, "#1f4e8c")
+FORWARD_ONLY = Way("forward-only", f"forward passes only, {QUERIES} queries", 150, 1e-2, 1e-2, "#b0413e")
+WAYS = (EXACT, FORWARD_ONLY)
 
 
 def word_ids() -> list[int]:
@@ -61,8 +78,8 @@ def example_batch() -> dict[str, Tensor]:
     return batches(load_sentences(held_out=0).train[:BATCH])[0]
 
 
-def build_program() -> mz.TrainingProgram:
-    """The packaged model with a LoRA, as a training-step program."""
+def build_program(way: Way, upper_layers: int = UPPER_LAYERS) -> mz.TrainingProgram:
+    """The packaged model with a LoRA on its upper layers, as a training-step program."""
     import torch
     import torch.nn.functional as F
     from peft import LoraConfig, get_peft_model
@@ -75,7 +92,7 @@ def build_program() -> mz.TrainingProgram:
         r=RANK,
         lora_alpha=2 * RANK,
         target_modules=["q_proj", "v_proj"],
-        layers_to_transform=list(range(LAYERS - UPPER_LAYERS, LAYERS)),
+        layers_to_transform=list(range(LAYERS - upper_layers, LAYERS)),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(load_model(), config).eval()
@@ -87,17 +104,21 @@ def build_program() -> mz.TrainingProgram:
 
     # The prompt ends at the last position, so logits are needed nowhere else.
     inputs = {**example_batch(), "logits_to_keep": 1}
+    if way == EXACT:
+        both = "lora_A+lora_B"
+        return mz.transform(model, inputs, estimator=mz.Exact(), optimizer=mz.AdamW(), trainable=both, loss=loss)
     return mz.transform(model, inputs, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
 
 
-def compile_program(path: Path) -> None:
-    """Lower the program to a .pte at `path`. Runs in a process of its own: its memory is not the training's."""
+def compile_programs(directory: Path, upper_layers: int) -> None:
+    """Lower both programs to .pte files in `directory`, in a process of its own; what libraries say is logged there."""
+    log_to(directory / "compile.log")
     import lowering
 
-    tokenizer = path.parent / "tokenizer"
+    tokenizer = directory / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
     shutil.copy(model_directory() / TOKENIZER_FILE, tokenizer)
-    # What `mobizo eval` and `mobizo train` need to make prompts for this program.
+    # What `mobizo eval` and `mobizo train` need to make prompts for these programs.
     task = TextTask(
         template=PROMPT,
         label_column="label",
@@ -108,10 +129,21 @@ def compile_program(path: Path) -> None:
         max_length=TOKENS,
         tokenizer=tokenizer.name,
     )
-    lowered = lowering.lower(build_program(), target="xnnpack", application=task.application())
-    lowered.save(path)
-    path.with_suffix(".report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
-    path.with_suffix(".report.json").write_text(json.dumps(lowered.report.to_dict()), encoding="utf-8")
+    for way in WAYS:
+        program = build_program(way, upper_layers)
+        lowered = lowering.lower(program, target="xnnpack", application=task.application())
+        path = program_path(directory, way)
+        lowered.save(path)
+        path.with_suffix(".report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
+        path.with_suffix(".report.json").write_text(json.dumps(lowered.report.to_dict()), encoding="utf-8")
+
+
+def program_path(directory: Path, way: Way) -> Path:
+    """Where the program of this way is."""
+    return directory / f"{way.name}.pte"
+
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 def log_to(path: Path) -> None:
@@ -120,32 +152,31 @@ def log_to(path: Path) -> None:
         os.dup2(log.fileno(), 2)
 
 
-def compile_elsewhere(path: Path) -> None:
-    """Run `compile_program` in a fresh process and wait for it; what libraries say goes to `compile.log`."""
-    context = multiprocessing.get_context("spawn")
-    log = path.with_name("compile.log")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=log_to, initargs=(log,)) as pool:
-        pool.submit(compile_program, path).result()
+def elsewhere(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function in a fresh process and wait for it: its memory is its own."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 @dataclass
 class Curve:
-    """What the picture shows; points are (completed steps, value)."""
+    """What a run gives; points of `accuracy` are (completed steps, value)."""
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     accuracy: list[tuple[int, float]] = field(default_factory=list)
+    peak_bytes: int = 0
 
 
-def train(path: Path, out: Path, options: argparse.Namespace, console: Console) -> tuple[Curve, int]:
-    """Train with the .pte and the driver alone; returns the curve and the peak memory in bytes."""
+def train(program: Path, out: Path, way: Way, steps: int, eval_size: int, seed: int) -> Curve:
+    """Train with the .pte and the driver alone; measure accuracy at the end, and for the first way before."""
     import runtime_driver
 
-    split = load_sentences(held_out=options.eval_size)
+    split = load_sentences(held_out=eval_size)
     held_out = batches(split.held_out)
     order = list(split.train)
-    random.Random(options.seed).shuffle(order)
-    session = runtime_driver.Session(path)
+    random.Random(seed).shuffle(order)
+    session = runtime_driver.Session(program)
     words = word_ids()
     curve = Curve()
 
@@ -156,48 +187,53 @@ def train(path: Path, out: Path, options: argparse.Namespace, console: Console) 
         assert accuracy is not None
         session.release()
         curve.accuracy.append((step, accuracy))
-        console.print(f"accuracy after {step} steps, on {len(split.held_out)} held-out sentences: {accuracy:.3f}")
 
     class Recorder(runtime_driver.Callback):
         def on_step(self, record: runtime_driver.StepRecord) -> None:
             curve.losses.append(record.loss)
             curve.seconds.append(record.seconds)
-            done = record.step + 1
-            if done % EVALUATE_EVERY == 0 or done == options.steps:
-                evaluate(done)
+            if record.step + 1 in halves:
+                evaluate(record.step + 1)
 
-    evaluate(0)
+    # lora_B starts at zero: before training, all are equal. What learns fast is looked at halfway, too.
+    halves = (steps // 2, steps) if way == EXACT else (steps,)
+    if way == EXACT:
+        evaluate(0)
     session.fit(
-        batches(order[: options.steps * BATCH]),
-        steps=options.steps,
-        lr=LEARNING_RATE,
-        eps=EPSILON,
-        seed=options.seed,
+        batches(order[: steps * BATCH]),
+        steps=steps,
+        lr=way.learning_rate,
+        eps=way.epsilon,
+        seed=seed,
         journal=out / "journal.jsonl",
         callbacks=[Recorder()],
     )
     session.save_adapter(out / "adapter")
-    return curve, runtime_driver.peak_rss_bytes()
+    curve.peak_bytes = runtime_driver.peak_rss_bytes()
+    return curve
 
 
-def draw(curve: Curve, path: Path) -> None:
-    """The loss of every step, its running mean, and the accuracy, as a PNG."""
+def draw(curves: dict[Way, Curve], path: Path) -> None:
+    """The running mean of each run's loss, and accuracy, over the time spent in steps, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     window = 20
-    smooth = [statistics.fmean(curve.losses[max(0, i - window + 1) : i + 1]) for i in range(len(curve.losses))]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
-    steps = range(1, len(curve.losses) + 1)
-    top.plot(steps, curve.losses, color="#b8c4d6", linewidth=1, label="each step")
-    top.plot(steps, smooth, color="#1f4e8c", linewidth=2, label=f"mean of the last {window} steps")
-    top.set(ylabel="training loss (two words)", title="SmolLM2-135M learns film-review sentiment by forward passes")
+    start = curves[EXACT].accuracy[0]
+    for way, curve in curves.items():
+        elapsed = [0.0, *accumulate(curve.seconds)]
+        smooth = [statistics.fmean(curve.losses[max(0, i - window + 1) : i + 1]) for i in range(len(curve.losses))]
+        points = sorted({start, *curve.accuracy})
+        top.plot(elapsed[1:], smooth, color=way.color, linewidth=2, label=way.what)
+        at = [elapsed[step] for step, _ in points]
+        bottom.plot(at, [value for _, value in points], color=way.color, marker="o", label=way.what)
+    top.set(ylabel=f"training loss, mean of {window} steps", title="SmolLM2-135M learns film-review sentiment")
     top.legend(frameon=False)
-    bottom.plot(*zip(*curve.accuracy, strict=True), marker="o", color="#b0413e")
     bottom.axhline(0.5, color="#999999", linestyle="--", linewidth=1)
-    bottom.set(xlabel="step", ylabel="accuracy on held-out sentences")
+    bottom.set(xlabel="seconds spent in steps", ylabel="accuracy on held-out sentences")
     for axes in (top, bottom):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -205,54 +241,72 @@ def draw(curve: Curve, path: Path) -> None:
     plt.close(figure)
 
 
+def closing_table(curves: dict[Way, Curve], programs: Path, out: Path, eval_size: int) -> Table:
+    """What happened, a column for each way."""
+    before = curves[EXACT].accuracy[0][1]
+    table = Table(title=f"What happened; accuracy {before:.3f} before, on {eval_size} held-out sentences")
+    table.add_column("")
+    columns: list[list[tuple[str, str]]] = []
+    for way, curve in curves.items():
+        table.add_column(way.what)
+        after = curve.accuracy[-1][1]
+        program = program_path(programs, way)
+        report = json.loads(program.with_suffix(".report.json").read_text(encoding="utf-8"))
+        columns.append(
+            [
+                ("accuracy after", f"{after:.3f} ({(after - before) * 100:+.1f} points)"),
+                ("steps", f"{len(curve.losses)}"),
+                ("time per step (median)", f"{statistics.median(curve.seconds):.2f} s"),
+                ("time in steps", f"{sum(curve.seconds):.0f} s"),
+                ("peak memory of training", f"{curve.peak_bytes / 2**20:.0f} MiB"),
+                (".pte size", f"{program.stat().st_size / 2**20:.0f} MiB"),
+                ("partitions in `step`", f"{report['methods']['step']['partitions']}"),
+                ("program", f"{program}"),
+                ("PEFT adapter", f"{out / way.name / 'adapter'}"),
+                ("journal", f"{out / way.name / 'journal.jsonl'}"),
+            ]
+        )
+    for cells in zip(*columns, strict=True):
+        table.add_row(cells[0][0], *(value for _, value in cells))
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="of each way; default: what each has time for")
     parser.add_argument("--eval-size", type=int, default=400, help="held-out sentences, never trained on")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the order of sentences")
-    parser.add_argument("--program", type=Path, help="a sentiment.pte of an earlier run; default: compile one")
+    parser.add_argument("--programs", type=Path, help="directory with the programs of an earlier run; default: compile")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="directory for all that it writes")
     options = parser.parse_args()
-    if options.steps < 1 or options.eval_size < 1:
+    if (options.steps is not None and options.steps < 1) or options.eval_size < 1:
         parser.error("--steps and --eval-size must be at least 1")
-    console = Console() if Console().is_terminal else Console(width=100)
+    console = Console() if Console().is_terminal else Console(width=120)
     started = time.monotonic()
     out: Path = options.out
-    out.mkdir(parents=True, exist_ok=True)
-    # A journal of an earlier run would be resumed, and the curve would miss what came before.
-    for stale in out.glob("journal.jsonl*"):
-        stale.unlink()
-    program: Path = options.program or out / "sentiment.pte"
-    if options.program is None:
-        console.print(f"compiling SmolLM2-135M, LoRA on its upper {UPPER_LAYERS} of {LAYERS} layers, for XNNPACK")
-        compile_elsewhere(program)
-    report = json.loads(program.with_suffix(".report.json").read_text(encoding="utf-8"))
-    compiled = time.monotonic() - started
-    console.print(
-        f"compiled in {compiled:.0f} s; training for {options.steps} steps of {2 * QUERIES} × {BATCH} sentences"
-    )
-    curve, peak = train(program, out, options, console)
-    draw(curve, out / "curve.png")
-
-    table = Table(title="What happened", show_header=False)
-    before, after = curve.accuracy[0][1], curve.accuracy[-1][1]
-    for name, value in {
-        f"accuracy before, {options.eval_size} held-out sentences": f"{before:.3f}",
-        "accuracy after": f"{after:.3f} ({(after - before) * 100:+.1f} points)",
-        "steps": f"{options.steps}",
-        "time per step (median)": f"{statistics.median(curve.seconds):.2f} s",
-        "peak memory of training": f"{peak / 2**20:.0f} MiB",
-        ".pte size": f"{program.stat().st_size / 2**20:.0f} MiB",
-        "partitions in `step`": f"{report['methods']['step']['partitions']}",
-        "compiling": f"{compiled:.0f} s",
-        "all in all": f"{time.monotonic() - started:.0f} s",
-        "program, report": f"{program}, {program.with_suffix('.report.txt').name}",
-        "PEFT adapter": f"{out / 'adapter'}",
-        "journal": f"{out / 'journal.jsonl'}",
-        "picture": f"{out / 'curve.png'}",
-    }.items():
-        table.add_row(name, value)
-    console.print(table)
+    programs: Path = options.programs or out
+    for way in WAYS:
+        (out / way.name).mkdir(parents=True, exist_ok=True)
+        # A journal of an earlier run would be resumed, and the curve would miss what came before.
+        for stale in (out / way.name).glob("journal.jsonl*"):
+            stale.unlink()
+    if options.programs is None:
+        console.print(
+            f"compiling SmolLM2-135M, LoRA on its upper {UPPER_LAYERS} of {LAYERS} layers, for XNNPACK, twice"
+        )
+        elsewhere(compile_programs, programs, UPPER_LAYERS)
+        console.print(f"compiled in {time.monotonic() - started:.0f} s")
+    curves: dict[Way, Curve] = {}
+    for way in WAYS:
+        steps: int = options.steps or way.steps
+        console.print(f"training: {way.what}, {steps} steps")
+        program = program_path(programs, way)
+        curves[way] = elsewhere(train, program, out / way.name, way, steps, options.eval_size, options.seed)
+        for step, accuracy in curves[way].accuracy:
+            console.print(f"accuracy after {step} steps: {accuracy:.3f}")
+    draw(curves, out / "curve.png")
+    console.print(closing_table(curves, programs, out, options.eval_size))
+    console.print(f"picture: {out / 'curve.png'}; all in all {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ MAKE = f"make -C {ROOT} VENV={sys.prefix} {' '.join(STAMPS)}"
 # A command as it stands in a document -> the shorter one that runs here. The interpreter's own environment stands in
 # for .venv, which make would only build again.
 SHORTENED = {
-    # With the program that the `demo` fixture compiled with the demo's own code.
-    "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --program $DEMO_PROGRAM --out $PWD/out"',
+    # With the programs that the `demo` fixture compiled with the demo's own code.
+    "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --programs $DEMO_PROGRAMS --out $PWD/out"',
     "make bench": f'{MAKE} bench BENCH_ARGS="--rounds 1 --only backprop-eager --out $PWD/out"',
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
     "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet -n 0'",
@@ -66,7 +66,7 @@ SHORTENED = {
         "--write targets.md && grep -q 'BERT | portable' targets.md"
     ),
     "python benchmarks/step_profile.py model.pte": (
-        f'python {ROOT}/benchmarks/step_profile.py "$DEMO_PROGRAM" --rounds 1'
+        f'python {ROOT}/benchmarks/step_profile.py "$DEMO_PROGRAMS/forward-only.pte" --rounds 1'
     ),
     # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
     "make format": f"{MAKE} --dry-run format",
@@ -198,7 +198,7 @@ def shell_script(block: Block) -> str:
 
 def beside_its_program(block: Block) -> ParameterSet:
     """In the process that compiles the demo's program, if the block's commands run it."""
-    return pytest.param(block, id=f"demo-{block}" if "$DEMO_PROGRAM" in shell_script(block) else str(block))
+    return pytest.param(block, id=f"demo-{block}" if "$DEMO_PROGRAMS" in shell_script(block) else str(block))
 
 
 @pytest.mark.real_model
@@ -207,9 +207,11 @@ def test_commands_run(block: Block, tmp_path: Path, command_files: Path, warm: P
     shutil.copytree(command_files, tmp_path, dirs_exist_ok=True)
     listed, script = commands(block), shell_script(block)
     assert listed, f"{block} holds no command"
-    variables = {"DEMO_PROGRAM": str(request.getfixturevalue("demo").program)} if "$DEMO_PROGRAM" in script else {}
+    variables = {"DEMO_PROGRAMS": str(request.getfixturevalue("demo").programs)} if "$DEMO_PROGRAMS" in script else {}
     run(script, tmp_path, warm, variables)
     if "make demo" in listed:
-        assert {"adapter", "journal.jsonl", "curve.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+        left = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")]
+        wanted = {f"{way}/{name}" for way in ("exact", "forward-only") for name in ("adapter", "journal.jsonl")}
+        assert {*wanted, "curve.png"} <= {str(path) for path in left}
     if "make bench" in listed:
         assert (tmp_path / "out" / "step_time.json").is_file()
