@@ -122,6 +122,15 @@ CONTENDERS = {
             eps=1e-2,
         ),
         Contender(
+            "forward-gradient",
+            "compiled directional derivatives, q = 4",
+            "executorch",
+            "forward_gradient",
+            1e-2,
+            ZEROTH_ORDER_RATES,
+            queries=4,
+        ),
+        Contender(
             "backprop-eager",
             "LoRA + AdamW by backprop, PyTorch eager",
             "eager",
