@@ -15,6 +15,8 @@ from mobizo_cli.text import PromptEncoder, label_ids
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     import mobizo_passes as mz
     from mobizo_cli.options import BuildOptions
 
@@ -38,11 +40,7 @@ class Prepared:
         import mobizo_passes as mz
 
         options, ids = self.options, self.task.label_ids
-        # Prompts of several lengths, so that the example's mask is as ragged as real data's.
-        texts = [" ".join(["text"] * (1 + place % options.max_length)) for place in range(options.batch)]
-        prompts = [self.task.prompt(dict.fromkeys(self.task.columns, text)) for text in texts]
-        labels = [place % len(ids) for place in range(options.batch)]
-        inputs: dict[str, Any] = dict(self.encoder.batch(prompts, labels))
+        inputs: dict[str, Any] = dict(self.example_batch())
         loss = None
         if options.loss == "label-words":
             loss = _label_word_loss(ids)
@@ -63,6 +61,14 @@ class Prepared:
             if self.loaded.kind == "LORA":
                 raise
             raise ModelError(f"{options.model} is an adapter of the kind {self.loaded.kind}: {error}") from error
+
+    def example_batch(self) -> dict[str, Tensor]:
+        """A batch of the program's shape: prompts of several lengths, so that its mask is as ragged as real data's."""
+        options = self.options
+        texts = [" ".join(["text"] * (1 + place % options.max_length)) for place in range(options.batch)]
+        prompts = [self.task.prompt(dict.fromkeys(self.task.columns, text)) for text in texts]
+        labels = [place % len(self.task.label_ids) for place in range(options.batch)]
+        return self.encoder.batch(prompts, labels)
 
 
 def draft(options: BuildOptions) -> TextTask:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mobizo_cli.commands import evaluate, export, inspect, lower, replay, targets, train
+from mobizo_cli.commands import evaluate, export, inspect, lower, plan, replay, targets, train
 from mobizo_cli.errors import OptionError, is_expected, one_line
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def _show_warning(message: Warning | str, category: type[Warning], file: str, li
 
 
 app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
 app.command("lower")(lower.lower)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)

@@ -83,6 +83,20 @@ EstimatorOption = Annotated[
         rich_help_panel=_STEP,
     ),
 ]
+EstimatorOrAutoOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How the gradient is estimated, or exact; auto takes what learns most within --max-memory.",
+        rich_help_panel=_STEP,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="What a training step may need, such as 1.5GiB or 800MiB.", rich_help_panel=_STEP
+    ),
+]
 NoiseOption = Annotated[
     Literal["gaussian", "rademacher"], typer.Option(help="Distribution of the perturbation.", rich_help_panel=_STEP)
 ]

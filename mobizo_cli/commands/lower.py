@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mobizo_cli import options as opt
 from mobizo_cli.errors import MissingPackageError, OptionError, note
+
+if TYPE_CHECKING:
+    import mobizo_passes as mz
+    from lowering.lowered import Lowered
 
 
 def lower(
@@ -27,7 +31,8 @@ def lower(
     trainable: opt.TrainableOption = "lora_B",
     batch: opt.BatchSize = 4,
     queries: opt.Queries = 4,
-    estimator: opt.EstimatorOption = "two-sided",
+    estimator: opt.EstimatorOrAutoOption = "two-sided",
+    max_memory: opt.MaxMemory = None,
     optimizer: opt.OptimizerOption = "sgd",
     weight_decay: opt.WeightDecay = None,
     clip_norm: opt.ClipNorm = None,
@@ -87,11 +92,19 @@ def lower(
 
         check_weights_file(weights_file)
     from lowering.saving import check_output, staging
-    from mobizo_cli import tokenizer_files
+    from mobizo_cli import planning, tokenizer_files
     from mobizo_cli.build import draft, prepare
     from mobizo_cli.console import facts, table
     from mobizo_cli.data import ExampleBatches, load_examples, remarks
 
+    most = planning.parse_bytes("--max-memory", max_memory)
+    automatic = estimator == planning.AUTO
+    if most is not None and not automatic:
+        raise OptionError(
+            f"--max-memory {max_memory} belongs to --estimator auto; `mobizo plan` compares all estimators."
+        )
+    if automatic and normalize is not None:
+        raise OptionError(f"--normalize {normalize} belongs to some estimators only: name one, rather than auto.")
     place = output.with_suffix(".tokenizer")
     check_output(output, external_weights and weights_file is None)
     tokenizer_files.check_place(place)
@@ -111,7 +124,7 @@ def lower(
         max_length=max_length,
         batch=batch,
         queries=queries,
-        estimator=estimator,
+        estimator=planning.estimator_names()[0] if automatic else estimator,
         noise=noise,
         normalize=normalize,
         new_weights=new_weights,
@@ -130,17 +143,25 @@ def lower(
                 note(remark)
             batches = ExampleBatches(examples, prepared.encoder, batch, seed=0)
             calibration = [batches.batch(step) for step in range(calibration_batches)]
-        lowered = lowering.lower(
-            prepared.transform(),
-            target=target,
-            adapter=adapter,
-            calibration=calibration,
-            application=prepared.task.application(),
-            external_weights=external_weights,
-            weights_file=weights_file,
-            check=check,
-            **options,
-        )
+
+        def compiled(program: mz.TrainingProgram) -> Lowered:
+            return lowering.lower(
+                program,
+                target=target,
+                adapter=adapter,
+                calibration=calibration,
+                application=prepared.task.application(),
+                external_weights=external_weights,
+                weights_file=weights_file,
+                check=check,
+                **options,
+            )
+
+        why = ""
+        if automatic:
+            lowered, why = planning.first_that_fits(prepared, compiled, most)
+        else:
+            lowered = compiled(prepared.transform())
         with tokenizer_files.placed(aside / "tokenizer", place, aside):
             lowered.save(output)
     methods = lowered.report.methods.items()
@@ -156,7 +177,7 @@ def lower(
     if lowered.manifest.weights_file is not None:
         spec = lowered.manifest.weights_file
         rows += [("weights", spec.file or output.with_suffix(".ptd")), ("size", f"{spec.bytes / 2**20:.1f} MiB")]
-    facts([*rows, ("target", target)])
+    facts([*rows, ("target", target), *([("estimator", why)] if why else [])])
 
 
 def target_options(precision: str | None, given: list[str] | None) -> dict[str, str]:

@@ -36,6 +36,9 @@ SHORTENED = {
     "make install": f"{MAKE} install",
     # A Llama of the same family and with the same tokenizer, but with two narrow layers, and 32 of the sentences.
     "MODEL=$(python -m examples.packaged --data reviews)": "MODEL=$PWD/tiny-llama",
+    'mobizo plan "$MODEL" --data reviews/train.csv --optimizer adamw --max-memory 1.5GiB': (
+        'mobizo plan "$MODEL" --data reviews/train.csv --layers 1 --estimators exact --no-measure --max-memory 1.5GiB'
+    ),
     'mobizo inspect "$MODEL" --layers 15-29 --graph step.html': (
         'mobizo inspect "$MODEL" --layers 1 --graph step.html'
     ),
