@@ -8,8 +8,8 @@ compiling is not counted. Reported are quality under budget (accuracy on held-ou
 target (CPU seconds and examples until the target accuracy) and peak memory of the training process. Each run has one
 thread; CPU time counts all threads.
 
-A run that is finished is kept in `time_to_accuracy.json`: the same command again does what is left. `--search` instead
-compares the learning rates of each contender, see `benchmarks/learning/contenders.py`.
+Finished runs are kept in `time_to_accuracy.json`: the same command again does what is left, and `--report` shows what
+is there. `--search` compares learning rates instead, see `benchmarks/learning/contenders.py`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def load(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
 
 
-def save(path: Path, records: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+def save(
+    path: Path, others: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], options: argparse.Namespace
+) -> None:
     """Replace the file as a whole: an interruption leaves the old one or the new one."""
     versions = {name: version(name) for name in ("mobizo", "torch", "executorch", "transformers", "peft")}
     result = {
@@ -80,7 +82,7 @@ def save(path: Path, records: Sequence[dict[str, Any]], options: argparse.Namesp
         "versions": versions,
         "jobs": options.jobs,
         "summary": [] if options.search else summary(records),
-        "runs": list(records),
+        "runs": [*others, *records],
     }
     aside = path.with_suffix(".json.new")
     aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -103,9 +105,14 @@ def do(options: argparse.Namespace, console: Console) -> None:
     path: Path = options.out / ("learning_rates.json" if options.search else "time_to_accuracy.json")
     runs = planned(options)
     keys = [run.key() for run in runs]
-    # Of runs with other settings nothing is reported: they are no part of this comparison.
-    done = [record for record in load(path) if any(key.items() <= record.items() for key in keys)]
+    # Runs with other settings stay in the file; they are no part of this comparison.
+    kept = load(path)
+    done = [record for record in kept if any(key.items() <= record.items() for key in keys)]
+    others = [record for record in kept if record not in done]
     left = [run for run, key in zip(runs, keys, strict=True) if not any(key.items() <= r.items() for r in done)]
+    if options.report:
+        report(done, options, console)
+        return
     console.print(f"{len(runs)} runs, {len(done)} of them done; {len(left)} to do, {options.jobs} side by side")
     columns = (
         TextColumn("{task.description}"),
@@ -120,21 +127,28 @@ def do(options: argparse.Namespace, console: Console) -> None:
 
         for record in do_all(left, options.out, options.jobs, options.threads, tell):
             done.append(record)
-            save(path, done, options)
+            save(path, others, done, options)
             run = next(run for run in left if run.key().items() <= record.items())
             progress.update(bars[run], visible=False)
             accuracies = " ".join(f"{point['accuracy']:.3f}" for point in record["points"])
             console.print(f"{run.title}: {accuracies}")
-    save(path, done, options)
+    save(path, others, done, options)
+    report(done, options, console)
+    console.print(f"written: {path}")
+
+
+def report(done: Sequence[dict[str, Any]], options: argparse.Namespace, console: Console) -> None:
+    """Tables and picture of the runs that are there."""
     if options.search:
         console.print(search_table(done))
-    else:
-        rows = summary(done)
-        for task in options.tasks:
-            console.print(table(rows, task))
-        draw(done, options.tasks, options.out / "time_to_accuracy.svg")
+        return
+    rows = summary(done)
+    tasks = [task for task in options.tasks if any(row["task"] == task for row in rows)]
+    for task in tasks:
+        console.print(table(rows, task))
+    if tasks:
+        draw(done, tasks, options.out / "time_to_accuracy.svg")
         console.print(f"picture: {options.out / 'time_to_accuracy.svg'}")
-    console.print(f"written: {path}")
 
 
 def main() -> None:
@@ -149,6 +163,7 @@ def main() -> None:
         "--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: a core each)"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: 1)")
+    parser.add_argument("--report", action="store_true", help="show the runs that are there, and do none")
     parser.add_argument("--search", action="store_true", help="compare learning rates instead")
     parser.add_argument("--out", type=Path, default=Path("out/benchmark"), help="results and compiled programs")
     options = parser.parse_args()

@@ -56,10 +56,8 @@ class Planned:
 
     @property
     def peak_bytes(self) -> int | None:
-        """Measured if it was run, otherwise estimated."""
-        if self.measured_peak_bytes is not None or self.footprint is None:
-            return self.measured_peak_bytes
-        return self.footprint.peak_bytes
+        """The estimate, which is there whether or not anything was run: the same choice on every machine."""
+        return None if self.footprint is None else self.footprint.peak_bytes
 
     def fits(self, most: int | None) -> bool:
         peak = self.peak_bytes
@@ -90,9 +88,9 @@ def estimator_names(only: str | None = None) -> list[str]:
     if only is None:
         return ranked
     wanted = [name.strip() for name in only.split(",") if name.strip()]
-    for name in wanted:
-        if name not in ranked:
-            raise OptionError(f"--estimators {name}: expected some of {', '.join(ranked)}.")
+    unknown = [name for name in wanted if name not in ranked]
+    if unknown or not wanted:
+        raise OptionError(f"--estimators {', '.join(unknown)}: expected some of {', '.join(ranked)}.")
     return [name for name in ranked if name in wanted]
 
 
@@ -110,7 +108,7 @@ def parse_bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([A-Za-z]*)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:[eE]\d{1,2})?)\s*([A-Za-z]*)", text.strip())
     if found is None or found[2] not in units or float(found[1]) <= 0:
         raise OptionError(f"{option} {text}: expected a number above 0 and one of {', '.join(filter(None, units))}.")
     return int(float(found[1]) * units[found[2]])

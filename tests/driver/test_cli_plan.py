@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lowering.footprint import Footprint
 from mobizo_cli import planning
 from mobizo_cli.errors import OptionError
 from tests.driver import text_model
@@ -62,7 +63,8 @@ def test_auto_takes_the_first_that_fits_and_says_why(cli: Cli, files: Path, monk
 
 
 def planned(name: str, layers: str | None = None, peak: int | None = None, refused: str = "") -> planning.Planned:
-    return planning.Planned(planning.Candidate(name, layers), refused=refused, measured_peak_bytes=peak)
+    taken = None if peak is None else Footprint(0, peak, 0, 0, 0, 0, 0)
+    return planning.Planned(planning.Candidate(name, layers), taken, refused)
 
 
 def test_the_choice_is_the_first_within_the_memory_and_the_reason_names_those_before():
@@ -90,7 +92,7 @@ def test_sizes(text: str, size: int):
     assert planning.parse_bytes("--max-memory", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1GiB", "1 gigabyte", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "-1GiB", "1 gigabyte", "nan", "1e999"])
 def test_what_is_no_size(text: str):
     with pytest.raises(OptionError, match="--max-memory"):
         planning.parse_bytes("--max-memory", text)

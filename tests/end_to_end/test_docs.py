@@ -30,6 +30,11 @@ SHORTENED = {
     # With the programs that the `demo` fixture compiled with the demo's own code.
     "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --programs $DEMO_PROGRAMS --out $PWD/out"',
     "make bench": f'{MAKE} bench BENCH_ARGS="--rounds 1 --only backprop-eager --out $PWD/out"',
+    # One eager contender: compiling the others takes minutes.
+    "python benchmarks/time_to_accuracy.py": (
+        f"python {ROOT}/benchmarks/time_to_accuracy.py --only backprop-eager --tasks sentiment --budget 0.1 --seeds 1 "
+        "--evaluations 1 --eval-size 4 --out $PWD/out && test -s out/time_to_accuracy.svg"
+    ),
     # Running every test from inside a test would not end: collecting them shows that the command finds them.
     "make test": f"{MAKE} test PYTEST_ARGS='--collect-only --quiet -n 0'",
     "make test-deep": f"{MAKE} test-deep DEEP=tests/graphs PYTEST_ARGS='--collect-only --quiet -n 0'",
