@@ -144,7 +144,8 @@ def program_path(directory: Path, way: Way) -> Path:
     return directory / f"{way.name}.pte"
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def log_to(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from mobizo_cli import model as models
@@ -119,15 +119,32 @@ def prepare(options: BuildOptions, tokenizer_name: str, staged: Path | None = No
 
 
 def _estimator(options: BuildOptions) -> mz.Estimator:
+    import mobizo_passes as mz
     from mobizo_passes.zo.estimators import estimator_kinds
 
     offered = {kind.replace("_", "-"): cls for kind, cls in estimator_kinds().items()}
     if options.estimator not in offered:
         raise OptionError(f"--estimator {options.estimator}: expected one of {', '.join(offered)}.")
     chosen = offered[options.estimator]
+    if options.checkpoint is not None and not checkpoints(options.estimator):
+        raise OptionError(f"--checkpoint {options.checkpoint}: {options.estimator} has no backward that needs them.")
     if options.normalize is not None and not chosen.uses_epsilon:
         raise OptionError(f"--normalize {options.normalize}: {options.estimator} has no losses to normalize by.")
+    if options.checkpoint is not None:
+        # The base class lacks this field.
+        kind: Any = chosen
+        try:
+            return kind(checkpoint=options.checkpoint)
+        except mz.InputError as error:
+            raise OptionError(f"--checkpoint {options.checkpoint}: {error}.") from error
     return chosen(queries=options.queries, normalize=options.normalize) if chosen.projected else chosen()
+
+
+def checkpoints(estimator: str) -> bool:
+    """Whether the estimator of this name can compute activations again instead of holding them."""
+    from mobizo_passes.zo.estimators import estimator_kinds
+
+    return any(each.name == "checkpoint" for each in fields(estimator_kinds()[estimator.replace("-", "_")]))
 
 
 def _optimizer(options: BuildOptions) -> mz.Optimizer:

@@ -91,6 +91,14 @@ EstimatorOrAutoOption = Annotated[
         rich_help_panel=_STEP,
     ),
 ]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNIT",
+        help="Of exact gradients: layer holds the layers' inputs alone, and computes each layer again. [default: none]",
+        rich_help_panel=_STEP,
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
@@ -168,6 +176,7 @@ class BuildOptions:
     optimizer: str = "sgd"
     weight_decay: float | None = None
     clip_norm: float | None = None
+    checkpoint: str | None = None
 
     def check(self) -> None:
         """Find, before a model is loaded, values that no model can have.

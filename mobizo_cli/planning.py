@@ -31,13 +31,14 @@ PREFERENCE = ("exact", "forward-gradient", "two-sided", "one-sided")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to train: the estimator's name, and the layers with LoRA (None: all that the options say)."""
+    """A way to train: the estimator's name, the layers with LoRA (None: all), and where checkpoints are, if any."""
 
     estimator: str
     layers: str | None
+    checkpoint: str | None = None
 
     def options(self, options: BuildOptions) -> BuildOptions:
-        return replace(options, estimator=self.estimator, layers=self.layers)
+        return replace(options, estimator=self.estimator, layers=self.layers, checkpoint=self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Planned:
         return {
             "estimator": self.candidate.estimator,
             "layers": self.candidate.layers,
+            "checkpoint": self.candidate.checkpoint,
             "refused": self.refused or None,
             "seconds": self.seconds,
             "measured_peak_bytes": self.measured_peak_bytes,
@@ -92,6 +94,18 @@ def estimator_names(only: str | None = None) -> list[str]:
     if unknown or not wanted:
         raise OptionError(f"--estimators {', '.join(unknown)}: expected some of {', '.join(ranked)}.")
     return [name for name in ranked if name in wanted]
+
+
+def candidates_of(names: Sequence[str], places: Sequence[str | None]) -> list[Candidate]:
+    """All to compare, by preference: what learns alike and computes less comes first."""
+    from mobizo_cli.build import checkpoints
+
+    return [
+        Candidate(name, place, held)
+        for name in names
+        for held in ((None, "layer") if checkpoints(name) else (None,))
+        for place in places
+    ]
 
 
 def upper_half(layers: int) -> str:
@@ -131,7 +145,8 @@ def reason(chosen: Planned, planned: Sequence[Planned], most: int | None) -> str
 
 
 def title(candidate: Candidate) -> str:
-    return candidate.estimator + ("" if candidate.layers is None else f" on layers {candidate.layers}")
+    held = "" if candidate.checkpoint is None else f" with {candidate.checkpoint} checkpoints"
+    return candidate.estimator + ("" if candidate.layers is None else f" on layers {candidate.layers}") + held
 
 
 def mebibytes(size: int | None) -> str:
@@ -185,7 +200,7 @@ def first_that_fits(
         compiled.append(lower(program))
         return compiled[-1]
 
-    candidates = [Candidate(name, prepared.options.layers) for name in estimator_names()]
+    candidates = candidates_of(estimator_names(), [prepared.options.layers])
     tried: list[Planned] = []
     for each in plan(candidates, lambda _: prepared, kept, None):
         tried.append(each)

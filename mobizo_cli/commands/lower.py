@@ -32,6 +32,7 @@ def lower(
     batch: opt.BatchSize = 4,
     queries: opt.Queries = 4,
     estimator: opt.EstimatorOrAutoOption = "two-sided",
+    checkpoint: opt.CheckpointOption = None,
     max_memory: opt.MaxMemory = None,
     optimizer: opt.OptimizerOption = "sgd",
     weight_decay: opt.WeightDecay = None,
@@ -105,6 +106,8 @@ def lower(
         )
     if automatic and normalize is not None:
         raise OptionError(f"--normalize {normalize} belongs to some estimators only: name one, rather than auto.")
+    if automatic and checkpoint is not None:
+        raise OptionError(f"--checkpoint {checkpoint}: with --estimator auto it is a part of the choice; leave it out.")
     place = output.with_suffix(".tokenizer")
     check_output(output, external_weights and weights_file is None)
     tokenizer_files.check_place(place)
@@ -132,6 +135,7 @@ def lower(
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        checkpoint=checkpoint,
     )
     task = draft(settings)
     examples = None if calibrate is None else load_examples(calibrate, task)

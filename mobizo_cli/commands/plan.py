@@ -114,7 +114,7 @@ def plan(
         return ExampleBatches(examples, each.encoder, batch, seed=0).batch(0)
 
     places = planning.placements(settings, planning.layers_of(prepared))
-    candidates = [planning.Candidate(name, place) for name in names for place in places]
+    candidates = planning.candidates_of(names, places)
     planned: list[planning.Planned] = []
     for each in planning.plan(candidates, prepared_on, lowered, first_batch if measure else None):
         planned.append(each)

@@ -28,16 +28,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_plan_says_what_each_takes_and_which_to_choose(cli: Cli, files: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(files)
     two = ("--estimators", "two-sided,exact", "--optimizer", "adamw", "--data", "rows.jsonl")
-    done = cli("plan", "model", *TASK, *two, *PORTABLE, "--layers", "1", "--json")
+    done = cli("plan", "model", *TASK, *two, *PORTABLE, "--layers", "0-1", "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
-    exact, two_sided = told["candidates"]
-    assert [each["estimator"] for each in told["candidates"]] == ["exact", "two-sided"]
+    exact, held, two_sided = told["candidates"]
+    assert [each["estimator"] for each in told["candidates"]] == ["exact", "exact", "two-sided"]
+    assert [each["checkpoint"] for each in told["candidates"]] == [None, "layer", None]
+    # With checkpoints a layer's forward is computed twice.
+    assert held["flops"] > exact["flops"]
     assert told["chosen"] == 0
-    # Rank 4: lora_B of q_proj is [32, 4], of v_proj [16, 4], in float32; AdamW has two moments and a count of steps.
-    assert exact["adapter_bytes"] == two_sided["adapter_bytes"] == 4 * 4 * (32 + 16)
+    # Rank 4, two layers: lora_B of q_proj is [32, 4], of v_proj [16, 4], in float32; AdamW has two moments.
+    assert exact["adapter_bytes"] == two_sided["adapter_bytes"] == 2 * 4 * 4 * (32 + 16)
     assert exact["optimizer_bytes"] == two_sided["optimizer_bytes"] >= 2 * exact["adapter_bytes"]
-    # Eight perturbed forwards of the upper half cost more than one forward and a backward through it.
+    # Eight perturbed forwards cost more than one forward and a backward.
     assert two_sided["flops"] > exact["flops"] > 0
     assert exact["weight_bytes"] == two_sided["weight_bytes"]
     for each in told["candidates"]:
@@ -57,6 +60,10 @@ def test_auto_takes_the_first_that_fits_and_says_why(cli: Cli, files: Path, monk
     assert "exact learns most in its time and fits into 2,048.0 MiB" in done.out
     fails(cli(*auto, "--max-memory", "much", "-o", "x.pte"), "--max-memory much: expected a number")
     fails(cli(*auto, "--normalize", "std", "-o", "x.pte"), "--normalize std")
+    fails(cli(*auto, "--checkpoint", "layer", "-o", "x.pte"), "--checkpoint layer")
+    named = ("lower", "model", *TASK, *PORTABLE, "-o", "x.pte", "--checkpoint")
+    fails(cli(*named, "layer"), "--checkpoint layer: two-sided")
+    fails(cli(*named, "block", "--estimator", "exact"), "--checkpoint block: checkpoint must be None or 'layer'")
     fails(cli("lower", "model", *TASK, "--max-memory", "1GiB", "-o", "x.pte"), "--estimator auto")
     fails(cli("plan", "model", *TASK, "--estimators", "guess"), "--estimators guess: expected some of exact")
     assert not (files / "x.pte").exists()
@@ -76,6 +83,7 @@ def test_the_choice_is_the_first_within_the_memory_and_the_reason_names_those_be
     ]
     assert planning.choose(rows, None) is rows[1]
     chosen = planning.choose(rows, 250 * 2**20)
+    assert chosen is not None
     assert chosen is rows[2]
     assert planning.reason(chosen, rows, 250 * 2**20) == (
         "forward-gradient on layers 1-1 learns most in its time and fits into 250.0 MiB; exact is refused, "
