@@ -180,5 +180,7 @@ def test_batches_are_asked_for_where_ranges_are_needed_and_refused_elsewhere(
         lowering.lower(program, target="qnn", precision="16a8w")
     with pytest.raises(lowering.InvalidCalibration, match=r"'qnn' with precision='fp16', soc='SM8650'.*leave it out"):
         lowering.lower(program, target="qnn", calibration=[BATCH])
-    with pytest.raises(lowering.InvalidCalibration, match="'xnnpack' with precision='fp32' does not quantize"):
+    with pytest.raises(
+        lowering.InvalidCalibration, match="'xnnpack' with precision='fp32', weights='packed' does not quantize"
+    ):
         lowering.lower(program, target="xnnpack", calibration=[BATCH])

@@ -32,13 +32,14 @@ class XnnpackTarget(Target):
 
     def suited(self, manifest: Mapping[str, Any]) -> Self:
         """An exact step reads each weight in both directions: packed, it would be in memory three times."""
-        if manifest["estimator"]["queries"] or "weights" in self._asked:
+        if manifest["estimator"]["queries"] or self.chosen.get("weights") is None or "weights" in self._asked:
             return self
         return self.configured({**self._asked, "weights": "mapped"})
 
     @property
     def copies_weights(self) -> bool:
-        return self.chosen["weights"] == "packed"
+        # A target of a user's own, built on this one, may offer other options.
+        return self.chosen.get("weights", "packed") == "packed"
 
     @property
     def passes(self) -> Sequence[Pass]:
