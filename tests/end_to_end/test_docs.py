@@ -67,7 +67,9 @@ SHORTENED = {
         "torchrun --standalone --nproc-per-node 2 -m mobizo_cli train model.pte --data reviews/train.csv --steps 2 "
         "--lr 1e-2 --parallel data --journal fleet.jsonl --adapter-out fleet"
     ),
-    "python benchmarks/fleet_traffic.py model.pte": f'python {ROOT}/benchmarks/fleet_traffic.py "$DEMO_PROGRAMS/forward-only.pte"',
+    "python benchmarks/fleet_traffic.py model.pte": (
+        f'python {ROOT}/benchmarks/fleet_traffic.py "$DEMO_PROGRAMS/forward-only.pte"'
+    ),
     # One model and one target, into a copy: each program takes seconds, the whole table minutes.
     "python benchmarks/targets.py --full --write docs/targets.md": (
         f"cp {ROOT}/docs/targets.md . && python {ROOT}/benchmarks/targets.py --only BERT --target portable "
