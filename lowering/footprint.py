@@ -62,7 +62,6 @@ class Footprint:
 def footprint(program: Program, lowered: Lowered) -> Footprint:
     """Measure the step of a program and of what it was lowered to."""
     core = program.core("step")
-    plans = {plan.name: plan for plan in lowered.executorch.executorch_program.execution_plan}
     step = lowered.manifest.methods["step"]
     bytes_of = {
         role: sum(_bytes(each.shape, each.dtype) for each in step.inputs if each.role == role)
@@ -72,7 +71,7 @@ def footprint(program: Program, lowered: Lowered) -> Footprint:
         flops=sum(node_flops(node) for node in core.graph.nodes),
         weight_bytes=lowered.report.weight_bytes,
         packed_bytes=_packed(core) if lowered.manifest.target == "xnnpack" else 0,
-        arena_bytes=sum(plans["step"].non_const_buffer_sizes),
+        arena_bytes=lowered.report.methods["step"].arena_bytes,
         live_bytes=_most_alive(core),
         adapter_bytes=bytes_of["adapter"],
         optimizer_bytes=bytes_of["optimizer"],

@@ -30,7 +30,7 @@ from lowering.executorch_compat.in_place import code_on_demand, rewriting_in_pla
 from lowering.executorch_compat.memoized import memoized
 from lowering.executorch_compat.ordering import calls_in_order
 from lowering.executorch_compat.programs import rewritten
-from lowering.executorch_compat.retracing import as_incremental, without_provenance
+from lowering.executorch_compat.retracing import as_incremental, copied, without_provenance
 from lowering.executorch_compat.tags import TAG, is_tagged
 from lowering.graph import method_graph
 from lowering.identity import program_id
@@ -201,7 +201,9 @@ def _to_edge(
     partitioners: Mapping[str, Any],
     constants: dict[str, Any],
 ) -> Any:
-    incremental = {name: as_incremental(program, target.kept_whole) for name, program in programs.items()}
+    incremental = {
+        name: as_incremental(program, target.kept_whole, copied(program.graph)) for name, program in programs.items()
+    }
     chosen = {name: [each] if each is not None else [] for name, each in partitioners.items()}
     passes = {name: list(found) for name, each in incremental.items() if (found := target.edge_passes(each))}
     try:

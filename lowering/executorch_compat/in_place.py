@@ -23,6 +23,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.utils import _pytree as pytree
 
 from lowering.executorch_compat.patching import patched
+from mobizo_passes.graph.infer import infer
 
 
 @contextmanager
@@ -129,12 +130,9 @@ def _copy_of_view(target: torch._ops.OpOverload) -> Any:
 
 def _inferred_anew(node: Node) -> bool:
     """Compute the node's value on fake tensors; whether its layout is another than before."""
-    args, kwargs = pytree.tree_map_only(Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
     former = node.meta["val"]
-    target: Any = node.target
     mode = next(each.fake_mode for each in pytree.tree_leaves(former) if isinstance(each, FakeTensor))
-    with mode, torch.no_grad():
-        node.meta["val"] = target(*args, **kwargs)
+    node.meta["val"] = infer(mode, node.target, node.args, dict(node.kwargs))
     return _layout(former) != _layout(node.meta["val"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Graph
 from torch.fx.traceback import NodeSource
 
 from lowering.decompose import decompose
@@ -42,18 +43,13 @@ class IncrementalProgram(ExportedProgram):
         return as_incremental(decompose(self, nodes, table), self.kept) if nodes else self
 
 
-def as_incremental(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE) -> IncrementalProgram:
-    """The same program (same weights, a copy of the graph) as an IncrementalProgram that keeps `kept` whole.
-
-    A copy, because ExecuTorch's stages change graphs in place.
-    """
-    graph = copy.deepcopy(program.graph)
-    for copied, node in zip(graph.nodes, program.graph.nodes, strict=True):
-        # A copied name that is a function of Python's would get a number, and no longer be the signature's.
-        copied.name = node.name
+def as_incremental(
+    program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE, graph: Graph | None = None
+) -> IncrementalProgram:
+    """The same program as an IncrementalProgram that keeps `kept` whole: same weights, its graph or a copy of it."""
     incremental = IncrementalProgram(
         root=program.graph_module,
-        graph=graph,
+        graph=program.graph if graph is None else graph,
         graph_signature=program.graph_signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
@@ -64,6 +60,15 @@ def as_incremental(program: ExportedProgram, kept: tuple[Any, ...] = KEPT_WHOLE)
     )
     incremental.kept = kept
     return incremental
+
+
+def copied(graph: Graph) -> Graph:
+    """A copy with the same names: ExecuTorch's stages change graphs in place."""
+    made = copy.deepcopy(graph)
+    for node, former in zip(made.nodes, graph.nodes, strict=True):
+        # A copied name that is a function of Python's would get a number, and no longer be the signature's.
+        node.name = former.name
+    return made
 
 
 @contextmanager
