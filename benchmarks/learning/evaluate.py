@@ -73,7 +73,12 @@ def accuracies(task: str, part: str, size: int, adapters: Sequence[Path | None],
     import torch
 
     torch.set_num_threads(threads)
-    return [_accuracy(task, part, size, adapter) for adapter in adapters]
+    return [_untrained(task, part, size) if a is None else _accuracy(task, part, size, a) for a in adapters]
+
+
+@cache
+def _untrained(task: str, part: str, size: int) -> float:
+    return _accuracy(task, part, size, None)
 
 
 def _accuracy(task: str, part: str, size: int, adapter: Path | None) -> float:
@@ -91,10 +96,13 @@ def _accuracy(task: str, part: str, size: int, adapter: Path | None) -> float:
         raise ValueError(f"{adapter}: expected the tensors {sorted(own)}, found {sorted(state)}")
     model.load_state_dict(state, strict=False)
     ids = list(TASKS[task].encoder().label_ids)
+    body, head = model.get_submodule("base_model.model.model"), model.get_submodule("base_model.model.lm_head")
+    # Of the logits, those of the task's words alone: the others would be a fifth of the work.
+    words = head.get_parameter("weight")[ids]
     right = 0
     with torch.no_grad():
         for batch in batches:
             inputs = {name: batch[name] for name in ("inputs_embeds", "attention_mask")}
-            logits = model(**inputs, logits_to_keep=1).logits[:, -1, ids]
+            logits = body(**inputs).last_hidden_state[:, -1] @ words.T
             right += int((logits.argmax(-1) == batch["label"]).sum())
     return right / sum(len(batch["label"]) for batch in batches)

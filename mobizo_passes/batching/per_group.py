@@ -8,11 +8,11 @@ broadcasts it along the groups; anything else runs once per group under `torch.v
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from mobizo_passes.batching.batcher import (
     PER_GROUP,
@@ -24,7 +24,7 @@ from mobizo_passes.batching.batcher import (
 )
 from mobizo_passes.batching.indexing import offset_rows
 from mobizo_passes.graph.facts import note
-from mobizo_passes.graph.inline import inline_all
+from mobizo_passes.graph.inline import OperatorCall, inline_all
 from mobizo_passes.graph.nodes import arguments, named
 
 aten = torch.ops.aten
@@ -96,25 +96,30 @@ def _run_each(batcher: Batcher, node: fx.Node) -> None:
     batcher.replace(node, woven, places)
 
 
-def _vmapped(batcher: Batcher, node: fx.Node, ungrouped: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-    """Insert the operator under `torch.vmap` over the leading dimension of its stacked operands."""
-    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    operands = [ungrouped.get(a, a) if isinstance(a, fx.Node) else a for a in leaves]
-    target: Any = node.target
-    stacked = [i for i, a in enumerate(leaves) if isinstance(a, fx.Node) and (a in ungrouped or batcher.per_group(a))]
+@dataclass(frozen=True)
+class _Vmapped:
+    """A call under `torch.vmap` over the leading dimension of the operands in the places `stacked`."""
 
-    def run(*values: Any) -> Any:
+    call: OperatorCall
+    stacked: tuple[int, ...]
+
+    def __call__(self, *values: Any) -> Any:
         def one(*parts: Tensor) -> Any:
             given = list(values)
-            for i, part in zip(stacked, parts, strict=True):
+            for i, part in zip(self.stacked, parts, strict=True):
                 given[i] = part
-            args, kwargs = pytree.tree_unflatten(given, spec)
-            return target(*args, **kwargs)
+            return self.call(*given)
 
-        return torch.vmap(one)(*(values[i] for i in stacked))
+        return torch.vmap(one)(*(values[i] for i in self.stacked))
 
+
+def _vmapped(batcher: Batcher, node: fx.Node, ungrouped: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    """Insert the operator under `torch.vmap` over the leading dimension of its stacked operands."""
+    call, leaves = OperatorCall.of(node)
+    operands = [ungrouped.get(a, a) if isinstance(a, fx.Node) else a for a in leaves]
+    stacked = [i for i, a in enumerate(leaves) if isinstance(a, fx.Node) and (a in ungrouped or batcher.per_group(a))]
     try:
-        return inline_all(batcher.ir, run, operands, node)
+        return inline_all(batcher.ir, _Vmapped(call, tuple(stacked)), operands, node)
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise batcher.unsupported(node, f"it does not run on one perturbed weight per group: {reason}") from error

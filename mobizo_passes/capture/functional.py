@@ -6,7 +6,6 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import fx
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._export.verifier import Verifier, load_verifier
 from torch.export import ExportedProgram
@@ -41,11 +40,10 @@ def decompose_composites(ir: Ir) -> None:
     BEFORE  y: f32[4, 3] = to(x: f32[4, 3], float32);  z = reshape(y, [12])
     AFTER   z = view(x, [12])
     """
-    traced: dict[Any, fx.GraphModule] = {}
     for node in list(ir.graph.nodes):
         if node.op == "call_function" and node.users and is_composite(node.target):
             with contextlib.suppress(WritesInPlace):
-                take_apart(ir, node, traced=traced)
+                take_apart(ir, node)
 
 
 def is_composite(target: Any) -> bool:

@@ -36,9 +36,9 @@ def infer(fake: FakeTensorMode, target: Any, args: Sequence[Any], kwargs: dict[s
     The layers of a model ask the same question again and again, and torch takes milliseconds to answer it.
     """
     args, kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    described = _described((list(args), list(kwargs.items()))) if _depends_on_types_alone(target) else None
-    if described is not None:
-        return _given(_result(target, described), fake)
+    call = described((list(args), list(kwargs.items()))) if _depends_on_types_alone(target) else None
+    if call is not None:
+        return given(_result(target, call), fake)
     with fake:
         return target(*args, **kwargs)
 
@@ -48,15 +48,15 @@ def _depends_on_types_alone(target: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _result(target: Any, described: Any) -> Any:
+def _result(target: Any, call: Any) -> Any:
     fake = FakeTensorMode()
-    args, kwargs = _given(described, fake)
+    args, kwargs = given(call, fake)
     with fake:
         result = target(*args, **dict(kwargs))
-    return _described(result)
+    return described(result)
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
     """A value as something that can be hashed: 1, 1.0 and True are told apart; None for what has no fixed shape."""
     if isinstance(value, Tensor):
         sizes = (*value.shape, *value.stride())
@@ -64,15 +64,16 @@ def _described(value: Any) -> Any:
             return None
         return _Description(value.dtype, tuple(value.shape), value.stride(), value.device)
     if isinstance(value, list | tuple):
-        parts = [_described(each) for each in value]
+        parts = [described(each) for each in value]
         return None if None in parts else (list if isinstance(value, list) else tuple, *parts)
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return None
     return (type(value), value)
 
 
-def _given(described: Any, fake: FakeTensorMode) -> Any:
-    if isinstance(described, _Description):
-        return described.empty(fake)
-    kind, *parts = described
-    return kind(_given(each, fake) for each in parts) if kind in (list, tuple) else parts[0]
+def given(description: Any, fake: FakeTensorMode) -> Any:
+    """The value that `described` described, its tensors as tensors of `fake`."""
+    if isinstance(description, _Description):
+        return description.empty(fake)
+    kind, *parts = description
+    return kind(given(each, fake) for each in parts) if kind in (list, tuple) else parts[0]

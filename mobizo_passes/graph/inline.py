@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from mobizo_passes.graph.facts import facts, note
+from mobizo_passes.graph.infer import described, given
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.graph.operators import writes
@@ -20,19 +24,32 @@ class WritesInPlace(RuntimeError):
     """A function that was to be inlined changes one of its values in place."""
 
 
+@dataclass(frozen=True)
+class OperatorCall:
+    """A call of an operator as a function of its flattened arguments. Equal calls are equal objects."""
+
+    target: Any
+    spec: pytree.TreeSpec
+
+    def __call__(self, *leaves: Any) -> Any:
+        args, kwargs = pytree.tree_unflatten(list(leaves), self.spec)
+        return self.target(*args, **kwargs)
+
+    @staticmethod
+    def of(node: fx.Node, target: Any = None) -> tuple[OperatorCall, list[Any]]:
+        """The call of a node, perhaps of another target, and its flattened arguments."""
+        leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+        return OperatorCall(target or node.target, spec), leaves
+
+
 def inline(
-    ir: Ir,
-    fn: Callable[..., Any],
-    operands: Sequence[Any],
-    like: fx.Node | None = None,
-    traced: dict[Any, fx.GraphModule] | None = None,
+    ir: Ir, fn: Callable[..., Any], operands: Sequence[Any], like: fx.Node | None = None, *, remember: bool = True
 ) -> fx.Node:
     """Trace `fn`, which returns one tensor, over the operands' shapes and insert its nodes at the insertion point.
 
-    `like` is the node that they stand for; it lends them its origin. `traced` remembers traces: the sites of a model
-    need only a few different ones.
+    `like` is the node that they stand for; it lends them its origin. `remember` as for `trace`.
     """
-    (result,) = inline_all(ir, fn, operands, like, traced)
+    (result,) = splice(ir, trace(fn, operands, remember=remember), operands, like)
     return result
 
 
@@ -41,38 +58,20 @@ def inline_all(
     fn: Callable[..., Any],
     operands: Sequence[Any],
     like: fx.Node | None = None,
-    traced: dict[Any, fx.GraphModule] | None = None,
     table: Mapping[Any, Any] | None = None,
 ) -> list[fx.Node]:
     """As `inline`, for a function with any number of results; `table` as for `trace`."""
-    key = None if like is None else (like.target, *(_key(a) for a in (*like.args, *like.kwargs.items())))
-    module = (traced or {}).get(key)
-    if module is None:
-        module = trace(fn, operands, table)
-        if traced is not None and key is not None:
-            traced[key] = module
-    return splice(ir, module, operands, like)
+    return splice(ir, trace(fn, operands, table), operands, like)
 
 
-def take_apart(
-    ir: Ir,
-    node: fx.Node,
-    table: Mapping[Any, Any] | None = None,
-    traced: dict[Any, fx.GraphModule] | None = None,
-) -> None:
-    """Replace a call by what its operator consists of, under the decompositions of `table`; `traced` as for `inline`.
+def take_apart(ir: Ir, node: fx.Node, table: Mapping[Any, Any] | None = None) -> None:
+    """Replace a call by what its operator consists of, under the decompositions of `table`.
 
     Raises `WritesInPlace`, and leaves the call, if that can't be written without changing a value in place.
     """
-    operands, spec = pytree.tree_flatten((node.args, node.kwargs))
-    target: Any = node.target
-
-    def run(*values: Any) -> Any:
-        args, kwargs = pytree.tree_unflatten(list(values), spec)
-        return target(*args, **kwargs)
-
+    call, operands = OperatorCall.of(node)
     with ir.before(node):
-        results = inline_all(ir, run, operands, node, traced, table)
+        results = inline_all(ir, call, operands, node, table)
     if isinstance(node.meta["val"], Tensor):
         ir.replace(node, results[0])
         return
@@ -100,23 +99,40 @@ def splice(ir: Ir, module: fx.GraphModule, operands: Sequence[Any], like: fx.Nod
     return [copies[each] for each in (results if isinstance(results, tuple | list) else [results])]
 
 
-def trace(fn: Callable[..., Any], operands: Sequence[Any], table: Mapping[Any, Any] | None = None) -> fx.GraphModule:
+def trace(
+    fn: Callable[..., Any], operands: Sequence[Any], table: Mapping[Any, Any] | None = None, *, remember: bool = True
+) -> fx.GraphModule:
     """Trace `fn` over the values of the nodes among its operands; the result has a placeholder for each of those.
 
-    `table` has the decompositions of operators that are taken apart. Raises `WritesInPlace` if what is traced can't be
-    written without changing a value in place.
+    `table` has the decompositions of operators that are taken apart. Without it, traces are remembered, because the
+    layers of a model need only a few different ones: `fn` must be a function of a module, or a value whose equals
+    compute the same, and the result must not be changed. Raises `WritesInPlace` if what is traced can't be written
+    without changing a value in place.
     """
+    values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in operands]
+    key = described(values) if table is None and remember else None
+    return _traced(fn, values, table) if key is None else _remembered(fn, key)
 
-    def over_nodes(*values: Tensor) -> Any:
-        given = iter(values)
-        return fn(*(next(given) if isinstance(a, fx.Node) else a for a in operands))
 
-    values = [a.meta["val"] for a in operands if isinstance(a, fx.Node)]
+@functools.lru_cache(maxsize=1024)
+def _remembered(fn: Callable[..., Any], values: Any) -> fx.GraphModule:
+    module = _traced(fn, given(values, FakeTensorMode()), None)
+    for node in module.graph.nodes:
+        # Values of the trace, of no use to anyone, would be kept with it.
+        node.meta.clear()
+    return module
+
+
+def _traced(fn: Callable[..., Any], operands: Sequence[Any], table: Mapping[Any, Any] | None) -> fx.GraphModule:
+    def over_tensors(*tensors: Tensor) -> Any:
+        feed = iter(tensors)
+        return fn(*(next(feed) if isinstance(a, Tensor) else a for a in operands))
 
     def traced(what: Callable[..., Any]) -> fx.GraphModule:
-        return make_fx(what, decomposition_table=table, tracing_mode="fake")(*values)
+        tensors = [a for a in operands if isinstance(a, Tensor)]
+        return make_fx(what, decomposition_table=table, tracing_mode="fake")(*tensors)
 
-    module = traced(over_nodes)
+    module = traced(over_tensors)
     if _writes(module.graph):
         # A composite is taken apart below the reach of `functionalize`; its parts are not.
         module = traced(torch.func.functionalize(module))
@@ -128,10 +144,3 @@ def trace(fn: Callable[..., Any], operands: Sequence[Any], table: Mapping[Any, A
 
 def _writes(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if writes(node.target)]
-
-
-def _key(arg: Any) -> Any:
-    if isinstance(arg, fx.Node):
-        value = arg.meta["val"]
-        return value.dtype, tuple(value.shape), value.stride()
-    return tuple(arg) if isinstance(arg, list) else arg

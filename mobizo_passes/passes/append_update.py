@@ -66,7 +66,8 @@ class AppendUpdate(Pass):
                 if not computed:
                     ir.input("eps", "eps").prepend(lr)
                 losses = ir.output_node("losses")
-                loss = inline(ir, self.estimator.loss, [losses])
+                # An estimator may be a user's, with state of its own.
+                loss = inline(ir, self.estimator.loss, [losses], remember=False)
                 gradients = ir.output_node("projected_gradients") if computed else self._differences(ir, losses)
                 outputs += [
                     (Output("loss", "loss"), loss),

@@ -43,6 +43,13 @@ def token_loss(
     return losses.sum(0) if reduction == 2 else losses.sum(0) / weights.sum(0)
 
 
+def draw(
+    seed: Tensor, ids: Tensor, table: Tensor | None, queries: int, numel: int, kind: str, shape: list[int]
+) -> Tensor:
+    """Noise of the sites `ids`, as `noise.draw` gives it, in the shape asked for."""
+    return noise.draw(seed, ids, table, queries, numel, kind).reshape(shape)
+
+
 @dataclass(frozen=True)
 class Decompose(Pass):
     """Replace every `mobizo::` node, and cross-entropy, by the ATen nodes of its definition.
@@ -59,13 +66,12 @@ class Decompose(Pass):
     def rewrite(self, ir: Ir) -> int:
         count = 0
         shared: dict[Any, fx.Node] = {}
-        traced: dict[Any, fx.GraphModule] = {}
         for node in list(ir.graph.nodes):
             fn, operands = _definition(ir, node, shared)
             if fn is None:
                 continue
             with ir.before(node):
-                ir.replace(node, inline(ir, fn, operands, node, traced))
+                ir.replace(node, inline(ir, fn, operands, node))
             count += 1
         return count
 
@@ -80,12 +86,7 @@ def _definition(ir: Ir, node: fx.Node, shared: dict[Any, fx.Node]) -> tuple[Call
         ids = ir.add_constant("noise_sites", torch.tensor(sites, dtype=torch.int64))
         if "table" not in shared and kind == "gaussian":
             shared["table"] = ir.add_constant("normal_quantiles", noise.quantile_table())
-
-        def draw(seed: Tensor, ids: Tensor, table: Tensor | None) -> Tensor:
-            z = noise.draw(seed, ids, table, queries, math.prod(shape), kind)
-            return z.reshape(*lead, queries, *shape)
-
-        return draw, [seed, ids, shared.get("table")]
+        return draw, [seed, ids, shared.get("table"), queries, math.prod(shape), kind, [*lead, queries, *shape]]
     if target is mobizo.gather_rows.default and not may_hold_nan(ir, args[0]):
         return one_hot_gather, args
     if target in DECOMPOSITIONS:

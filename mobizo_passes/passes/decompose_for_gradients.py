@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 from torch._decomp import decomposition_table
-from torch.utils import _pytree as pytree
 
-from mobizo_passes.graph.inline import WritesInPlace, inline
+from mobizo_passes.graph.inline import OperatorCall, WritesInPlace, inline
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import Pass, has_input, has_output
 from mobizo_passes.reverse.engine import active_nodes
@@ -67,14 +66,9 @@ def _taken_apart(ir: Ir, node: fx.Node) -> fx.Node | None:
     known = decomposition_table.get(target)
     if known is None and not target._can_decompose():
         return None
-    operands, spec = pytree.tree_flatten((node.args, node.kwargs))
-
-    def run(*values: Any) -> Any:
-        args, kwargs = pytree.tree_unflatten(list(values), spec)
-        return (known or target)(*args, **kwargs)
-
+    call, operands = OperatorCall.of(node, known)
     try:
-        return inline(ir, run, operands, node)
+        return inline(ir, call, operands, node)
     except (WritesInPlace, RuntimeError):
         # Left whole: it is refused by its own name.
         return None

@@ -114,3 +114,17 @@ class TestDecompose(PassContract):
         ir = parsed(text)
         assert self.one(ir) == 2
         assert [k for k in ir.state if "normal_quantiles" in k] == ["normal_quantiles"]
+
+    def test_rows_that_may_hold_nan_are_gathered_beside_rows_that_may_not(self) -> None:
+        text = """
+            %table: f32[4, 2, 3] = constant 'table'
+            %rows: f32[4, 2, 3] = batch 'rows'
+            %at: i64[4, 1] = batch 'at'
+            %x: f32[4, 1, 3] = mobizo.gather_rows(%table, %at)
+            %y: f32[4, 1, 3] = mobizo.gather_rows(%rows, %at)
+            return %x: f32[4, 1, 3] = loss
+            return %y: f32[4, 1, 3] = logits
+        """
+        ir = parsed(text)
+        self.one(ir)
+        assert targets(ir).count("aten.bmm.default") == 1

@@ -52,7 +52,7 @@ def _insert(ir: Ir, fn: Callable[..., Tensor], nodes: list[fx.Node]) -> fx.Node:
     """`fn` of these nodes as further nodes; tensors that it holds are constants."""
     made: dict[fx.Node, Any] = {}
     with ir.fake:
-        traced = trace(fn, nodes)
+        traced = trace(fn, nodes, remember=False)
     given = iter(nodes)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
