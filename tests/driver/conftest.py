@@ -49,6 +49,19 @@ def pte(built_pte: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(built_pte, tmp_path / "model.pte"))
 
 
+@pytest.fixture(scope="session")
+def built_with_weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny program with its weight in a file of its own; never change either file."""
+    return tiny.build_with_weights_file(tmp_path_factory.mktemp("weights") / "tiny.pte")
+
+
+@pytest.fixture
+def pte_with_weights_file(built_with_weights_file: Path, tmp_path: Path) -> Path:
+    """A copy of that program and of its weights file, which a test may change."""
+    shutil.copy(built_with_weights_file.with_suffix(".ptd"), tmp_path / "model.ptd")
+    return Path(shutil.copy(built_with_weights_file, tmp_path / "model.pte"))
+
+
 @pytest.fixture
 def session(built_pte: Path) -> Session:
     return Session(built_pte)

@@ -176,11 +176,10 @@ def test_a_program_that_changes_under_a_session_is_noticed(pte: Path, change):
 
 
 @pytest.mark.parametrize("change", [replaced, touched, Path.unlink])
-def test_weights_that_change_under_a_session_are_noticed(tmp_path: Path, change):
-    path = tiny.build_with_weights_file(tmp_path / "model.pte")
-    session = Session(path)
+def test_weights_that_change_under_a_session_are_noticed(pte_with_weights_file: Path, change):
+    session = Session(pte_with_weights_file)
     session.fit(tiny.make_batches(1), 1, **RUN)
-    change(path.with_suffix(".ptd"))
+    change(pte_with_weights_file.with_suffix(".ptd"))
     with pytest.raises(WeightsFileError, match="replaced or changed since it was checked"):
         session.evaluate(tiny.make_batches(1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,9 @@ from tests.driver import tiny
 RUN: dict[str, Any] = {"lr": 0.1, "eps": 0.1}
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build_with_weights_file(tmp_path_factory.mktemp("weights") / "tiny.pte")
-
-
 @pytest.fixture
-def program(built: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    shutil.copy(built.with_suffix(".ptd"), tmp_path / "model.ptd")
-    return Path(shutil.copy(built, tmp_path / "model.pte"))
+def program(pte_with_weights_file: Path) -> Path:
+    return pte_with_weights_file
 
 
 def test_it_trains_as_one_with_its_weights_inside(program: Path, built_pte: Path):
