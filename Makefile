@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 DEMO_READY := $(VENV)/.mobizo-demo-ready
 TEST_READY := $(VENV)/.mobizo-test-ready
 
-.PHONY: demo test test-deep replay lint format bench install clean help
+.PHONY: demo test test-deep replay lint format bench install explorer clean help
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M inside a .pte, on Rotten Tomatoes sentences (up to 20 minutes)"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   time one training step, side by side with its alternatives"
+	@echo "make explorer  fetch the layout library of step.html with npm (make install does, too)"
 	@echo "make clean   remove $(VENV) and out/"
 
 demo: $(DEMO_READY)
@@ -57,6 +58,10 @@ bench: $(DEMO_READY)
 	$(BIN)/python benchmarks/step_time.py $(BENCH_ARGS)
 
 install: $(TEST_READY)
+
+# Building the package fetches it; this is for a checkout that was installed without npm.
+explorer: $(DEMO_READY)
+	$(BIN)/python mobizo_passes/views/explorer/layout_library.py
 
 # torch comes first and alone: with 2.13.0 in place, nothing later asks for a newer one.
 $(BIN)/python:

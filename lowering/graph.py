@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.report import NO_DELEGATE, Refusal
-from mobizo_passes.graph.facts import module_of
+from mobizo_passes.graph.facts import module_of, source_frames
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 
@@ -20,8 +20,9 @@ def method_graph(edge: ExportedProgram, reasons: Mapping[str, Refusal]) -> netwo
     """Return inputs and calls of one partitioned edge program, those inside of delegate calls included.
 
     Node attributes: `op`, `shape` (list of int or None), `dtype`, `origin` (module FQN, "" if unknown), `flops`,
-    `delegate` (number of the delegate call, or None), `rule` and `reason` (the rule for which no delegate took it, and
-    why, or None). Nodes inside of a delegate call are named ``<call>.<node>``; weights are left out.
+    `source` (the line of the model that it comes from, or ""), `delegate` (number of the delegate call, or None),
+    `rule` and `reason` (the rule for which no delegate took it, and why, or None). Nodes inside of a delegate call are
+    named ``<call>.<node>``; weights are left out.
     """
     graph = networkx.DiGraph()
     user: set[Any] = set(edge.graph_signature.user_inputs)
@@ -78,6 +79,7 @@ def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, r
         dtype=str(value.dtype).removeprefix("torch.") if is_tensor else None,
         origin=module_of(node),
         flops=node_flops(node) if node.op == "call_function" else 0,
+        source=next(iter(source_frames(node)), ""),
         delegate=delegate,
         rule=None if refusal is None else refusal.rule,
         reason=None if refusal is None else refusal.why,

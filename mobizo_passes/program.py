@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mobizo_passes import manifest as _manifest
 from mobizo_passes.capture.inputs import Inputs, LossFn, bind_inputs
-from mobizo_passes.capture.wrapped import unwrap
 from mobizo_passes.dialects import CORE
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import role
@@ -33,6 +32,8 @@ from mobizo_passes.zo.optimizers import Optimizer
 
 if TYPE_CHECKING:
     import networkx
+
+    from mobizo_passes.views.explorer import NodeData
 
 METHODS = ("step", "apply", "loss", "logits", "gradients")
 
@@ -146,24 +147,26 @@ class TrainingProgram:
 
         return block_graph(block_tree(self._methods["step"]), depth)
 
-    def draw(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the step program at module level and return the file: what is computed once, what once per group.
+    def draw(
+        self, path: str | os.PathLike[str], *, beside: Any = None, data: Mapping[str, NodeData] | None = None
+    ) -> Path:
+        """Draw the step program, what is computed once and what once per group, and return the file.
 
-        `path` ends in .svg, or in .html for a page on which a click on a block lists its nodes; raises `InputError` for
-        another suffix. Repeated layers are drawn once.
+        An .svg shows it at module level, repeated layers once. An .html is the explorer (docs/explorer.md): modules
+        unfold down to single nodes, every pass is seen before and after; the file loads nothing from elsewhere.
+
+        Args:
+            path: ends in .svg or .html.
+            beside: for an .html: a second program, a `lowering.Lowered`, or a graph as `to_networkx` gives.
+            data: for an .html: more to color nodes by, title -> `NodeData`.
+
+        Raises:
+            InputError: another suffix, nothing that can stand beside, or data about nodes that the program has not.
+            LayoutLibraryMissing: the package was built without the explorer's layout library.
         """
-        from mobizo_passes.views.picture import draw
+        from mobizo_passes.views.drawing import draw_program
 
-        draw(
-            self._methods["step"],
-            Path(path),
-            name=self.model["name"],
-            estimator=self.estimator,
-            update="" if self.estimator.projected and self.optimizer.plain else self.optimizer.formula,
-            sites=len(self.sites),
-            share=self.flops.share_computed_once,
-        )
-        return Path(path)
+        return draw_program(self, Path(path), beside, data)
 
     @functools.cached_property
     def exported_program(self) -> torch.export.ExportedProgram:
@@ -395,10 +398,3 @@ def _seed(seed: int) -> Tensor:
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed must be a 64-bit integer, found {seed!r}")
     return torch.tensor([seed], dtype=torch.int64)
-
-
-def class_name(model: nn.Module) -> str:
-    """Return the model's class name, looking through PEFT's wrapper."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    base, _ = unwrap(base)
-    return type(base).__name__

@@ -15,7 +15,7 @@ from mobizo_passes.capture.confirm import confirm
 from mobizo_passes.capture.export import capture
 from mobizo_passes.capture.inputs import LossFn, name_inputs
 from mobizo_passes.capture.modes import check_tensors, ordinary
-from mobizo_passes.capture.wrapped import unwrap
+from mobizo_passes.capture.wrapped import class_name, unwrap
 from mobizo_passes.dialects import CAPTURED, READABLE
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import facts, role
@@ -26,7 +26,7 @@ from mobizo_passes.graph.text import to_text
 from mobizo_passes.noise import KINDS
 from mobizo_passes.passes.gather_labels import class_inputs, find_token_loss, ignored_label, label_counts
 from mobizo_passes.passes.split_loss import batch_of
-from mobizo_passes.program import TrainingProgram, class_name
+from mobizo_passes.program import TrainingProgram
 from mobizo_passes.sites import peft as peft_files
 from mobizo_passes.sites.lora_site import is_up
 from mobizo_passes.sites.select import (

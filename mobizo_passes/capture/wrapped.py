@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from mobizo_passes.errors import InputError
@@ -36,3 +38,10 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             return model, tuple(notes)
         notes.append(f"the model is inside {wrapper[1]}, which was taken off: names are those of the model inside")
         model = inner
+
+
+def class_name(model: nn.Module) -> str:
+    """Return the model's class name, looking through PEFT's wrapper."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base, _ = unwrap(base)
+    return type(base).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch.fx import Node
@@ -84,3 +86,29 @@ def source_line(node: Node) -> str:
     """Return ``File "model.py", line 12, in forward`` of the innermost frame that torch noted; "" if there is none."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     return next((line for line in reversed(lines) if line.startswith("File ")), "")
+
+
+# File, line, function, and the line's text if torch noted it.
+_FRAME = re.compile(r'File "(.*?)", line (\d+), in (\S+)(?:\n +(?!File)(.*))?')
+
+
+def source_frames(node: Node) -> tuple[str, ...]:
+    """Return the lines of the user's model that a node comes from, the innermost first; empty if none is known.
+
+    Each is ``model.py:12 in forward: x = self.fc(x)``. Frames of this package are left out, those of PyTorch too where
+    others are known. Paths begin below ``site-packages`` or the working directory: they say nothing of a machine.
+    """
+    frames = [each for each in _FRAME.findall(node.meta.get("stack_trace") or "") if "/mobizo_passes/" not in each[0]]
+    ours = [each for each in frames if "/site-packages/torch/" not in each[0]] or frames
+    return tuple(
+        f"{_short_path(path)}:{line} in {function}" + (f": {text.strip()}" if text else "")
+        for path, line, function, text in reversed(ours)
+    )
+
+
+def _short_path(path: str) -> str:
+    _, mark, inside = path.rpartition("/site-packages/")
+    if mark:
+        return inside
+    here = Path(path)
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else Path(*here.parts[-2:]))

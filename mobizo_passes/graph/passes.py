@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,12 +139,16 @@ class NodePass(Pass):
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: its name, how many places it rewrote, and, if texts are kept, the program on either side."""
+    """What one pass did: its name, how many places it rewrote, and, if texts are kept, the program on either side.
+
+    `doc` is the pass's docstring.
+    """
 
     name: str
     rewrites: int
     before: str = field(default="", repr=False)
     after: str = field(default="", repr=False)
+    doc: str = field(default="", repr=False)
 
 
 def run_passes(
@@ -166,5 +171,5 @@ def run_passes(
             dialect.check(ir, f"after {one.name}")
         before, text = text, to_text(ir) if texts else ""
         if history is not None:
-            history.append(PassRecord(one.name, count, before, text))
+            history.append(PassRecord(one.name, count, before, text, (inspect.getdoc(one) or "") if texts else ""))
     return ir

@@ -7,7 +7,7 @@ from typing import Any
 import networkx
 from torch import Tensor
 
-from mobizo_passes.graph.facts import facts, module_of
+from mobizo_passes.graph.facts import facts, module_of, source_frames
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.text import op_name, type_text
@@ -17,7 +17,8 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
     """Return one node per graph node and one edge per use.
 
     Node attributes: `op`, `shape` (list of int or None), `dtype`, `type` (text), `origin` (module FQN),
-    `pass` (its name), `role` (of inputs, else None), `expanded` (bool) and `flops` (int).
+    `pass` (its name), `role` (of inputs, else None), `expanded` (bool), `flops` (int) and `source` (the line of the
+    model that it comes from, or "").
     """
     graph = networkx.DiGraph()
     for node in ir.graph.nodes:
@@ -34,6 +35,7 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
             role=spec.kind if spec is not None else None,
             expanded=facts(node).expanded,
             flops=node_flops(node),
+            source=next(iter(source_frames(node)), ""),
         )
         for source in node.all_input_nodes:
             graph.add_edge(source.name, node.name)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from mobizo_passes.errors import InputError
 from mobizo_passes.views.blocks import block_tree
-from mobizo_passes.views.picture.page import to_page
 from mobizo_passes.views.picture.svg import Picture
 
 if TYPE_CHECKING:
@@ -28,8 +27,5 @@ def check_suffix(path: Path) -> None:
 
 
 def draw(ir: Ir, path: Path, *, name: str, estimator: Scheme, sites: int, share: float, update: str = "") -> None:
-    """Write a step program's picture as .svg or .html; raises `InputError` for another suffix."""
-    check_suffix(path)
-    picture = Picture(block_tree(ir), name, estimator, sites, share, update)
-    text = picture.svg if path.suffix.lower() == ".svg" else to_page(picture)
-    path.write_text(text, encoding="utf-8")
+    """Write a step program's picture as .svg."""
+    path.write_text(Picture(block_tree(ir), name, estimator, sites, share, update).svg, encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Drawings of a training program: a picture as .svg, the explorer as .html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx
+
+from mobizo_passes.errors import InputError
+from mobizo_passes.views.explorer import explore
+from mobizo_passes.views.picture import check_suffix, draw
+
+if TYPE_CHECKING:
+    from mobizo_passes.graph.ir import Ir
+    from mobizo_passes.program import TrainingProgram
+    from mobizo_passes.views.explorer import NodeData
+
+
+def draw_program(program: TrainingProgram, path: Path, beside: Any, data: Mapping[str, NodeData] | None) -> Path:
+    """Write one of the two; see `TrainingProgram.draw`."""
+    check_suffix(path)
+    estimator, optimizer, flops = program.estimator, program.optimizer, program.flops
+    step = program._methods["step"]
+    if path.suffix.lower() == ".svg":
+        if beside is not None or data:
+            raise InputError(f"beside and data belong to an .html drawing, found '{path.name}'")
+        draw(
+            step,
+            path,
+            name=program.model["name"],
+            estimator=estimator,
+            update="" if estimator.projected and optimizer.plain else optimizer.formula,
+            sites=len(program.sites),
+            share=flops.share_computed_once,
+        )
+        return path
+    facts = [
+        f"{estimator}: {estimator.groups} groups",
+        f"{len(program.sites)} LoRA sites",
+        f"{_amount(flops.total)} in a step, {flops.share_computed_once:.0%} of a forward computed once",
+        f"update: {optimizer.formula}",
+        *program.notes,
+    ]
+    explore(
+        path,
+        title=f"{program.model['name']}: one training step",
+        facts=facts,
+        step=step,
+        captured=program.captured,
+        history=program.history,
+        beside=None if beside is None else _beside(beside),
+        data=data,
+    )
+    return path
+
+
+def _beside(other: Any) -> tuple[str, Ir | networkx.DiGraph]:
+    """What is shown of another program, and its name."""
+    # `TrainingProgram` itself would close a circle of imports.
+    methods = getattr(other, "_methods", None)
+    if methods is not None and "step" in methods:
+        return f"{other.model['name']}, {other.estimator}", methods["step"]
+    if isinstance(other, networkx.DiGraph):
+        return str(other.graph.get("name", "")) or "the other graph", other
+    graph = other.to_networkx() if hasattr(other, "to_networkx") else None
+    if not isinstance(graph, networkx.DiGraph):
+        raise InputError(
+            f"beside must be a training program, a lowered program or a networkx.DiGraph, found {type(other).__name__}"
+        )
+    target = getattr(getattr(other, "report", None), "target", "")
+    return f"lowered for {target}" if target else type(other).__name__, graph
+
+
+def _amount(flops: int) -> str:
+    scale, unit = next((u for u in ((1e9, "GFLOP"), (1e6, "MFLOP")) if flops >= u[0]), (1e3, "kFLOP"))
+    return f"{flops / scale:.3g} {unit}"
