@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +21,7 @@ _READING = "Reading"
 Graph = Annotated[
     Path | None,
     typer.Option(
-        help="Draw the step at module level in this .svg or .html file: what is computed once, what once per group.",
+        help="Draw the step in this file: an .svg of modules, or an .html to unfold, search and step through passes.",
         rich_help_panel=_READING,
     ),
 ]
@@ -29,6 +31,10 @@ Diff = Annotated[
 Everything = Annotated[
     bool,
     typer.Option("--everything", help="With --diff: every repeated layer too.", rich_help_panel=_READING),
+]
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON instead of tables, with every node.", rich_help_panel=_READING)
 ]
 
 
@@ -53,15 +59,18 @@ def inspect(
     graph: Graph = None,
     diff: Diff = None,
     everything: Everything = False,
+    as_json: AsJson = False,
     verify: opt.Verify = True,
 ) -> None:
     """Show what the compiler does to a model, or, for a .pte, what is in its manifest."""
     if everything and diff is None:
         raise OptionError("--everything belongs to --diff PASS.")
+    if as_json and diff is not None:
+        raise OptionError("--json shows the program, --diff what a pass changed: take one of them.")
     if Path(model).suffix == ".pte":
         if graph is not None or diff is not None:
             raise OptionError(f"--graph and --diff need a model: {model} holds lowered graphs only.")
-        _show_manifest(Path(model), verify)
+        _show_manifest(Path(model), verify, as_json)
         return
     if graph is not None:
         from mobizo_passes.views.picture import check_suffix
@@ -99,11 +108,32 @@ def inspect(
         from mobizo_cli import console
 
         console.diff(program.diff(diff, width=console.terminal_width(), everything=everything))
+    elif as_json:
+        typer.echo(json.dumps(_program(program), indent=1))
     else:
         _show_program(program)
     if graph is not None:
         program.draw(graph)
         typer.echo(f"{graph} written", err=True)
+
+
+def _program(program: mz.TrainingProgram) -> dict[str, Any]:
+    """Return what the tables show, and every node of the step, as plain values."""
+    flops, estimator, graph = program.flops, program.estimator, program.to_networkx()
+    return {
+        "model": program.model,
+        "estimator": {"name": str(estimator), **estimator.manifest(), "groups": estimator.groups},
+        "optimizer": dict(program.optimizer.manifest()),
+        "sites": [asdict(site) for site in program.sites],
+        "not_taken": [{"name": each.name, "reason": each.reason} for each in program.sites.rejected],
+        "passes": [{"name": record.name, "rewrites": record.rewrites} for record in program.history],
+        "flops": {"once": flops.shared, "per_group": flops.expanded, "share_computed_once": flops.share_computed_once},
+        "methods": list(program.methods),
+        "notes": list(program.notes),
+        "nodes": [
+            {"name": name, **graph.nodes[name], "inputs": list(graph.predecessors(name))} for name in graph.nodes
+        ],
+    }
 
 
 def _show_program(program: mz.TrainingProgram) -> None:
@@ -134,11 +164,14 @@ def _show_program(program: mz.TrainingProgram) -> None:
     )
 
 
-def _show_manifest(path: Path, verify: bool) -> None:
+def _show_manifest(path: Path, verify: bool, as_json: bool) -> None:
     from mobizo_cli.console import facts, table
     from runtime_driver.program import LoadedProgram
 
     manifest = LoadedProgram(path, verify=verify).manifest
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=1))
+        return
     estimator, batch = manifest.estimator, manifest.batch
     values = sum(math.prod(tensor.shape) for tensor in manifest.trainable_adapter)
     facts(

@@ -175,6 +175,19 @@ def test_inspect_a_model(world: World, cli: Cli):
     assert "computed once" in done.out
 
 
+def test_inspect_prints_json_for_scripts(world: World, cli: Cli):
+    done = cli("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--json")
+    shown = json.loads(done.out)
+    assert [site["name"].rpartition(".")[2] for site in shown["sites"]] == ["q_proj", "v_proj"]
+    assert {each["name"] for each in shown["passes"]} >= {"insert-mp-lora", "expand-perturbations"}
+    assert 0 < shown["flops"]["share_computed_once"] < 1
+    nodes = {node["name"]: node for node in shown["nodes"]}
+    product = next(node for node in shown["nodes"] if node["op"] == "mobizo.mp_lora")
+    assert all(name in nodes for name in product["inputs"])
+    assert product["source"].startswith("peft/tuners/lora/layer.py:")
+    assert json.loads(cli("inspect", world.pte, "--json").out)["model"]["name"] == "LlamaForCausalLM"
+
+
 def test_inspect_draws_the_graph_and_shows_what_a_pass_changed(world: World, cli: Cli, tmp_path: Path):
     command = ("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--diff", "expand-perturbations")
     done = cli(*command, "--graph", "step.html")
@@ -182,12 +195,13 @@ def test_inspect_draws_the_graph_and_shows_what_a_pass_changed(world: World, cli
     assert done.out.startswith("--- before expand-perturbations\n+++ after expand-perturbations\n@@ line ")
     assert "mobizo.expand" in done.out
     assert "\x1b" not in done.out
-    assert "⇉ expand × 8" in (tmp_path / "step.html").read_text(encoding="utf-8")
+    assert "mobizo.expand" in (tmp_path / "step.html").read_text(encoding="utf-8")
 
 
 def test_what_inspect_cannot_show_is_said_before_the_model_is_loaded(world: World, cli: Cli):
     fails(cli("inspect", "nothing", "--graph", "step.pdf"), "drawn as .svg or .html", "'step.pdf'")
     fails(cli("inspect", "nothing", "--everything"), "--diff PASS")
+    fails(cli("inspect", "nothing", "--json", "--diff", "lift-adapter"), "take one of them")
     fails(cli("inspect", world.pte, "--graph", "step.svg"), "need a model", "lowered")
 
 
