@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.memory import DelegateMemory, delegate_memory
-from mobizo_passes.graph.facts import module_of
+from mobizo_passes.graph.facts import module_of, source_frames
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 from mobizo_passes.graph.passes import PassRecord
@@ -39,8 +39,8 @@ NO_DELEGATE = Refusal("delegate", "the portable target has no delegate")
 
 @dataclass(frozen=True)
 class PortableNode:
-    """One node that no delegate took. `origin` is the FQN of the module that it comes from, if known; `rule` names the
-    rule that it fails, and `reason` says why."""
+    """One node that no delegate took. `origin` is the FQN of the module that it comes from and `source` the line of the
+    model, if known; `rule` names the rule that it fails, and `reason` says why."""
 
     name: str
     op: str
@@ -50,6 +50,7 @@ class PortableNode:
     rule: str
     reason: str
     flops: int
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,4 +233,5 @@ def _portable_node(node: Node, refusal: Refusal) -> PortableNode:
         rule=refusal.rule,
         reason=refusal.why,
         flops=node_flops(node),
+        source=next(iter(source_frames(node)), ""),
     )

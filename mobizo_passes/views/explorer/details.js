@@ -21,6 +21,7 @@ function showDetails(app) {
   const { element, pane, block } = { element: app.details, pane: app.active, block: app.active.selected };
   const body = block && block !== pane.root ? (block.node ? nodeDetails(app, pane, block) : blockDetails(app, pane, block)) : start(app);
   element.replaceChildren(...(app.mode.kind === "passes" ? passDetails(app) : []), ...body);
+  element.querySelector(".passes [aria-selected=true]")?.scrollIntoView({ block: "nearest" });
 }
 
 function start(app) {

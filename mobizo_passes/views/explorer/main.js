@@ -61,7 +61,7 @@ class App {
     this.show(mode.kind === "beside" ? [this.graphs[0], this.graphs[mode.index]] : [this.graphs[0]]);
   }
 
-  show(graphs, prepare = () => {}) {
+  show(graphs) {
     const kept = this.active?.selected;
     const key = kept?.node?.name ?? kept?.id;
     this.panes = graphs.map(graph => {
@@ -73,15 +73,15 @@ class App {
     byId("panes").replaceChildren(...this.panes.map(each => each.element));
     byId("panes").classList.toggle("single", this.panes.length === 1);
     this.active = this.mode.kind === "passes" ? this.panes.at(-1) : this.panes[0];
+    if (this.mode.kind === "passes") openChanges(this.panes, this.changes);
     this.listOverlays();
     for (const pane of this.panes) {
       pane.diff = this.mode.kind === "passes";
       pane.selected = key ? pane.find(key) : null;
-      prepare(pane);
       this.paint(pane);
       pane.fit();
-      if (pane.diff) pane.centerChange();
     }
+    if (this.mode.kind === "passes") showChange(this.panes);
     this.refresh();
   }
 
@@ -94,10 +94,7 @@ class App {
     const before = this.graph(`before ${one.name}`, this.data.stages[one.before]);
     const after = this.graph(`after ${one.name}`, this.data.stages[one.after]);
     this.changes = compareStages(before, after);
-    this.show(this.changes.length ? [before, after] : [after], pane => {
-      pane.rebuild();
-      openChanges(pane);
-    });
+    this.show(this.changes.length ? [before, after] : [after]);
     this.say(`${one.name}: ${this.changes.length} nodes differ`);
   }
 

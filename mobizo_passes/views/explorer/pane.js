@@ -254,13 +254,11 @@ class Pane {
     return { w: Math.max(box.width, 50), h: Math.max(box.height, 50) };
   }
 
-  centerChange() {
-    for (const [block, at] of this.drawn) if (!this.isOpen(block) && block.members.some(node => node.mark)) {
-      const room = this.size(), k = Math.max(this.view.k, 0.75);
-      this.view = { k, x: room.w / 2 - (at.x + block.w / 2) * k, y: room.h / 3 - at.y * k };
-      this.transform();
-      return;
-    }
+  // In the upper middle, large enough to be read.
+  putAt(block) {
+    const at = this.drawn.get(block), room = this.size(), k = Math.max(this.view.k, 0.75);
+    this.view = { k, x: room.w / 2 - (at.x + block.w / 2) * k, y: room.h / 3 - at.y * k };
+    this.transform();
   }
 
   center(block) {

@@ -27,22 +27,31 @@ function changedText(old, now) {
   return rest === other ? `${name}: ${was} → ${is} = ${other}` : `${old}\n  → ${now}`;
 }
 
-// Open what changed first, and no more than can be looked at.
-function openChanges(pane, most = 60) {
-  let shown = 0;
+// Open what changed first, in all drawings alike, and no more than can be looked at.
+function openChanges(panes, changes, most = 60) {
   const seen = new Set();
-  for (const node of pane.graph.nodes.values()) {
-    if (!node.mark || shown >= most) continue;
-    const block = pane.root.of(node);
-    if (!block) continue;
+  let shown = 0;
+  for (const { node } of changes) {
     // One of several layers that changed alike is enough.
     const kind = `${node.path.map(each => each.replace(/\.\d+$/, ".*")).join(".")} ${node.op} ${node.mark}`;
-    if (seen.has(kind)) continue;
+    if (seen.has(kind) || shown >= most) continue;
     seen.add(kind);
-    for (let each = block.parent; each; each = each.parent) if (!pane.open.has(each.id)) {
-      pane.open.add(each.id);
+    const block = panes.map(pane => pane.root.of(node)).find(each => each);
+    for (let each = block?.parent; each; each = each.parent) {
+      if (panes.every(pane => pane.open.has(each.id))) continue;
       shown += each.children.length;
+      panes.forEach(pane => pane.open.add(each.id));
     }
+  }
+}
+
+// Put the first change in view, and beside it what stands at its place in the other drawing.
+function showChange(panes) {
+  const last = panes.at(-1);
+  const [first] = [...last.drawn.keys()].filter(block => !last.isOpen(block) && block.members.some(node => node.mark));
+  for (const pane of panes) {
+    const block = first && (pane === last ? first : counterpart(first, last, pane));
+    if (block && pane.drawn.has(block)) pane.putAt(block);
   }
 }
 
