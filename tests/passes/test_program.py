@@ -100,7 +100,7 @@ def test_networkx(compiled, name: str) -> None:
     program, _, _ = compiled(name)
     graph = program.to_networkx()
     assert networkx.is_directed_acyclic_graph(graph)
-    wanted = {"op", "shape", "dtype", "type", "origin", "pass", "role", "expanded", "flops"}
+    wanted = {"op", "shape", "dtype", "type", "origin", "pass", "role", "expanded", "flops", "source"}
     assert all(set(attributes) == wanted for _, attributes in graph.nodes(data=True))
     adapters = {n for n, a in graph.nodes(data=True) if a["role"] == "adapter"}
     assert len(adapters) == len(program.initial_adapter())
