@@ -73,10 +73,10 @@ def inspect(
         _show_manifest(Path(model), verify, as_json)
         return
     if graph is not None:
-        from mobizo_passes.views.picture import check_suffix
+        from mobizo_passes.views.drawing import check_path
 
         # Before a model is loaded and compiled.
-        check_suffix(graph)
+        check_path(graph)
         if graph.is_dir() or not graph.parent.is_dir():
             problem = "is a directory" if graph.is_dir() else f"the directory {graph.parent} does not exist"
             raise OptionError(f"--graph {graph}: {problem}.")

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import networkx
 
 from mobizo_passes.errors import InputError
-from mobizo_passes.views.explorer import explore
+from mobizo_passes.views.explorer import explore, layout
 from mobizo_passes.views.picture import check_suffix, draw
 
 if TYPE_CHECKING:
+    from mobizo_passes.graph.flops import Flops
     from mobizo_passes.graph.ir import Ir
-    from mobizo_passes.program import TrainingProgram
+    from mobizo_passes.graph.passes import PassRecord
     from mobizo_passes.views.explorer import NodeData
+    from mobizo_passes.zo.estimators import Estimator
+    from mobizo_passes.zo.optimizers import Optimizer
 
 
-def draw_program(program: TrainingProgram, path: Path, beside: Any, data: Mapping[str, NodeData] | None) -> Path:
-    """Write one of the two; see `TrainingProgram.draw`."""
+class Drawable(Protocol):
+    """What is read of a `TrainingProgram`, which itself calls this module."""
+
+    model: dict[str, Any]
+    estimator: Estimator
+    optimizer: Optimizer
+    history: tuple[PassRecord, ...]
+    notes: tuple[str, ...]
+    _methods: dict[str, Ir]
+
+    @property
+    def sites(self) -> Sequence[Any]: ...
+    @property
+    def flops(self) -> Flops: ...
+    @property
+    def captured(self) -> Ir: ...
+
+
+def check_path(path: Path) -> None:
+    """Raise `InputError` for a suffix that is no drawing's, `LayoutLibraryMissing` for a page that can't be written."""
     check_suffix(path)
+    if path.suffix.lower() == ".html":
+        layout()
+
+
+def draw_program(program: Drawable, path: Path, beside: Any, data: Mapping[str, NodeData] | None) -> Path:
+    """Write one of the two; see `TrainingProgram.draw`."""
+    check_path(path)
     estimator, optimizer, flops = program.estimator, program.optimizer, program.flops
     step = program._methods["step"]
     if path.suffix.lower() == ".svg":

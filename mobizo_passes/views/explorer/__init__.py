@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mobizo_passes.graph.ir import Ir
     from mobizo_passes.graph.passes import PassRecord
 
-__all__ = ["LayoutLibraryMissing", "NodeData", "explore"]
+__all__ = ["LayoutLibraryMissing", "NodeData", "explore", "layout"]
 
 SCRIPTS = ("graph", "blocks", "layout", "overlays", "pane", "pointer", "outline", "details", "passes", "search", "main")
 _HERE = Path(__file__).parent
@@ -30,6 +30,14 @@ _HERE = Path(__file__).parent
 
 class LayoutLibraryMissing(MobizoError):
     """The explorer's layout library is not installed."""
+
+
+def layout() -> str:
+    """Return the layout library's text; raises `LayoutLibraryMissing`."""
+    try:
+        return library().read_text(encoding="utf-8")
+    except LibraryUnavailable as error:
+        raise LayoutLibraryMissing(str(error)) from error
 
 
 def explore(
@@ -49,10 +57,7 @@ def explore(
         InputError: `data` names nodes that the program has not.
         LayoutLibraryMissing: the layout library was not fetched when the package was built.
     """
-    try:
-        layout = library().read_text(encoding="utf-8")
-    except LibraryUnavailable as error:
-        raise LayoutLibraryMissing(str(error)) from error
+    text = layout()
     document = Document(title, facts)
     document.add_ir("step", step, data or {}, captured)
     if beside is not None:
@@ -62,10 +67,10 @@ def explore(
         else:
             document.add_ir(name, other, {})
     document.add_passes(history)
-    path.write_text(_page(document, layout), encoding="utf-8")
+    path.write_text(_page(document, text), encoding="utf-8")
 
 
-def _page(document: Document, layout: str) -> str:
+def _page(document: Document, library_text: str) -> str:
     scripts = "\n".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     # `</` would end the script element early.
     data = json.dumps(document.json(), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
@@ -74,7 +79,7 @@ def _page(document: Document, layout: str) -> str:
         "css": (_HERE / "explorer.css").read_text(encoding="utf-8"),
         "data": data,
         # Its source map is not here.
-        "library": re.sub(r"//# sourceMappingURL=.*", "", layout),
+        "library": re.sub(r"//# sourceMappingURL=.*", "", library_text),
         "script": scripts,
     }
     page = (_HERE / "page.html").read_text(encoding="utf-8")
