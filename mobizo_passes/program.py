@@ -152,8 +152,7 @@ class TrainingProgram:
     ) -> Path:
         """Draw the step program, what is computed once and what once per group, and return the file.
 
-        An .svg shows it at module level, repeated layers once. An .html is the explorer (docs/explorer.md): modules
-        unfold down to single nodes, every pass is seen before and after; the file loads nothing from elsewhere.
+        An .svg shows modules, repeated layers once. An .html is the explorer (docs/explorer.md), from modules to nodes.
 
         Args:
             path: ends in .svg or .html.
