@@ -147,33 +147,6 @@ def test_a_step_takes_no_epsilon() -> None:
         mz.ForwardGradient(normalize="std")
 
 
-def test_an_operator_without_a_derivative_is_refused_by_name() -> None:
-    class Ranked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lora, self.head = Lora(6, 8), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.cummax(self.lora(x), 1).values)
-
-    with pytest.raises(mz.UnsupportedOp, match=r"without a derivative: %cummax\w* = .*test_linearize"):
-        programmed(Ranked())
-
-
-def test_detach_ends_a_tangent() -> None:
-    class Detached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lora, self.head = Lora(6, 8), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.lora(x)
-            return self.head(y * y.detach())
-
-    model = seeded(Detached())
-    mz.verify(programmed(Detached()), model, (random(3, 6), integers(4, 3)))
-
-
 def test_a_site_that_only_a_comparison_reads_has_a_derivative_of_zero() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

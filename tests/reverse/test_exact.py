@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,32 +93,32 @@ def test_only_the_path_to_the_lowest_adapter_tensor_is_differentiated() -> None:
     assert sum("aten.matmul" in line for line in lines) == 2
 
 
-def test_detach_ends_a_gradient() -> None:
-    class Detached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lora, self.head = Lora(6, 8), nn.Linear(8, 4)
+DERIVATIVES = pytest.mark.parametrize("estimator", [mz.Exact(), mz.ForwardGradient(2)], ids=str)
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.lora(x)
-            return self.head(y * y.detach())
 
-    model, inputs = seeded(Detached()), (random(3, 6), integers(4, 3))
-    program = mz.transform(model, inputs, estimator=mz.Exact(), loss=label_loss)
+class Between(nn.Module):
+    """A LoRA layer, a function, a head."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.lora, self.head, self.function = Lora(6, 8), nn.Linear(8, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.lora(x)))
+
+
+@DERIVATIVES
+def test_detach_ends_a_derivative(estimator: mz.Estimator) -> None:
+    model, inputs = seeded(Between(lambda y: y * y.detach())), (random(3, 6), integers(4, 3))
+    program = mz.transform(model, inputs, estimator=estimator, loss=label_loss)
     mz.verify(program, model, inputs)
 
 
-def test_an_operator_without_a_derivative_is_refused_by_name() -> None:
-    class Cubic(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lora, self.head = Lora(6, 8), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.cummax(self.lora(x), 1).values)
-
+@DERIVATIVES
+def test_an_operator_without_a_derivative_is_refused_by_name(estimator: mz.Estimator) -> None:
+    model = seeded(Between(lambda y: torch.cummax(y, 1).values))
     with pytest.raises(mz.UnsupportedOp, match=r"without a derivative: %cummax\w* = .*test_exact"):
-        mz.transform(seeded(Cubic()), (random(3, 6), integers(4, 3)), estimator=mz.Exact(), loss=label_loss)
+        mz.transform(model, (random(3, 6), integers(4, 3)), estimator=estimator, loss=label_loss)
 
 
 @pytest.mark.parametrize(
