@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.learning.tasks import BATCH, Task
+from benchmarks.task import Task as StepTask
+from benchmarks.task import load_lora_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     import mobizo_passes as mz
 
-RANK, LAYERS, UPPER_LAYERS = 16, 30, 15
+RANK, UPPER_LAYERS = 16, 15
 BOTH = "lora_A+lora_B"
 ZEROTH_ORDER_RATES = (3e-3, 1e-2, 3e-2)
 ADAMW_RATES = (2e-4, 5e-4, 1e-3)
@@ -83,22 +85,7 @@ class Contender:
 
 def lora_model() -> PeftModel:
     """SmolLM2-135M with the demo's LoRA, the same at every call, everything frozen, in eval mode."""
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    from examples.packaged import load_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=RANK,
-        lora_alpha=2 * RANK,
-        target_modules=["q_proj", "v_proj"],
-        layers_to_transform=list(range(LAYERS - UPPER_LAYERS, LAYERS)),
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(load_model(), config)
-    assert isinstance(model, PeftModel)
-    return model.eval().requires_grad_(False)
+    return load_lora_model(StepTask(rank=RANK), UPPER_LAYERS)
 
 
 CONTENDERS = {

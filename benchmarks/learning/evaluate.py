@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.learning.contenders import LAYERS, UPPER_LAYERS, lora_model
+from benchmarks.learning.contenders import UPPER_LAYERS, lora_model
 from benchmarks.learning.tasks import TASKS
+from benchmarks.task import LAYERS
 
 if TYPE_CHECKING:
     from peft import PeftModel
