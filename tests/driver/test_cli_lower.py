@@ -23,8 +23,8 @@ class Stopped(lowering.LoweringError):
 def test_options_of_other_targets_are_refused_before_anything_is_loaded(cli: Cli):
     task = ("--template", "{text} It was", "--labels", "0= bad,1= good", "-o", "x.pte")
     fails(
-        cli("lower", "nothing", *task, "--precision", "fp16"),
-        "precision='fp16' is not possible for target 'xnnpack': expected one of fp32",
+        cli("lower", "nothing", *task, "--precision", "8a8w"),
+        "precision='8a8w' is not possible for target 'xnnpack': expected one of fp32",
     )
     fails(cli("lower", "nothing", *task, "--target", "vulkan", "--precision", "int8"), "expected one of fp32, fp16")
 

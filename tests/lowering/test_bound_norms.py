@@ -40,12 +40,21 @@ def test_norms_taken_apart_before_are_bounded_too(norm: torch.nn.Module):
     assert result.error < 1e-5
 
 
+def test_a_root_that_scales_a_tangent_is_bounded_too():
+    def tangent(_: Any, x: Tensor) -> Tensor:
+        return x.flip(0) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+    result = rewrite(Fn(tangent), (X,), BoundNorms())
+    assert bounded(result) == 1
+    assert result.error < 1e-5
+
+
 @pytest.mark.parametrize(
     "norm",
     [
         lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5),  # over another axis
         lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-5),  # a sum
-        lambda x: x * torch.rsqrt((x * 2).pow(2).mean(-1, keepdim=True) + 1e-5),  # of something else
+        lambda x: x * torch.rsqrt(x.pow(4).mean(-1, keepdim=True) + 1e-5),  # of another power
     ],
 )
 def test_other_products_are_left_alone(norm: Any):
@@ -80,5 +89,6 @@ def in_halves(program: Any, x: Tensor) -> Tensor:
             value = super().run_node(n)
             return value.half().float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    (found,) = Rounded(program.graph_module).run(x)
+    held = [program.state_dict[name] for name in program.graph_signature.inputs_to_buffers.values()]
+    (found,) = Rounded(program.graph_module).run(*held, x)
     return found.double()

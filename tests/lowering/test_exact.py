@@ -91,10 +91,12 @@ def test_gradients_are_a_method_that_runs(options: Any) -> None:
     assert bool(lowered.report.methods["step"].memory.held) == ("weights" in options)
 
 
-def test_an_adapter_inside_is_refused() -> None:
+def test_an_adapter_inside_and_halves_are_refused() -> None:
     program = mz.transform(seeded(Mlp()), (random(3, 6), integers(4, 3)), estimator=mz.Exact(), loss=F.cross_entropy)
     with pytest.raises(mz.InputError, match="lower with adapter='external'"):
         lowering.lower(program, target="portable", adapter="internal")
+    with pytest.raises(lowering.InvalidOption, match=r"precision='fp16' .*'xnnpack with exact gradients'"):
+        lowering.lower(program, target="xnnpack", precision="fp16")
 
 
 def test_a_matrix_of_a_linear_and_its_gradient_is_not_turned() -> None:

@@ -119,8 +119,10 @@ def test_a_name_is_taken_once(dummy):
 def test_options_are_checked_by_name_and_value(dummy):
     with pytest.raises(UnknownOption, match=r"'xnnpack' has no option 'soc': its options are precision, weights;"):
         lowering.lower(Program(1), target="xnnpack", soc="SM8650")
-    with pytest.raises(InvalidOption, match=r"precision='fp16' .*'xnnpack': expected one of fp32"):
-        lowering.lower(Program(1), target="xnnpack", precision="fp16")
+    with pytest.raises(InvalidOption, match=r"precision='8a8w' .*'xnnpack': expected one of fp32"):
+        lowering.lower(Program(1), target="xnnpack", precision="8a8w")
+    with pytest.raises(InvalidOption, match=r"weights='mapped' .*'xnnpack in fp16': expected one of packed"):
+        lowering.lower(Program(1), target="xnnpack", precision="fp16", weights="mapped")
     with pytest.raises(UnknownOption, match=r"'dummy' has no option 'soc': its options are precision, speed"):
         lowering.lower(Program(1), target="dummy", soc="SM8650")
     with pytest.raises(InvalidOption, match=r"speed='warp' .*expected one of slow, fast"):

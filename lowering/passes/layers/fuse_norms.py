@@ -95,23 +95,26 @@ def written_out(node: Node) -> tuple[Node, float] | None:
     """x and eps when `node` is x * rsqrt(mean(x²) + eps) over the last axis."""
     pairs: Any = (node.args[:2], node.args[1::-1])
     for x, root in pairs:
-        if not isinstance(x, Node) or not _is(root, aten.rsqrt.default):
-            continue
-        total: Any = root.args[0]
-        if not _is(total, aten.add.Tensor) or not isinstance(total.args[1], (int, float)) or total.kwargs:
-            continue
-        mean: Any = total.args[0]
-        if not _is(mean, aten.mean.dim) or not arguments(mean).keepdim or mean.kwargs.get("dtype"):
-            continue
-        if list(mean.args[1]) not in ([-1], [len(shape_of(x)) - 1]):
-            continue
-        square: Any = mean.args[0]
-        squared = (_is(square, aten.mul.Tensor) and square.args == (x, x)) or (
-            _is(square, aten.pow.Tensor_Scalar) and square.args == (x, 2)
-        )
-        if squared and is_float(x):
-            return x, float(total.args[1])
+        found = reciprocal_root(root) if isinstance(root, Node) else None
+        if found is not None and found[0] is x:
+            return found
     return None
+
+
+def reciprocal_root(root: Node) -> tuple[Node, float] | None:
+    """x and eps when `root` is rsqrt(mean(x²) + eps) over the last axis, which is kept."""
+    total: Any = root.args[0] if _is(root, aten.rsqrt.default) else None
+    if not _is(total, aten.add.Tensor) or not isinstance(total.args[1], (int, float)) or total.kwargs:
+        return None
+    mean: Any = total.args[0]
+    if not _is(mean, aten.mean.dim) or not arguments(mean).keepdim or mean.kwargs.get("dtype"):
+        return None
+    square: Any = mean.args[0]
+    x: Any = square.args[0] if _is(square, aten.mul.Tensor) or _is(square, aten.pow.Tensor_Scalar) else None
+    if not isinstance(x, Node) or square.args[1] not in ((x,) if _is(square, aten.mul.Tensor) else (2,)):
+        return None
+    whole = list(mean.args[1]) in ([-1], [len(shape_of(x)) - 1])
+    return (x, float(total.args[1])) if whole and is_float(x) else None
 
 
 def _is(node: Any, target: Any) -> bool:

@@ -1,10 +1,11 @@
-"""XNNPACK: float32 on CPUs, phones included."""
+"""XNNPACK: CPUs, phones included, in float32 or float16."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from lowering.errors import InvalidOption
 from lowering.targets.base import Target
 from lowering.targets.options import TargetOption
 
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
 
 
 class XnnpackTarget(Target):
-    """ExecuTorch's XNNPACK partitioner, kept from delegating pieces that hold no matrix product."""
+    """ExecuTorch's XNNPACK partitioner, kept from delegating pieces that hold no matrix product.
+
+    With `precision="fp16"` the body computes and stores its weights in half precision, what is outside of the delegate
+    in float32; inputs and outputs stay float32.
+    """
 
     name = "xnnpack"
     backend = "XnnpackBackend"
     external_weights = True
+    precisions = ("fp32", "fp16")
+    precision_help = "What the delegate stores and computes in; inputs and outputs stay float32."
     implied = frozenset({"precision", "weights"})
     options = (
         TargetOption(
@@ -31,10 +38,25 @@ class XnnpackTarget(Target):
     )
 
     def suited(self, manifest: Mapping[str, Any]) -> Self:
-        """An exact step reads each weight in both directions: packed, it would be in memory three times."""
-        if manifest["estimator"]["queries"] or self.chosen.get("weights") is None or "weights" in self._asked:
+        """An exact step reads each weight in both directions: packed, it would be in memory three times.
+
+        Raises:
+            InvalidOption: an exact step in halves, where what a backward passes on would vanish unscaled.
+        """
+        if manifest["estimator"]["queries"]:
+            return self
+        if self.precision == "fp16":
+            raise InvalidOption("precision", "fp16", f"{self.name} with exact gradients", ("fp32",))
+        if self.chosen.get("weights") is None or "weights" in self._asked:
             return self
         return self.configured({**self._asked, "weights": "mapped"})
+
+    def configured(self, options: Mapping[str, object]) -> Self:
+        target = super().configured(options)
+        if target.precision == "fp16" and not target.copies_weights:
+            # XNNPACK's partitioner leaves only float32 weights where they are.
+            raise InvalidOption("weights", "mapped", f"{self.name} in fp16", ("packed",))
+        return target
 
     @property
     def copies_weights(self) -> bool:
@@ -45,7 +67,17 @@ class XnnpackTarget(Target):
     def passes(self) -> Sequence[Pass]:
         from lowering.targets.xnnpack.pipeline import PASSES
 
-        return PASSES
+        return PASSES[self.precision]
+
+    @property
+    def loss_tolerance(self) -> float:
+        """Half precision has 11 bits: 1e-3 was seen on losses."""
+        return 1e-2 if self.precision == "fp16" else super().loss_tolerance
+
+    @property
+    def small_share(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # A tied head in halves beside a table in halves takes what one table of floats does.
+        return 0.0 if self.precision == "fp16" else 0.01
 
     @property
     def dialect(self) -> Dialect:
