@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from mobizo_cli import model as models
 from mobizo_cli import tokenizer_files
-from mobizo_cli.errors import ModelError, OptionError
+from mobizo_cli.data import ExampleBatches, remarks
+from mobizo_cli.errors import ModelError, OptionError, note
 from mobizo_cli.task import TextTask, parse_labels, template_columns
 from mobizo_cli.text import PromptEncoder, label_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     import mobizo_passes as mz
+    from mobizo_cli.data import Example
     from mobizo_cli.options import BuildOptions
 
 
@@ -61,6 +64,12 @@ class Prepared:
             if self.loaded.kind == "LORA":
                 raise
             raise ModelError(f"{options.model} is an adapter of the kind {self.loaded.kind}: {error}") from error
+
+    def batches(self, path: Path, examples: Sequence[Example]) -> ExampleBatches:
+        """Batches of a file's examples; says what a user should know of the file."""
+        for remark in remarks(path, examples, self.task, self.encoder):
+            note(remark)
+        return ExampleBatches(examples, self.encoder, self.options.batch, seed=0)
 
     def example_batch(self) -> dict[str, Tensor]:
         """A batch of the program's shape: prompts of several lengths, so that its mask is as ragged as real data's."""

@@ -176,7 +176,7 @@ def plan(
         except (MobizoError, LoweringError, ModelError) as error:
             yield Planned(candidate, refused=str(error))
             continue
-        taken = footprint(program, lowered)
+        taken = footprint(lowered)
         if batch is None:
             yield Planned(candidate, taken)
             continue

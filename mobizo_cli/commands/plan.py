@@ -68,7 +68,7 @@ def plan(
     from mobizo_cli import planning
     from mobizo_cli.build import draft, prepare
     from mobizo_cli.commands.lower import target_options
-    from mobizo_cli.data import ExampleBatches, load_examples, remarks
+    from mobizo_cli.data import load_examples
 
     most = planning.parse_bytes("--max-memory", max_memory)
     names = planning.estimator_names(estimators)
@@ -98,9 +98,7 @@ def plan(
     )
     examples = None if data is None else load_examples(data, draft(settings))
     prepared = prepare(settings, "")
-    if data is not None and examples is not None:
-        for remark in remarks(data, examples, prepared.task, prepared.encoder):
-            note(remark)
+    batches = None if data is None or examples is None else prepared.batches(data, examples)
 
     def prepared_on(place: str | None) -> Prepared:
         return prepared if place == layers else prepare(replace(settings, layers=place), "")
@@ -109,9 +107,7 @@ def plan(
         return lowering.lower(program, target=target, precision=precision, check=False)
 
     def first_batch(each: Prepared) -> dict[str, Tensor]:
-        if examples is None:
-            return each.example_batch()
-        return ExampleBatches(examples, each.encoder, batch, seed=0).batch(0)
+        return each.example_batch() if batches is None else batches.batch(0)
 
     places = planning.placements(settings, planning.layers_of(prepared))
     candidates = planning.candidates_of(names, places)
@@ -140,7 +136,7 @@ def _show(planned: Sequence[Planned], chosen: Planned | None, most: int | None, 
         taken = each.footprint
         cells = ["-"] * 8
         if taken is not None:
-            sizes = (taken.weight_bytes, taken.packed_bytes, max(taken.arena_bytes, taken.live_bytes))
+            sizes = (taken.weight_bytes, taken.packed_bytes, taken.arena_bytes + taken.live_bytes)
             state = (taken.adapter_bytes, taken.optimizer_bytes, taken.peak_bytes)
             cells = [f"{taken.flops / 1e9:.3f}", *map(mebibytes, (*sizes, *state)), mebibytes(each.measured_peak_bytes)]
         seconds = "-" if each.seconds is None else f"{each.seconds:.3g}"
@@ -150,7 +146,7 @@ def _show(planned: Sequence[Planned], chosen: Planned | None, most: int | None, 
         "estimator",
         "GFLOP",
         "weights",
-        "packed again",
+        "packed copies",
         "activations",
         "adapter",
         "optimizer",

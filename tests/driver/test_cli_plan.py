@@ -42,7 +42,8 @@ def test_a_plan_says_what_each_takes_and_which_to_choose(cli: Cli, files: Path, 
     assert exact["optimizer_bytes"] == two_sided["optimizer_bytes"] >= 2 * exact["adapter_bytes"]
     # Eight perturbed forwards cost more than one forward and a backward.
     assert two_sided["flops"] > exact["flops"] > 0
-    assert exact["weight_bytes"] == two_sided["weight_bytes"]
+    # The model's weights, and with noise its table.
+    assert exact["weight_bytes"] < two_sided["weight_bytes"] < exact["weight_bytes"] + 2**18
     for each in told["candidates"]:
         assert each["packed_bytes"] == 0
         assert each["peak_bytes"] > each["weight_bytes"] + each["arena_bytes"] > each["weight_bytes"]
