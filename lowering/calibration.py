@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from torch.utils import _pytree as pytree
 
 from lowering.errors import InvalidCalibration
 from lowering.identity import raw_bytes
+from mobizo_passes.graph.nodes import is_float
 from runtime_driver.format import Manifest
 
 #: Standard deviation by which trainable tensors are moved away from where they start, in half of the runs.
 SPREAD = 0.05
 _EPS = 1e-2
+#: Seeds in each run of a step that differentiates along noise, and by how much its directions are lengthened.
+SEEDS, MARGIN = 4, 2.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Calibration:
 
     Each batch runs twice: with the initial adapter, and with one whose trainable tensors are moved by Gaussian noise of
     standard deviation `SPREAD`, so that the adapter and what it adds can grow while it is trained.
+
+    Where derivatives are taken along noise (`seed`, but no `eps`), each run has `SEEDS` seeds, and directions are
+    `MARGIN` times as long: a tangent is linear in its direction, and with another seed it may be larger than all seen.
     """
 
     manifest: Manifest
@@ -43,7 +50,7 @@ class Calibration:
         """
         if not batches:
             raise InvalidCalibration("there is no batch in it")
-        named = tuple(_named(manifest, number, batch) for number, batch in enumerate(batches))
+        named = tuple(named_batch(manifest, number, batch) for number, batch in enumerate(batches))
         return cls(manifest, named, adapter)
 
     def values(self, method: str, program: ExportedProgram, wanted: Sequence[Node]) -> Iterator[list[Tensor]]:
@@ -53,8 +60,10 @@ class Calibration:
         stored: dict[str | None, Any] = {**program.constants, **program.state_dict}
         generator = torch.Generator().manual_seed(0)
         trainable = {each.fqn for each in self.manifest.trainable_adapter}
+        along = directions([spec.role for spec in specs], program)
+        seeds = SEEDS if along else 1
         for number, batch in enumerate(self.batches):
-            for spread in (0.0, SPREAD):
+            for spread, seed in product((0.0, SPREAD), range(number * seeds, (number + 1) * seeds)):
 
                 def moved(value: Tensor, by: float = spread) -> Tensor:
                     return value + by * torch.randn(value.shape, generator=generator).to(value.dtype)
@@ -62,7 +71,7 @@ class Calibration:
                 given: dict[str, Any] = {
                     **{k: moved(v) if k in trainable else v for k, v in self.adapter.items()},
                     **batch,
-                    **_scalars(specs, number),
+                    **_scalars(specs, seed),
                 }
                 places = iter([given[spec.name] for spec in specs])
                 values: list[Tensor] = []
@@ -72,7 +81,22 @@ class Calibration:
                 runner = _Recorder(program.graph_module, {node.name for node in wanted})
                 with torch.no_grad():
                     runner.run(*values)
-                yield [runner.seen[node.name] for node in wanted]
+                yield [runner.seen[node.name] * (MARGIN if node.name in along else 1) for node in wanted]
+
+
+def directions(roles: Sequence[str], program: ExportedProgram) -> set[str]:
+    """Names of the floating-point values that are made of the seed alone, if the method takes no epsilon; else none."""
+    if "seed" not in roles or "eps" in roles:
+        return set()
+    inputs = dict(zip(map(str, program.graph_signature.user_inputs), roles, strict=True))
+    noise = {name for name, role in inputs.items() if role == "seed"}
+    others = set(inputs) - noise
+    for node in program.graph.nodes:
+        sources = {source.name for source in node.all_input_nodes}
+        noise.update([node.name] if sources & noise else [])
+        others.update([node.name] if sources & others else [])
+    floats = {node.name for node in program.graph.nodes if is_float(node)}
+    return (noise - others) & floats
 
 
 class _Recorder(Interpreter):
@@ -109,18 +133,24 @@ def _scalars(specs: Sequence[Any], seed: int) -> dict[str, Tensor]:
     }
 
 
-def _named(manifest: Manifest, number: int, batch: Any) -> dict[str, Tensor]:
+def named_batch(manifest: Manifest, number: int, batch: Any, argument: str = "calibration") -> dict[str, Tensor]:
+    """Batch `number` of those given as `argument`, by the names of the batch's inputs.
+
+    Raises:
+        InvalidCalibration: it lacks an input, has one too many, or of another dtype or shape.
+    """
     names = manifest.batch.inputs
     if not isinstance(batch, Mapping):
         if not isinstance(batch, Sequence) or len(batch) != len(names):
-            raise InvalidCalibration(f"batch {number} should be a tuple or mapping of {', '.join(names)}")
+            raise InvalidCalibration(f"batch {number} should be a tuple or mapping of {', '.join(names)}", argument)
         batch = dict(zip(names, batch, strict=True))
     if set(batch) != set(names):
-        raise InvalidCalibration(f"batch {number} has {', '.join(batch) or 'nothing'}; expected {', '.join(names)}")
+        found = ", ".join(batch) or "nothing"
+        raise InvalidCalibration(f"batch {number} has {found}; expected {', '.join(names)}", argument)
     specs = {spec.name: spec for method in manifest.methods.values() for spec in method.inputs if spec.role == "batch"}
     for name, spec in specs.items():
         value = batch[name]
         found = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, Tensor) else value
         if found != (expected := f"{spec.dtype}{list(spec.shape)}"):
-            raise InvalidCalibration(f"`{name}` of batch {number}: expected {expected}, found {found}")
+            raise InvalidCalibration(f"`{name}` of batch {number}: expected {expected}, found {found}", argument)
     return {name: batch[name] for name in names}

@@ -79,11 +79,12 @@ class TargetUnavailable(LoweringError):
 
 
 class InvalidCalibration(LoweringError):
-    """The batches for measuring a quantized program's ranges are missing, unwanted or do not fit the program."""
+    """The batches for measuring a quantized program's ranges, or its gradients, are missing, unwanted or do not fit
+    the program."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, argument: str = "calibration") -> None:
         self.problem = problem
-        super().__init__(f"calibration=: {problem}")
+        super().__init__(f"{argument}=: {problem}")
 
 
 def _place(node: str, module: str, line: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lowering
 import mobizo_passes as mz
+from lowering import calibration as ranges
 from lowering.calibration import SPREAD, Calibration, digest_of
 from lowering.passes.values.quantize_body import QuantizeBody
 from lowering.stages import legalize
@@ -111,6 +112,23 @@ def test_each_batch_runs_with_the_initial_adapter_and_with_one_that_has_moved(pr
         assert 0.4 * SPREAD < float(moved.std()) < 1.6 * SPREAD
     x = str(places[runs.manifest.batch.inputs[0]])
     assert torch.equal(found[2][x], 2 * found[1][x])
+
+
+def test_directions_are_drawn_several_times_and_are_longer(monkeypatch: pytest.MonkeyPatch):
+    derived = mz.transform(seeded(Mlp()), BATCH, estimator=mz.ForwardGradient(queries=1), loss=cross_entropy)
+    runs, core = calibration(derived, BATCH), derived.core("step")
+    names = ranges.directions([spec.role for spec in runs.manifest.methods["step"].inputs], core)
+    place = list(core.graph_signature.user_inputs)[len(derived.initial_adapter())]
+    *_, z = (node for node in core.graph.nodes if node.name in names)
+    x = next(node for node in core.graph.nodes if node.name == place)
+    found = list(runs.values("step", core, [z, x]))
+    monkeypatch.setattr(ranges, "MARGIN", 1.0)
+    plain = list(runs.values("step", core, [z, x]))
+    assert len(found) == 2 * ranges.SEEDS
+    assert not torch.equal(plain[0][0], plain[1][0])
+    for (long, batch), (short, same) in zip(found, plain, strict=True):
+        assert torch.equal(long, 2.0 * short)
+        assert torch.equal(batch, same)
 
 
 def test_the_step_holds_its_adapter_where_it_is_internal(program: mz.TrainingProgram):
