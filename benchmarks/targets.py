@@ -1,6 +1,7 @@
 """Lower tiny models of four families for every target, run what runs here, and tell how far the numbers are off.
 
     python benchmarks/targets.py [--write docs/targets.md] [--full] [--only MODEL ...] [--target TARGET ...]
+        [--estimator forward-gradient]
 
 Every target that can be lowered to here has one column of settings for each of its precisions. Errors are those of one
 step against the eager program: where a target's runtime is here, of the .pte; else, in brackets, of the legalized and
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from lowering.report import MethodReport
 
 QUERIES = 2
+ESTIMATORS = ("two-sided", "forward-gradient")
 # What would take hours: QNN's simulator, on a model of the demo's size.
 UNRUNNABLE = {("SmolLM2-135M", "qnn")}
-SEED, LEARNING_RATE, EPSILON = 5, 1e-3, 1e-2
 MARK = "<!-- written by benchmarks/targets.py: everything below -->"
 
 
@@ -103,57 +103,20 @@ def models(full: bool) -> dict[str, Callable[[], tuple[Any, Any]]]:
 def measure(name: str, program: mz.TrainingProgram, inputs: Any, setting: Setting) -> Row:
     """Lower for one target; run a step, or simulate it where the target's runtime is not here."""
     import lowering
-    import runtime_driver
 
     started = time.perf_counter()
-    lowered = lowering.lower(program, target=setting.target, calibration=setting.calibration(inputs), **setting.options)
+    calibration = setting.calibration(inputs)
+    lowered = lowering.lower(program, target=setting.target, calibration=calibration, **setting.options)
     seconds = time.perf_counter() - started
-    unrunnable = (name, setting.target) in UNRUNNABLE
-    ran = lowering.available()[setting.target].runs and not unrunnable
-    found: list[tuple[Any, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = lowered.save(Path(folder) / "model.pte")
-        size = path.stat().st_size / 2**20
-        if ran:
-            got = runtime_driver.Session(path).step(inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON, update=False)
-            found = [(got.losses, got.projected_gradients)]
-        elif not unrunnable:
-            found = simulated(program, inputs, setting)
     losses = gradients = None
-    if found:
-        want = program.step(program.initial_adapter(), inputs, seed=SEED, lr=LEARNING_RATE, eps=EPSILON)
-        losses = max(largest(each, want.losses) for each, _ in found)
-        gradients = max(largest(each, want.projected_gradients) for _, each in found)
+    ran = False
+    if (name, setting.target) not in UNRUNNABLE:
+        found = lowering.fidelity(lowered, program, [inputs], calibration)
+        losses, gradients, ran = found.loss_error, found.gradient_error, not found.simulated
     step = lowered.report.methods["step"]
+    size = lowered.report.program_bytes / 2**20
     share = step.delegated_share
     return Row(name, str(setting), step.partitions, share, losses, gradients, seconds, size, ran, outside(step))
-
-
-def simulated(program: mz.TrainingProgram, inputs: Any, setting: Setting) -> list[tuple[Any, Any]]:
-    """Losses and projected gradients of the partitioned graph, run in PyTorch: halves rounded, and halves cut."""
-    import torch
-
-    from lowering.simulate import simulate
-
-    scalars = {"seed": torch.tensor([SEED]), "lr": torch.tensor([LEARNING_RATE]), "eps": torch.tensor([EPSILON])}
-    given = {**program.initial_adapter(), **inputs, **scalars}
-    spec = program.manifest()["methods"]["step"]
-    ordered = {each["name"]: given[each["name"]] for each in spec["inputs"]}
-    simulation = simulate(program, setting.target, calibration=setting.calibration(inputs), **setting.options)
-    found = []
-    for truncate in (False, True) if simulation.half else (False,):
-        outputs = simulation.run(ordered, truncate=truncate)
-        by_name = dict(zip((each["name"] for each in spec["outputs"]), outputs, strict=True))
-        found.append((by_name["losses"], by_name["projected_gradients"]))
-    return found
-
-
-def largest(found: Any, wanted: Any) -> float:
-    """The largest difference, in parts of the largest wanted value."""
-    import torch
-
-    difference = torch.as_tensor(found, dtype=torch.float64) - wanted.double()
-    return float(difference.abs().max() / wanted.double().abs().max())
 
 
 def outside(step: MethodReport) -> tuple[str, ...]:
@@ -197,18 +160,20 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the demo's model too (minutes)")
     parser.add_argument("--only", nargs="*", default=[], help="models")
     parser.add_argument("--target", nargs="*", default=[], help="targets")
+    parser.add_argument("--estimator", choices=ESTIMATORS, default="two-sided", help="what projected gradients are")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
 
     import mobizo_passes as mz
 
+    kind = {"two-sided": mz.TwoSided, "forward-gradient": mz.ForwardGradient}[options.estimator]
     rows: list[Row] = []
     for name, make in models(options.full).items():
         if options.only and name not in options.only:
             continue
         model, inputs = make()
-        program = mz.transform(model, inputs, estimator=mz.TwoSided(queries=QUERIES))
+        program = mz.transform(model, inputs, estimator=kind(queries=QUERIES))
         for setting in settings(options.target):
             rows.append(measure(name, program, inputs, setting))
             print(rows[-1], flush=True)

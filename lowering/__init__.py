@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from lowering.errors import (
 
 if TYPE_CHECKING:
     from lowering.lowered import Lowered
+    from lowering.report import Fidelity
     from lowering.stages import Program
     from lowering.targets import Availability
 
@@ -55,6 +57,7 @@ def lower(
     external_weights: bool = False,
     weights_file: str | os.PathLike[str] | None = None,
     check: bool | None = None,
+    measure: Sequence[Any] | None = None,
     **options: str,
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
@@ -76,12 +79,15 @@ def lower(
         check: whether every method is run once on the example inputs, in the target's runtime and in eager PyTorch, and
             the results compared; about two steps' time. None: where that runtime is at hand and no simulator; the
             report says what was compared, or why nothing was. See ADR 15.
+        measure: batches, as `program.step` takes them, on which the step is run beside the program in float32:
+            `report.fidelity` says how far its losses and gradients are off, and warns above a tenth. Where the target's
+            runtime is not at hand, it is simulated; see `fidelity`.
         options: what the target alone understands, such as `soc="SM8750"` for `"qnn"`; see `Target.options`.
 
     Raises:
         UnknownTarget, TargetUnavailable: the target cannot be used.
         UnknownOption, InvalidOption: the target has no such option, or not this value or precision.
-        InvalidCalibration: `calibration` is missing, not wanted, or does not fit the program.
+        InvalidCalibration: `calibration` is missing, not wanted, or it or `measure` does not fit the program.
         UnknownAdapterForm: `adapter` is neither.
         WeightsStayInside: external weights, for a target that cannot have them.
         WeightsFileUnusable: `weights_file` is no .ptd, is damaged, or has none of this model's weights.
@@ -110,7 +116,37 @@ def lower(
     from lowering.stages import lower_to
 
     outside = external_weights if weights_file is None else Path(weights_file)
-    return lower_to(program, chosen, application, adapter, calibration, outside, check)
+    lowered = lower_to(program, chosen, application, adapter, calibration, outside, check)
+    if measure is None:
+        return lowered
+    found = fidelity(lowered, program, measure, calibration, weights_file)
+    return replace(lowered, report=replace(lowered.report, fidelity=found))
+
+
+def fidelity(
+    lowered: Lowered,
+    program: Program,
+    batches: Sequence[Any],
+    calibration: Sequence[Any] | None = None,
+    weights_file: str | os.PathLike[str] | None = None,
+) -> Fidelity:
+    """How far the step of a lowered program is from that of `program`, which it was made of, in float32.
+
+    Each batch, as `program.step` takes them, is run once from the initial adapter. Where the target's runtime is at
+    hand, it runs the program; elsewhere the partitioned graph is run in PyTorch, in halves both rounded to the nearest
+    and cut, of which the worse counts. That takes a second lowering of `step`.
+
+    Args:
+        calibration: that of the lowering, if there was one.
+        weights_file: the existing file that the weights are in, if it was lowered with one.
+
+    Raises:
+        InvalidCalibration: there is no batch, or one does not fit the program.
+        SelfCheckFailed: the runtime fails.
+    """
+    from lowering.gradient_error import measured
+
+    return measured(lowered, program, batches, calibration, None if weights_file is None else Path(weights_file))
 
 
 def available() -> dict[str, Availability]:
@@ -144,5 +180,6 @@ __all__ = [
     "WeightsFileUnusable",
     "WeightsStayInside",
     "available",
+    "fidelity",
     "lower",
 ]

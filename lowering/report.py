@@ -129,11 +129,62 @@ class SelfCheck:
 _NAMED = ("loss", "losses", "projected_gradients", "logits")
 
 
+#: Above this error, what a step follows is rounding as much as the loss.
+BAR = 0.1
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Errors of a lowered step beside the same program in float32, over all batches.
+
+    Attributes:
+        batches: how many.
+        loss_error: the largest difference of a loss, relative to the largest loss.
+        gradient_error: of a projected gradient, relative to the largest one; for an exact program, of what a step adds
+            to a trained tensor, relative to the most that it adds.
+        sign_agreement: share, 0 to 1, of these numbers that have the sign that they have in float32.
+        simulated: whether the partitioned graph was run in PyTorch, rounded as the delegate rounds, because the
+            target's runtime is not at hand; see `lowering.simulate`.
+        differences: whether the estimator divides differences of losses by an epsilon, and their errors with them.
+    """
+
+    batches: int
+    loss_error: float
+    gradient_error: float
+    sign_agreement: float
+    simulated: bool
+    differences: bool
+
+    @property
+    def warning(self) -> str:
+        """What to say where the precision loses the gradient; "" where it does not."""
+        if self.gradient_error <= BAR:
+            return ""
+        way = "train in a higher precision"
+        if self.differences:
+            way = "use directional derivatives (ForwardGradient, --estimator forward-gradient), or " + way
+        return f"gradients are off by {self.gradient_error:.2g} of the largest, above {BAR}: {way}"
+
+    @property
+    def summary(self) -> str:
+        """The figures, in one line."""
+        where = f"{self.batches} batch{'' if self.batches == 1 else 'es'}{', simulated' if self.simulated else ''}"
+        return (
+            f"losses off by {self.loss_error:.1e}, gradients by {self.gradient_error:.1e} of the largest, "
+            f"{self.sign_agreement:.0%} of their signs agree ({where})"
+        )
+
+    def __str__(self) -> str:
+        warning = f"\nwarning: {self.warning}" if self.warning else ""
+        return f"beside float32: {self.summary}{warning}"
+
+
 @dataclass(frozen=True)
 class Report:
     """The report of a lowering, per method; `str(report)` groups equal nodes, `nodes` names each.
 
     `widened`: the half-precision dtypes of the model, whose values the program stores and computes in float32.
+    `fidelity`: how far the step is from float32, if that was measured.
     """
 
     target: str
@@ -143,6 +194,7 @@ class Report:
     weights_file_bytes: int = 0
     self_check: SelfCheck = SelfCheck(skipped="not asked for")
     widened: tuple[str, ...] = ()
+    fidelity: Fidelity | None = None
 
     @property
     def partitions(self) -> int:
@@ -163,6 +215,7 @@ class Report:
             "weights_file_bytes": self.weights_file_bytes,
             "self_check": asdict(self.self_check),
             "widened": list(self.widened),
+            "fidelity": None if self.fidelity is None else asdict(self.fidelity),
             "methods": {
                 name: {**asdict(each), "delegated_share": each.delegated_share} for name, each in self.methods.items()
             },
@@ -178,7 +231,8 @@ class Report:
         )
         note = f"the model has {' and '.join(self.widened)} values: they are stored and computed in float32 here"
         methods = (str(each) for each in self.methods.values())
-        return "\n".join([head, *([note] if self.widened else []), *methods, str(self.self_check)])
+        measured = [] if self.fidelity is None else [str(self.fidelity)]
+        return "\n".join([head, *([note] if self.widened else []), *methods, str(self.self_check), *measured])
 
 
 def method_report(

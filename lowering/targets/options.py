@@ -30,5 +30,6 @@ RESERVED = frozenset(
         "external_weights",
         "weights_file",
         "check",
+        "measure",
     }
 )

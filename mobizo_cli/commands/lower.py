@@ -11,6 +11,8 @@ from mobizo_cli import options as opt
 from mobizo_cli.errors import MissingPackageError, OptionError, note
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     import mobizo_passes as mz
     from lowering.lowered import Lowered
 
@@ -57,6 +59,11 @@ def lower(
         typer.Option(exists=True, dir_okay=False, help="Examples on which a quantized program's ranges are measured."),
     ] = None,
     calibration_batches: Annotated[int, typer.Option(min=1, max=4096, help="How many batches of them.")] = 8,
+    measure: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Examples on which gradients are compared with float32."),
+    ] = None,
+    measure_batches: Annotated[int, typer.Option(min=1, max=4096, help="How many batches of them.")] = 2,
     adapter: Annotated[
         Literal["external", "internal"],
         typer.Option(help="The step's adapter: an input and an output, or held inside the program."),
@@ -96,7 +103,7 @@ def lower(
     from mobizo_cli import planning, tokenizer_files
     from mobizo_cli.build import draft, prepare
     from mobizo_cli.console import facts, table
-    from mobizo_cli.data import ExampleBatches, load_examples, remarks
+    from mobizo_cli.data import load_examples
 
     most = planning.parse_bytes("--max-memory", max_memory)
     automatic = estimator == planning.AUTO
@@ -138,15 +145,15 @@ def lower(
         checkpoint=checkpoint,
     )
     task = draft(settings)
-    examples = None if calibrate is None else load_examples(calibrate, task)
+    given = {path: load_examples(path, task) for path in (calibrate, measure) if path is not None}
     with staging(output) as aside:
         prepared = prepare(settings, place.name, aside / "tokenizer")
-        calibration = None
-        if calibrate is not None and examples is not None:
-            for remark in remarks(calibrate, examples, prepared.task, prepared.encoder):
-                note(remark)
-            batches = ExampleBatches(examples, prepared.encoder, batch, seed=0)
-            calibration = [batches.batch(step) for step in range(calibration_batches)]
+        batches = {path: prepared.batches(path, examples) for path, examples in given.items()}
+
+        def first(path: Path | None, count: int) -> list[dict[str, Tensor]] | None:
+            return None if path is None else [batches[path].batch(step) for step in range(count)]
+
+        calibration, measured_on = first(calibrate, calibration_batches), first(measure, measure_batches)
 
         def compiled(program: mz.TrainingProgram) -> Lowered:
             return lowering.lower(
@@ -158,6 +165,7 @@ def lower(
                 external_weights=external_weights,
                 weights_file=weights_file,
                 check=check,
+                measure=measured_on,
                 **options,
             )
 
@@ -182,6 +190,11 @@ def lower(
         spec = lowered.manifest.weights_file
         rows += [("weights", spec.file or output.with_suffix(".ptd")), ("size", f"{spec.bytes / 2**20:.1f} MiB")]
     facts([*rows, ("target", target), *([("estimator", why)] if why else [])])
+    found = lowered.report.fidelity
+    if found is not None:
+        facts([("beside float32", found.summary)])
+        if found.warning:
+            note(f"warning: {found.warning}")
 
 
 def target_options(precision: str | None, given: list[str] | None) -> dict[str, str]:

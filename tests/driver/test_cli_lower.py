@@ -80,11 +80,11 @@ def test_examples_become_the_batches_that_ranges_are_measured_on(
         raise Stopped("seen")
 
     monkeypatch.setattr(lowering, "lower", lower)
-    ranges = ("--calibrate", data, "--calibration-batches", 3)
+    ranges = ("--calibrate", data, "--calibration-batches", 3, "--measure", data, "--measure-batches", 2)
     fails(cli("lower", model, *TASK, "--rank", 4, "--batch", 2, "-o", "x.pte", *INTEGERS, *ranges), "seen")
     assert seen["precision"] == "16a8w"
-    assert len(seen["calibration"]) == 3
-    for batch in seen["calibration"]:
+    assert (len(seen["calibration"]), len(seen["measure"])) == (3, 2)
+    for batch in (*seen["calibration"], *seen["measure"]):
         assert sorted(batch) == sorted(seen["inputs"])
         assert all(len(value) == 2 for value in batch.values())
     assert list(tmp_path.glob("x*")) == []

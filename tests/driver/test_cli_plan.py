@@ -55,10 +55,12 @@ def test_a_plan_says_what_each_takes_and_which_to_choose(cli: Cli, files: Path, 
 def test_auto_takes_the_first_that_fits_and_says_why(cli: Cli, files: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(files)
     auto = ("lower", "model", *TASK, *PORTABLE, "--no-check", "--estimator", "auto")
-    done = cli(*auto, "--max-memory", "2GiB", "-o", "auto.pte")
+    done = cli(*auto, "--max-memory", "2GiB", "-o", "auto.pte", "--measure", "rows.jsonl")
     assert done.code == 0, done.err
     assert json.loads((files / "auto.json").read_text())["estimator"]["kind"] == "exact"
     assert "exact learns most in its time and fits into 2,048.0 MiB" in done.out
+    assert "beside float32  losses off by " in done.out
+    assert "100% of their signs agree (2 batches)" in done.out
     fails(cli(*auto, "--max-memory", "much", "-o", "x.pte"), "--max-memory much: expected a number")
     fails(cli(*auto, "--normalize", "std", "-o", "x.pte"), "--normalize std")
     fails(cli(*auto, "--checkpoint", "layer", "-o", "x.pte"), "--checkpoint layer")
