@@ -76,6 +76,9 @@ def test_a_llama_s_tangents_are_one_partition() -> None:
     step = lowered.report.methods["step"]
     assert step.partitions == 1
     assert step.delegated_share >= 0.99
+    # Each weight is read for the loss and for its derivative: from the file, not from two copies.
+    assert lowered.manifest.options == {"weights": "mapped"}
+    assert not step.memory.held
     compared = {(each.method, each.output): each for each in lowered.report.self_check.compared}
     assert compared["step", "projected_gradients"].deviation > 0
 

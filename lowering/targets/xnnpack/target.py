@@ -33,21 +33,22 @@ class XnnpackTarget(Target):
             ("packed", "mapped"),
             "packed",
             "Whether products read copies of the weights packed at loading, or the file's own, which takes a tenth "
-            "more time and no memory; exact gradients read mapped ones unless told otherwise.",
+            "more time and no memory; steps that differentiate read mapped ones unless told otherwise.",
         ),
     )
 
     def suited(self, manifest: Mapping[str, Any]) -> Self:
-        """An exact step reads each weight in both directions: packed, it would be in memory three times.
+        """A step that differentiates reads each weight twice: packed, it would be in memory three times.
 
         Raises:
             InvalidOption: an exact step in halves, where what a backward passes on would vanish unscaled.
         """
-        if manifest["estimator"]["queries"]:
-            return self
-        if self.precision == "fp16":
+        if self.precision == "fp16" and not manifest["estimator"]["queries"]:
             raise InvalidOption("precision", "fp16", f"{self.name} with exact gradients", ("fp32",))
-        if self.chosen.get("weights") is None or "weights" in self._asked:
+        step = manifest["methods"].get("step")
+        differentiates = step is not None and all(spec["role"] != "eps" for spec in step["inputs"])
+        open_to_us = self.chosen.get("weights") is not None and "weights" not in self._asked
+        if not differentiates or not open_to_us or self.precision == "fp16":
             return self
         return self.configured({**self._asked, "weights": "mapped"})
 
