@@ -78,8 +78,16 @@ def example_batch() -> dict[str, Tensor]:
     return batches(load_sentences(held_out=0).train[:BATCH])[0]
 
 
-def build_program(way: Way, upper_layers: int = UPPER_LAYERS, directory: Path | None = None) -> mz.TrainingProgram:
-    """The packaged model, or another Llama, with a LoRA on its upper layers, as a training-step program."""
+def build_program(
+    way: Way,
+    upper_layers: int = UPPER_LAYERS,
+    directory: Path | None = None,
+    estimator: mz.Estimator | None = None,
+) -> mz.TrainingProgram:
+    """The packaged model, or another Llama, with a LoRA on its upper layers, as a training-step program.
+
+    `estimator` takes the place of two-sided differences.
+    """
     import torch
     import torch.nn.functional as F
     from peft import LoraConfig, get_peft_model
@@ -109,7 +117,7 @@ def build_program(way: Way, upper_layers: int = UPPER_LAYERS, directory: Path | 
     if way == EXACT:
         both = "lora_A+lora_B"
         return mz.transform(model, inputs, estimator=mz.Exact(), optimizer=mz.AdamW(), trainable=both, loss=loss)
-    return mz.transform(model, inputs, estimator=mz.TwoSided(queries=QUERIES), loss=loss)
+    return mz.transform(model, inputs, estimator=estimator or mz.TwoSided(queries=QUERIES), loss=loss)
 
 
 def compile_program(out: Path, way: Way, upper_layers: int = UPPER_LAYERS, directory: Path | None = None) -> None:

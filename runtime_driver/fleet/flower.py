@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import math
 import random
-import struct
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +31,11 @@ from flwr.serverapp import Grid, ServerApp
 from runtime_driver import resume
 from runtime_driver.adapter_io import adapter_sha256
 from runtime_driver.batches import BatchReader
-from runtime_driver.errors import FleetError, HyperparameterError, NonFiniteError, RefusedWarning
+from runtime_driver.errors import DriverWarning, FleetError, HyperparameterError, NonFiniteError, RefusedWarning
 from runtime_driver.executor import Executor
 from runtime_driver.fleet.gate import Gate, Refusal
 from runtime_driver.fleet.messages import Message as Report
-from runtime_driver.fleet.messages import program_tag
+from runtime_driver.fleet.messages import pack_update, program_tag, unpack_update
 from runtime_driver.fleet.workers import check_program
 from runtime_driver.format.contributions import RULES, Contribution, combined
 from runtime_driver.format.records import Header, Record
@@ -98,21 +97,27 @@ def client_app(
         examples: how many examples the client has, which is its weight. None: each counts by the labelled positions of
             its batch.
 
-    The client's copy of the adapter stays in ``context.state``, which Flower keeps at the client.
+    The client's copy of the adapter stays in ``context.state``, which Flower keeps at the client. What ``batches`` or
+    ``examples`` raises drops the client from the round.
     """
     app = ClientApp()
+    path = Path(program).absolute()
 
-    @cache
-    def executor() -> Executor:
-        return Executor(LoadedProgram(program))
-
+    # Flower's simulation pickles the app for every message: it must not hold an open program.
     @app.train()
     def train(message: Message, context: Context) -> Message:
         weight = None if examples is None else float(examples(context))
-        answer = _answer(executor(), message.content[RECORD], context, batches, weight, privacy)
+        opened = _opened(path, path.stat().st_mtime_ns)
+        answer = _answer(opened, message.content[RECORD], context, batches, weight, privacy)
         return Message(RecordDict({RECORD: ConfigRecord(answer)}), reply_to=message)
 
     return app
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, modified: int) -> Executor:
+    """The program at ``path``, opened once a process; ``modified`` tells a file that was replaced."""
+    return Executor(LoadedProgram(path))
 
 
 def _answer(
@@ -143,11 +148,11 @@ def _answer(
         return {"fault": _FAULTS[1], "known": 0}
     context.state[_STATE] = ArrayRecord(state)
     context.state[RECORD] = ConfigRecord({"known": known, "program": tag})
-    found: list[bytes] = []
+    own, found = batches(context), list[bytes]()
     for lr, eps in zip(task["lr"], task["eps"], strict=True):
         step = known + len(found)
         seed = step_seed(task["seed"], step)
-        batch = BatchReader(batches(context), step, step + 1).batch(step)
+        batch = BatchReader(own, step, step + 1).batch(step)
         executor.adopt(state)
         try:
             output = executor.step(executor.binder.bind("step", batch)[0], seed, lr, eps, step)
@@ -179,7 +184,7 @@ class Server:
         steps: steps in all, those in the journal included.
         journal: gets each step's contributions; an existing one is continued.
         local_steps: how many each client takes in a round.
-        combine: see :class:`runtime_driver.fleet.Workers`.
+        combine: see :class:`runtime_driver.fleet.Workers`. None: the mean, with a warning that it trusts every client.
         limit: see :class:`runtime_driver.fleet.Gate`.
         least: a step with fewer contributions that count is not made, and its round ends.
         clients: asked in a round, drawn at random (by ``seed`` and step) from those that are there. None: all.
@@ -196,7 +201,7 @@ class Server:
     eps: float | Schedule | None = None
     seed: int = 0
     local_steps: int = 1
-    combine: str = "mean"
+    combine: str | None = None
     limit: float | None = 20.0
     least: int = 1
     clients: int | None = None
@@ -212,7 +217,8 @@ class Server:
         check_program(self.executor.manifest)
         if self.executor.perturbs != (self.eps is not None):
             raise HyperparameterError("eps", "a number exactly where the program perturbs", self.eps)
-        if self.combine not in RULES:
+        self._rule = self.combine or "mean"
+        if self._rule not in RULES:
             raise HyperparameterError("combine", f"one of {sorted(RULES)}", self.combine)
         for name in ("steps", "local_steps", "least", "patience"):
             if getattr(self, name) < 1:
@@ -228,10 +234,21 @@ class Server:
     def run(self, grid: Grid) -> None:
         """Train to the last step.
 
+        Warns:
+            DriverWarning: no rule was chosen that bears bad clients, nor the mean by name.
+
         Raises:
             FleetError: ``patience`` rounds in a row gave no step.
             JournalError: the journal is of another run, or cannot be written.
         """
+        if self.combine is None:
+            warnings.warn(
+                "Contributions are combined by their mean, which trusts every client: one that sends its gradients "
+                "times -15 passes all checks, and spoils the run. Say combine='median' or 'trimmed_mean' to bear a "
+                "minority of such clients, or combine='mean' if all of them are yours.",
+                DriverWarning,
+                stacklevel=2,
+            )
         path = Path(self.journal)
         with JournalWriter(path) as journal:
             header = self._header()
@@ -264,7 +281,7 @@ class Server:
             noise=resume.noise_name(manifest),
             queries=manifest.estimator.queries,
             initial_adapter=adapter_sha256(self.executor.initial),
-            combine=self.combine,
+            combine=self._rule,
         )
 
     def _resume(self, path: Path, journal: JournalWriter) -> None:
@@ -313,7 +330,7 @@ class Server:
             if len(accepted) < self.least:
                 return
             self.gate.learn(accepted)
-            gradients, loss = combined(accepted, self.combine)
+            gradients, loss = combined(accepted, self._rule)
             lr, eps = self._lr_at(step), self._eps_at(step)
             record = Record(step, seed, lr, eps, gradients, loss, contributions=accepted)
             state = self.executor.apply_record(self.executor.state, record)
@@ -365,17 +382,6 @@ def server_app(server: Callable[[Context], Server]) -> ServerApp:
         server(context).run(grid)
 
     return app
-
-
-def pack_update(seed: int, lr: float, gradients: Sequence[float]) -> bytes:
-    """A step that a client has missed: 8 bytes and 4 for each query."""
-    return struct.pack(f"<If{len(gradients)}f", seed, lr, *gradients)
-
-
-def unpack_update(data: bytes) -> tuple[int, float, tuple[float, ...]]:
-    """What :func:`pack_update` packed."""
-    seed, lr, *gradients = struct.unpack(f"<If{(len(data) - 8) // 4}f", data)
-    return seed, lr, tuple(gradients)
 
 
 def _say(refusals: Sequence[Refusal], gate: Gate) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,3 +76,14 @@ def program_tag(manifest: Manifest) -> bytes:
     """8 bytes that workers of different programs, noises or numbers of queries do not share."""
     text = f"{manifest.program_id}/{manifest.noise.kind}/{manifest.noise.version}/{manifest.estimator.queries}"
     return hashlib.sha256(text.encode()).digest()[:8]
+
+
+def pack_update(seed: int, lr: float, gradients: Sequence[float]) -> bytes:
+    """The bytes of a step that a federated client has missed: 8, and 4 for each query."""
+    return struct.pack(f"<If{len(gradients)}f", seed, lr, *gradients)
+
+
+def unpack_update(data: bytes) -> tuple[int, float, tuple[float, ...]]:
+    """What :func:`pack_update` packed."""
+    seed, lr, *gradients = struct.unpack(f"<If{(len(data) - 8) // 4}f", data)
+    return seed, lr, tuple(gradients)

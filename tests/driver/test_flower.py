@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 
@@ -84,7 +85,8 @@ def _task(monkeypatch: pytest.MonkeyPatch):
 
 
 def server(either: Either, tmp_path: Path, steps: int, **options: Any) -> Server:
-    return Server(either.path, steps, journal=tmp_path / "run.jsonl", **{**either.run, "lr": 0.2, **options})
+    fixed = {**either.run, "lr": 0.2, "combine": "mean", **options}
+    return Server(either.path, steps, journal=tmp_path / "run.jsonl", **fixed)
 
 
 def replayed(either: Either, tmp_path: Path) -> Session:
@@ -214,6 +216,16 @@ def test_without_clients_the_run_gives_up_and_says_so(either: Either, tmp_path: 
     network.away = lambda node: True
     with pytest.raises(driver.FleetError, match="3 rounds in a row without a step after 0 steps"):
         server(either, tmp_path, 5, patience=3).run(network)
+
+
+def test_an_app_can_be_sent_to_the_process_of_a_client(either: Either, tmp_path: Path):
+    """Flower's simulation pickles the app for each message, after it was used, too. Nobody chose the mean here."""
+    network = Network(either, 2)
+    with pytest.warns(driver.DriverWarning, match="mean, which trusts every client"):
+        server(either, tmp_path, 1, combine=None).run(network)
+    network.app = cloudpickle.loads(cloudpickle.dumps(network.app))
+    server(either, tmp_path, 2).run(network)
+    assert [len(record.contributions) for record in read_journal(tmp_path / "run.jsonl").records] == [2, 2]
 
 
 def test_privacy_bounds_what_leaves(either: Either, tmp_path: Path):
