@@ -16,14 +16,16 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Stamps: made once per change of pyproject.toml, so that a second run installs nothing.
 DEMO_READY := $(VENV)/.mobizo-demo-ready
 TEST_READY := $(VENV)/.mobizo-test-ready
+DOCS_READY := $(VENV)/.mobizo-docs-ready
 
-.PHONY: demo test test-deep replay lint format bench install explorer clean help
+.PHONY: demo docs test test-deep replay lint format bench install explorer clean help
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M inside a .pte, on Rotten Tomatoes sentences (up to 20 minutes)"
 	@echo "make test    run every test"
 	@echo "make test-deep  search for counter-examples with thousands of random models (a night)"
 	@echo "make replay  compare the programs of all models in the tests with the recorded ones"
+	@echo "make docs    build the site into out/site; a broken link or docstring is an error"
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   time one training step, side by side with its alternatives"
@@ -54,6 +56,10 @@ format: $(TEST_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Nothing is imported: the reference is read from the sources.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(DEMO_READY)
 	$(BIN)/python benchmarks/step_time.py $(BENCH_ARGS)
 
@@ -79,6 +85,11 @@ $(DEMO_READY): pyproject.toml | $(BIN)/python
 $(TEST_READY): $(DEMO_READY)
 	@echo "installing what the tests need into $(VENV)"
 	$(PIP) torch==2.13.0 -e ".[all,test]"
+	@touch $@
+
+$(DOCS_READY): pyproject.toml | $(BIN)/python
+	@echo "installing what the site needs into $(VENV)"
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 clean:

@@ -157,8 +157,8 @@ class Session:
             batches: a sequence of dicts of tensors (cycled), an object with ``batch(step)``, or any other iterable of
                 dicts (consumed once). Every tensor has the dtype and shape in the manifest.
             steps: length of the run, steps already in the journal included.
-            lr, eps: numbers, or functions of the step number; rounded to float32. A program of exact gradients, or of
-                directional derivatives, has no eps.
+            lr: a number, or a function of the step number; rounded to float32.
+            eps: likewise. A program of exact gradients, or of directional derivatives, has none.
             seed: the run's seed; each step's own is :func:`runtime_driver.step_seed` of it.
             journal: a file that gets one line per step. If it exists, its steps are replayed without the model and the
                 run goes on after them, to the same bits as a run that was never interrupted. Steps of exact gradients
@@ -217,7 +217,8 @@ class Session:
                 directional derivatives.
 
         Raises:
-            HyperparameterError, BatchError, LabelError, NonFiniteLossError, NonFiniteAdapterError.
+            HyperparameterError, BatchError, LabelError: before the step runs.
+            NonFiniteLossError, NonFiniteAdapterError: NaN or infinity; the session keeps its adapter.
             InternalStateError: the program holds another adapter inside than the session's.
         """
         inputs, _ = self._executor.binder.bind("step", batch)

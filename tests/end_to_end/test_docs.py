@@ -79,6 +79,7 @@ SHORTENED = {
         f'python {ROOT}/benchmarks/step_profile.py "$DEMO_PROGRAMS/forward-only.pte" --rounds 1'
     ),
     # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
+    "make docs": f"{MAKE} --dry-run docs",
     "make format": f"{MAKE} --dry-run format",
     "make lint": f"{MAKE} --dry-run lint",
     "make replay": f"{MAKE} replay REPLAY_ARGS='--only one-lora-layer-x-a-b-stored --out $PWD/replay'",
