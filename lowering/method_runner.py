@@ -15,7 +15,7 @@ from lowering.errors import SelfCheckFailed
 from lowering.executorch_compat.output import CapturedOutput, captured_output
 
 # Lines of the runtime's log that tell why it failed.
-_REASONS = ("Check failed", "failed at instruction", "Error", "error")
+_REASONS = ("Check failed", "failed at instruction", "Failed to", "Error", "error")
 
 
 class MethodRunner:

@@ -32,6 +32,15 @@ def skip_source_search(configs: Mapping[str, Any]) -> None:
     config.get_deps = MethodType(gemm_configs.GEMMConfig.get_deps, config)
 
 
+def keep_convolution_biases(configs: Mapping[str, Any]) -> None:
+    """Leave a convolution its bias where weights are mapped: ExecuTorch takes biases away from all products then, and
+    XNNPACK makes no convolution without a constant one; the method could not be loaded.
+    """
+    for config in configs.values():
+        if isinstance(config, gemm_configs.ConvolutionConfig):
+            config.force_non_static_weights_for_f32_linear = False
+
+
 def refusal_of(config: Any, node: Node, program: ExportedProgram) -> str | None:
     """What a partitioner's configuration has against a node, "" if it does not say; None if it takes the node.
 

@@ -94,6 +94,26 @@ def test_gradients_are_a_method_that_runs(options: Any) -> None:
     assert bool(lowered.report.methods["step"].memory.held) == ("weights" in options)
 
 
+class Convolved(nn.Module):
+    """A convolution with a bias below the adapter; float32[B, 2, 9] to float32[B, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.rest = nn.Conv1d(2, 6, 3), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.stem(x).mean(-1))
+
+
+def test_a_convolution_keeps_its_bias_where_weights_are_mapped() -> None:
+    inputs = (random(3, 2, 9), integers(4, 3))
+    program = mz.transform(seeded(Convolved()), inputs, estimator=mz.Exact(), loss=F.cross_entropy)
+    # Checked in the runtime, which refuses to load a convolution without a constant bias.
+    lowered = lowering.lower(only(program, "step"), check=True)
+    assert lowered.manifest.options == {"weights": "mapped"}
+    assert lowered.report.self_check.compared
+
+
 def test_an_adapter_inside_and_halves_are_refused() -> None:
     program = mz.transform(seeded(Mlp()), (random(3, 6), integers(4, 3)), estimator=mz.Exact(), loss=F.cross_entropy)
     with pytest.raises(mz.InputError, match="lower with adapter='external'"):

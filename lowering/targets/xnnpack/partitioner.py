@@ -13,7 +13,12 @@ from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from lowering.executorch_compat.retracing import KEPT_WHOLE
-from lowering.executorch_compat.xnnpack import PLAIN_GRAPH, refusal_of, skip_source_search
+from lowering.executorch_compat.xnnpack import (
+    PLAIN_GRAPH,
+    keep_convolution_biases,
+    refusal_of,
+    skip_source_search,
+)
 from lowering.report import Refusal
 from lowering.targets.partitions import (
     MIN_FLOPS,
@@ -80,6 +85,7 @@ class ProductPartitioner(XnnpackPartitioner):
     def __init__(self, min_flops: int = MIN_FLOPS, outside: frozenset[str] = frozenset(), mapped: bool = False) -> None:
         super().__init__(force_non_static_weights_for_f32_linear=mapped)
         skip_source_search(self.target_partitioner_configs)
+        keep_convolution_biases(self.target_partitioner_configs)
         self.min_flops = min_flops
         self.outside = outside
         self.reasons: dict[str, Refusal] = {}
