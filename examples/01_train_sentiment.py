@@ -83,6 +83,7 @@ def build_program(
     upper_layers: int = UPPER_LAYERS,
     directory: Path | None = None,
     estimator: mz.Estimator | None = None,
+    rank: int = RANK,
 ) -> mz.TrainingProgram:
     """The packaged model, or another Llama, with a LoRA on its upper layers, as a training-step program.
 
@@ -99,8 +100,8 @@ def build_program(
     layers = base.config.num_hidden_layers
     torch.manual_seed(0)
     config = LoraConfig(
-        r=RANK,
-        lora_alpha=2 * RANK,
+        r=rank,
+        lora_alpha=2 * rank,
         target_modules=["q_proj", "v_proj"],
         layers_to_transform=list(range(layers - upper_layers, layers)),
         task_type="CAUSAL_LM",

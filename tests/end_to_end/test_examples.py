@@ -1,5 +1,6 @@
 """The short examples run as a reader would run them, and do what they say."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -44,6 +45,15 @@ def test_a_graph_can_be_read(tmp_path: Path):
     assert counts, out
     expanded, total = map(int, counts.groups())
     assert 0 < expanded < total / 2
+
+
+def test_clients_have_different_sentences_and_mostly_of_one_label():
+    federated = importlib.import_module("examples.04_federated_clients")
+    sentences = tuple(packaged.Sentence(str(number), number % 3 > 0) for number in range(90))
+    shards = federated.shards(sentences, 3, 0.8)
+    assert [len(shard) for shard in shards] == [10, 10, 10]
+    assert len({sentence.text for shard in shards for sentence in shard}) == 30
+    assert [sum(sentence.positive for sentence in shard) for shard in shards] == [8, 2, 8]
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch):
