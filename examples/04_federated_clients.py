@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 demo = importlib.import_module("examples.01_train_sentiment")
 
 #: The fewer values are trained, the more a random direction says of the gradient, and the larger a step may be.
-UPPER_LAYERS, LEARNING_RATE = 4, 0.2
+UPPER_LAYERS, LEARNING_RATE = 4, 1.0
 
 
 def compile_program(path: Path) -> None:
