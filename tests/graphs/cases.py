@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,25 +96,12 @@ def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
     )  # fmt: skip
 
 
-@st.composite
-def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
-    """Random models with LoRA on the way to the loss; one in ten mixes the batch, or each in one given way.
-
-    `most`: how many blocks there are beside the LoRA block and the mixing one.
-    """
-    batch, length, width = draw(st.integers(2, 4)), draw(st.integers(2, 5)), draw(st.integers(4, 7))
-    tokens, second = draw(st.booleans()), draw(st.sampled_from([0, 0, 4, width]))
-    blocks = draw(st.lists(choices(list(BLOCKS)), max_size=most))
-    # One LoRA block at least, in front of most others: what no perturbed value reaches tests little.
-    blocks.insert(draw(st.integers(0, len(blocks) // 2)), draw(choices(["lora"])))
-    if coupling is not None or draw(st.integers(0, 9)) == 9:
-        # Last, or next to last: in front of the LoRA block it would couple nothing that is perturbed.
-        mixing = draw(choices(["couple"]))
-        mixing = mixing if coupling is None else replace(mixing, flavour=coupling)
-        blocks.insert(draw(st.integers(len(blocks) - 1, len(blocks))), mixing)
-    head = draw(choices(["head"]))
-    loss, seed = draw(st.sampled_from(list(LOSSES))), draw(st.integers(0, 1000))
-
+def assemble(
+    sizes: tuple[int, int, int], blocks: Sequence[Choice], head: Choice, *, tokens: bool = False, second: int = 0,
+    loss: str = "mse", seed: int = 0,
+) -> Case:  # fmt: skip
+    """The model of given blocks, over inputs of `sizes` (batch, time steps, width)."""
+    batch, length, width = sizes
     builder = Builder(batch, [Value("y", "btd", length, second)] if second else [])
     if tokens:
         table = builder.define("embed", f"nn.Embedding({VOCABULARY}, {width})")
@@ -141,3 +128,24 @@ def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
         source, batch, length, width, tokens, second, last.layout == "bd", last.time, loss, seed,
         tuple(builder.kinds), last.coupled,
     )  # fmt: skip
+
+
+@st.composite
+def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
+    """Random models with LoRA on the way to the loss; one in ten mixes the batch, or each in one given way.
+
+    `most`: how many blocks there are beside the LoRA block and the mixing one.
+    """
+    batch, length, width = draw(st.integers(2, 4)), draw(st.integers(2, 5)), draw(st.integers(4, 7))
+    tokens, second = draw(st.booleans()), draw(st.sampled_from([0, 0, 4, width]))
+    blocks = draw(st.lists(choices(list(BLOCKS)), max_size=most))
+    # One LoRA block at least, in front of most others: what no perturbed value reaches tests little.
+    blocks.insert(draw(st.integers(0, len(blocks) // 2)), draw(choices(["lora"])))
+    if coupling is not None or draw(st.integers(0, 9)) == 9:
+        # Last, or next to last: in front of the LoRA block it would couple nothing that is perturbed.
+        mixing = draw(choices(["couple"]))
+        mixing = mixing if coupling is None else replace(mixing, flavour=coupling)
+        blocks.insert(draw(st.integers(len(blocks) - 1, len(blocks))), mixing)
+    head = draw(choices(["head"]))
+    loss, seed = draw(st.sampled_from(list(LOSSES))), draw(st.integers(0, 1000))
+    return assemble((batch, length, width), blocks, head, tokens=tokens, second=second, loss=loss, seed=seed)

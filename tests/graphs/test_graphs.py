@@ -51,5 +51,3 @@ def test_few_models_without_coupling_are_refused(number: int) -> None:
     if total < 100:
         pytest.skip(f"only {total} random models were tried in this process")
     assert counts["free, refused"] <= REFUSED_SHARE * total, counts
-    # The strategy does draw models that must be refused.
-    assert counts["coupled, refused"] >= 5, counts
