@@ -2,31 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from tests.graphs.builder import Builder, Choice, Value
-
-Block = Callable[[Builder, Choice], None]
-BLOCKS: dict[str, Block] = {}
-# Where the batch lies, and where time lies, in each layout.
-BATCH_DIM = {"btd": 0, "tbd": 1, "rows": 0, "bd": 0}
-TIME_DIM = {"btd": 1, "tbd": 0}
-
-
-def block(fn: Block) -> Block:
-    BLOCKS[fn.__name__] = fn
-    return fn
-
-
-def flavour(choice: Choice, options: Sequence[str]) -> str:
-    return options[choice.flavour % len(options)]
-
-
-def latest(b: Builder, c: Choice) -> Value:
-    """Any value: every layout has features last."""
-    value = b.pick(c)
-    assert value is not None  # the inputs are there from the start
-    return value
+from tests.graphs.builder import BATCH_DIM, TIME_DIM, Builder, Choice, block, flavour, latest
 
 
 @block
@@ -338,6 +314,3 @@ def couple(b: Builder, c: Choice) -> None:
         ways += [f"F.scaled_dot_product_attention(*[{v.name}.transpose(0, 1)] * 3).transpose(0, 1)",
                  f"{v.name}[torch.tensor({list(range(b.batch))[::-1]})]"]  # fmt: skip
     b.emit(flavour(c, ways), v, couples=True)
-
-
-ALL: dict[str, Block] = {**BLOCKS, "couple": couple}

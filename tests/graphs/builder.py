@@ -87,6 +87,12 @@ class Builder:
         self.values.append(value)
         return value
 
+    def let(self, expression: str) -> str:
+        """Append a line for a value that no other block takes; returns its variable."""
+        name = self.fresh("t")
+        self.lines.append(f"{name} = {expression}")
+        return name
+
     def affine(self, fan_in: int, fan_out: int, choice: Choice) -> str:
         """A linear layer, with LoRA if the choice says so; returns its attribute."""
         if choice.lora:
@@ -103,3 +109,26 @@ class Builder:
             blocks[choice.kind](self, choice)
             if len(self.lines) > before:
                 self.kinds.append(choice.kind)
+
+
+Block = Callable[[Builder, Choice], None]
+BLOCKS: dict[str, Block] = {}
+# Where the batch lies, and where time lies, in each layout.
+BATCH_DIM = {"btd": 0, "tbd": 1, "rows": 0, "bd": 0}
+TIME_DIM = {"btd": 1, "tbd": 0}
+
+
+def block(fn: Block) -> Block:
+    BLOCKS[fn.__name__] = fn
+    return fn
+
+
+def flavour(choice: Choice, options: Sequence[str]) -> str:
+    return options[choice.flavour % len(options)]
+
+
+def latest(b: Builder, c: Choice) -> Value:
+    """Any value: every layout has features last."""
+    value = b.pick(c)
+    assert value is not None  # the inputs are there from the start
+    return value

@@ -12,14 +12,17 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.graphs.blocks import ALL, BLOCKS
-from tests.graphs.builder import Builder, Choice, Value
+import tests.graphs.parameters  # noqa: F401 (registers its blocks, after the simple ones)
+from tests.graphs import pairs
+from tests.graphs.blocks import couple
+from tests.graphs.builder import BLOCKS, Block, Builder, Choice, Value
 from tests.models import Lora, integers, random, seeded
 from tests.strategies import LOSSES as KNOWN
 
 CLASSES = 3
 VOCABULARY = 7
 FILE = "graph.py"
+ALL: dict[str, Block] = {**BLOCKS, "couple": couple}
 
 
 def _binary(outputs: Tensor, wanted: Tensor) -> Tensor:
@@ -39,6 +42,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **KNOWN, "binary": _binary, "huber": F.huber_loss, "smooth": _smooth, "stacked": _stacked,
 }  # fmt: skip
 REGRESSION = ("mse", "sum", "binary", "huber", "stacked")
+# What is trained: factors of LoRA, what is marked (here everything), all vectors, or some parameters, listed.
+TRAINED = ("lora_B", "lora_A+lora_B", "requires_grad", "vectors", "listed")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,18 @@ class Case:
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(x.shape)) for x in self.inputs())
-        return f"\n{self.source}\n# inputs and labels {shapes}; loss {self.loss}; weights of seed {self.seed}\n"
+        loss = f"{self.loss} of {pairs.WAYS[self.way][1]}" if self.paired else self.loss
+        return f"\n{self.source}\n# inputs and labels {shapes}; loss {loss}; weights of seed {self.seed}\n"
+
+    @property
+    def paired(self) -> bool:
+        """The first inputs are the chosen and the rejected answers of `batch` pairs."""
+        return self.loss in pairs.COMPARE
+
+    @property
+    def way(self) -> int:
+        """How pairs are joined and taken apart."""
+        return self.seed % len(pairs.WAYS)
 
     def build(self) -> nn.Module:
         space: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "Lora": Lora}
@@ -71,21 +87,42 @@ class Case:
 
     def inputs(self) -> tuple[Tensor, ...]:
         shape = (self.batch, self.length)
-        first = integers(VOCABULARY, *shape) if self.tokens else random(*shape, self.width, seed=self.seed + 1)
+        first = tuple(
+            integers(VOCABULARY, *shape, seed=8 + i) if self.tokens else random(*shape, self.width, seed=self.seed + i)
+            for i in ((1, 5) if self.paired else (1,))
+        )
         more = (random(*shape, self.second, seed=self.seed + 2),) if self.second else ()
+        if self.paired:
+            return *first, *more, random(self.batch, seed=self.seed + 3)
         out = (self.batch,) if self.pooled else (self.batch, self.time)
         if self.loss in REGRESSION:
-            return first, *more, random(*out, CLASSES, seed=self.seed + 3)
+            return *first, *more, random(*out, CLASSES, seed=self.seed + 3)
         labels = integers(CLASSES, *out, seed=self.seed + 3)
         if self.loss == "masked":
             dropped = integers(2, *out, seed=self.seed + 4).bool()
             # At least one label must stay, or the mean is 0/0.
             dropped.view(-1)[-1] = False
             labels = labels.masked_fill(dropped, -100)
-        return first, *more, labels
+        return *first, *more, labels
 
     def loss_fn(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return LOSSES[self.loss]
+        return pairs.loss_of(self.loss, self.way) if self.paired else LOSSES[self.loss]
+
+    def trained(self, choice: str) -> str | list[str]:
+        """What `trainable=` is given for one of `TRAINED`; among vectors there is always the bias of the head."""
+        if choice not in ("vectors", "listed"):
+            return choice
+        model = self.build()
+        self.loss_fn()(model(*self.inputs()[:-1]), self.inputs()[-1]).sum().backward()
+        read = {name: p for name, p in model.named_parameters() if p.grad is not None}
+        if choice == "vectors":
+            return [name for name, p in read.items() if p.dim() < 2]
+        some = [name for i, name in enumerate(read) if self.seed >> (i % 10) & 1]
+        return some or list(read)
+
+    def mixes(self, choice: str) -> bool:
+        """Whether a block mixes values that hold the batch and are perturbed."""
+        return self.coupled if choice.startswith("lora") else "couple" in self.kinds
 
 
 def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
@@ -100,23 +137,30 @@ def assemble(
     sizes: tuple[int, int, int], blocks: Sequence[Choice], head: Choice, *, tokens: bool = False, second: int = 0,
     loss: str = "mse", seed: int = 0,
 ) -> Case:  # fmt: skip
-    """The model of given blocks, over inputs of `sizes` (batch, time steps, width)."""
+    """The model of given blocks, for `sizes` (batch, time steps, width); of pairs if the loss is of pairs."""
     batch, length, width = sizes
-    builder = Builder(batch, [Value("y", "btd", length, second)] if second else [])
+    paired = loss in pairs.COMPARE
+    builder = Builder(2 * batch if paired else batch, [Value("y", "btd", length, second)] if second else [])
+    if paired:
+        join, _, _ = pairs.WAYS[seed % len(pairs.WAYS)]
+        builder.lines.append(f"x = {join.format(a='chosen', b='rejected')}")
+        if second:
+            builder.lines.append(f"y = {join.format(a='y', b='y')}")
     if tokens:
         table = builder.define("embed", f"nn.Embedding({VOCABULARY}, {width})")
-        builder.lines.append(f"x = {table}(tokens)")
+        builder.lines.append(f"x = {table}({'x' if paired else 'tokens'})")
     builder.values.append(Value("x", "btd", length, width))
     builder.add(ALL, blocks)
     last = builder.values[-1]
     if last.layout == "rows":
-        last = builder.emit(f"{last.name}.reshape({batch}, {last.time}, {last.width})", last, layout="btd")
+        last = builder.emit(f"{last.name}.reshape({builder.batch}, {last.time}, {last.width})", last, layout="btd")
     elif last.layout == "tbd":
         last = builder.emit(f"{last.name}.transpose(0, 1)", last, layout="btd")
     with_lora = head.lora or not last.perturbed
     layer = f"Lora({last.width}, {CLASSES}, 1)" if with_lora else f"nn.Linear({last.width}, {CLASSES})"
     builder.init.append(f"self.head = {layer}")
-    arguments = ("tokens" if tokens else "x") + (", y" if second else "")
+    arguments = "chosen, rejected" if paired else "tokens" if tokens else "x"
+    arguments += ", y" if second else ""
     source = "\n".join(
         [
             "class Model(nn.Module):", "    def __init__(self):", "        super().__init__()",
@@ -147,5 +191,5 @@ def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
         mixing = mixing if coupling is None else replace(mixing, flavour=coupling)
         blocks.insert(draw(st.integers(len(blocks) - 1, len(blocks))), mixing)
     head = draw(choices(["head"]))
-    loss, seed = draw(st.sampled_from(list(LOSSES))), draw(st.integers(0, 1000))
+    loss, seed = draw(st.sampled_from([*LOSSES, *pairs.COMPARE])), draw(st.integers(0, 1000))
     return assemble((batch, length, width), blocks, head, tokens=tokens, second=second, loss=loss, seed=seed)

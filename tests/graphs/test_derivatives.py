@@ -12,23 +12,22 @@ from hypothesis import event, given, seed, settings
 from hypothesis import strategies as st
 
 import mobizo_passes as mz
-from tests.graphs.cases import Case, cases
+from tests.graphs.cases import TRAINED, Case, cases
 from tests.graphs.judge import NODE
-from tests.strategies import trainables
 
 # As for estimates: many short runs try more kinds of graph. A fifth as many: the graphs are the same, and each model is
 # captured anew, which is what takes the time.
-CHUNKS = 12
-PER_CHUNK = -(-max(settings.default.max_examples if settings.default else 0, 8 * CHUNKS) // CHUNKS)
+PER_CHUNK = 8
+CHUNKS = max(12, (settings.default.max_examples if settings.default else 0) // PER_CHUNK)
 seen: Counter[str] = Counter()
 estimators = st.sampled_from([mz.Exact(), mz.ForwardGradient(2)])
 
 
-def judge(case: Case, estimator: mz.Estimator, trainable: str) -> mz.UnsupportedOp | None:
+def judge(case: Case, estimator: mz.Estimator, trained: str) -> mz.UnsupportedOp | None:
     """Return the refusal, or None if what the estimator gives is autograd's; anything else raises."""
     model, inputs = case.build(), case.inputs()
     try:
-        program = mz.transform(model, inputs, loss=case.loss_fn(), estimator=estimator, trainable=trainable)
+        program = mz.transform(model, inputs, loss=case.loss_fn(), estimator=estimator, trainable=case.trained(trained))
     except mz.UnsupportedOp as refusal:
         if not NODE.search(str(refusal)):
             raise AssertionError("the refusal names no node") from refusal
@@ -41,10 +40,10 @@ def judge(case: Case, estimator: mz.Estimator, trainable: str) -> mz.Unsupported
 def test_random_graphs(chunk: int) -> None:
     @seed(1000 + chunk)
     @settings(max_examples=PER_CHUNK)
-    @given(case=cases(), estimator=estimators, trainable=trainables())
-    def agrees_or_is_refused(case: Case, estimator: mz.Estimator, trainable: str) -> None:
-        refusal = judge(case, estimator, trainable)
-        coupled = case.coupled and isinstance(estimator, mz.ForwardGradient)
+    @given(case=cases(), estimator=estimators, trained=st.sampled_from(TRAINED))
+    def agrees_or_is_refused(case: Case, estimator: mz.Estimator, trained: str) -> None:
+        refusal = judge(case, estimator, trained)
+        coupled = case.mixes(trained) and isinstance(estimator, mz.ForwardGradient)
         kind = f"{'coupled' if coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"
         event(kind)
         seen[kind] += 1

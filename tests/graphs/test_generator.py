@@ -11,9 +11,8 @@ from torch import fx
 
 import mobizo_passes as mz
 from mobizo_passes.batching import RULES, Batcher, Layout
-from tests.graphs.blocks import ALL
 from tests.graphs.builder import Choice
-from tests.graphs.cases import Case, assemble, cases
+from tests.graphs.cases import ALL, Case, assemble, cases
 from tests.graphs.judge import judge
 
 aten = torch.ops.aten

@@ -10,13 +10,13 @@ from hypothesis import event, given, seed, settings
 from hypothesis import strategies as st
 
 import mobizo_passes as mz
-from tests.graphs.cases import Case, cases
+from tests.graphs.cases import TRAINED, Case, cases
 from tests.graphs.judge import judge
-from tests.strategies import kinds, trainables
+from tests.strategies import kinds
 
 # Hypothesis varies what it has already drawn once it has ten examples: many short runs try more kinds of graph.
-CHUNKS = 32
-PER_CHUNK = -(-max(settings.default.max_examples if settings.default else 0, 10 * CHUNKS) // CHUNKS)
+PER_CHUNK = 10
+CHUNKS = max(32, (settings.default.max_examples if settings.default else 0) // PER_CHUNK)
 # Each part stays in one process of a run; what is refused is counted part by part.
 PARTS = 2
 # Without coupling across the batch, what is refused is an operator nobody wrote a rule for yet.
@@ -33,12 +33,13 @@ def part(number: int, value: int) -> Any:
 def test_random_graphs(chunk: int) -> None:
     @seed(chunk)
     @settings(max_examples=PER_CHUNK)
-    @given(case=cases(), estimator=estimators, noise=kinds(), trainable=trainables())
-    def agrees_or_is_refused(case: Case, estimator: Any, noise: str, trainable: str) -> None:
-        refusal = judge(case, {"estimator": estimator, "noise": noise, "trainable": trainable})
-        what = "agrees" if refusal is None else type(refusal).__name__
-        event(f"{'coupled' if case.coupled else 'free'}: {what}")
-        kind = f"{'coupled' if case.coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"
+    @given(case=cases(), estimator=estimators, noise=kinds(), trained=st.sampled_from(TRAINED))
+    def agrees_or_is_refused(case: Case, estimator: Any, noise: str, trained: str) -> None:
+        options = {"estimator": estimator, "noise": noise, "trainable": case.trained(trained)}
+        refusal = judge(case, options)
+        mixes = "coupled" if case.mixes(trained) else "free"
+        event(f"{mixes}: {'agrees' if refusal is None else type(refusal).__name__}")
+        kind = f"{mixes}, {'agrees' if refusal is None else 'refused'}"
         seen[chunk * PARTS // CHUNKS][kind] += 1
 
     agrees_or_is_refused()
