@@ -14,7 +14,10 @@ from mobizo_passes.graph.nodes import arguments, positive_dim, set_arguments
 
 aten = torch.ops.aten
 
-PAIRS = "; of pairs, let each half be an input of its own and concatenate them in forward"
+PAIRS = (
+    "; of pairs, let each half be an input of its own and concatenate them in forward, or let the two of a pair stand "
+    "side by side and take them apart by x[::2] and x[1::2]"
+)
 
 
 @rule(aten.slice.Tensor)
@@ -25,6 +28,10 @@ def slice_(batcher: Batcher, node: fx.Node) -> Layout:
         return layout
     start, end, step = slice(given.start, given.end, given.step).indices(shape[layout.dim])
     inner = shape[layout.dim] // layout.outer
+    if step > 1 and start < step and not inner % step and len(range(start, end, step)) == shape[layout.dim] // step:
+        # One row of every `step`, as pairs that lie side by side are taken apart: the same in each group.
+        node.args = (x, given.dim, start, 2**63 - 1, step)
+        return layout
     if step != 1 or start % inner or end % inner or end <= start:
         raise batcher.refuse(node, f"it takes a part of the batch dimension{PAIRS}")
     if end - start == shape[layout.dim]:

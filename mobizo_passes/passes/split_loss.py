@@ -245,7 +245,7 @@ class _Split:
     def _rows(self, values: fx.Node, place: Layout, like: fx.Node) -> fx.Node:
         value = values.meta["val"]
         before = math.prod(value.shape[: place.dim]) * place.outer
-        if value.numel() % (before * self.batch.size):
+        if value.shape[place.dim] // place.outer % self.batch.size or value.numel() % (before * self.batch.size):
             raise _Whole(f"the batch is cut apart in {describe(values)}")
         if value.dtype not in (torch.float32, torch.float64):
             values = self._cast(values, torch.float32, like)

@@ -80,14 +80,15 @@ class Preferences(nn.Module):
 
 
 class Reward(nn.Module):
-    """A reward model of pairs that come as one input, chosen answers first."""
+    """A reward model of pairs that come as one input: chosen answers first, or the two of a pair side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, side_by_side: bool = False) -> None:
         super().__init__()
-        self.score = Lora(6, 4)
+        self.score, self.side_by_side = Lora(6, 4), side_by_side
 
     def forward(self, pairs: Tensor) -> Tensor:
-        chosen, rejected = self.score(pairs).sum(1).chunk(2)
+        scores = self.score(pairs).sum(1)
+        chosen, rejected = (scores[::2], scores[1::2]) if self.side_by_side else scores.chunk(2)
         return -F.logsigmoid(chosen - rejected).mean()
 
 
@@ -172,6 +173,8 @@ PAIRS: tuple[Row, ...] = (
     _pairs("KTO, fixed reference point", kto),
     _pairs("KTO, reference point of the batch", kto_of_the_batch,
            refused=Refusal(mz.BatchCoupled, "reduced over the whole batch feeds")),
+    Row("reward model", "pairs in one input, side by side", lambda: filled(Reward(True), 0.4),
+        lambda: (random(2 * BATCH, 6),)),
     Row("reward model", "pairs in one input", lambda: filled(Reward(), 0.4), lambda: (random(2 * BATCH, 6),),
         refused=Refusal(mz.BatchCoupled, "of pairs, let each half be an input of its own")),
 )  # fmt: skip

@@ -102,6 +102,7 @@ FINE: dict[str, Body] = {
     "tril": lambda h: (h @ h.mT).tril(),
     # picking
     "slice": lambda h: h[:, 1:4:2],
+    "pairs side by side": lambda h: (z := torch.stack([h, h.tanh()], 1).flatten(0, 1))[::2] * z[1::2],
     "select": lambda h: h[:, -1] * h[:, 0],
     "cat along the batch, taken apart": lambda h: (two := torch.cat([h.tanh(), h * 2], 0))[BATCH:] - two[:BATCH],
     "cat along the batch, chunks": lambda h: torch.sub(*torch.cat([h.exp(), h]).chunk(2)),
