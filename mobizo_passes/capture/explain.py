@@ -9,6 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.capture.known import change_for
+from mobizo_passes.errors import describe
+from mobizo_passes.graph.facts import source_line
+
 _OURS = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
 
@@ -38,13 +42,12 @@ def explain(error: BaseException, model: str) -> str:
     first = text.splitlines()[0] if text else type(error).__name__
     where = "" if place is None else f"\n  at {Path(place.filename).name}, line {place.lineno}, in {place.name}: {line}"
     what, advice = _meaning(error, text, first, line)
+    advice = (change_for(place.filename, line) if place is not None else "") or advice
     return f"torch.export could not capture {model}: {what}{where}" + (f"\n  {advice}" if advice else "")
 
 
 def data_dependent(node: fx.Node) -> str:
     """Return the message for a node whose number or size depends on the values of tensors."""
-    from mobizo_passes.errors import describe
-
     line = _last_line(node)
     if isinstance(node.meta["val"], Tensor | tuple | list):
         what, advice = (
@@ -53,6 +56,8 @@ def data_dependent(node: fx.Node) -> str:
         )
     else:
         what, advice = "it turns the value of a tensor into a Python number, which is data-dependent", _AS_TENSOR
+    source = source_line(node)
+    advice = change_for(source.removeprefix('File "').partition('"')[0], source + line) or advice
     return f"a program is compiled for fixed sizes, but {what}: {describe(node)}{line}\n  {advice}"
 
 
@@ -73,8 +78,7 @@ def _meaning(error: BaseException, text: str, first: str, line: str) -> tuple[st
         name = attribute.group(1).rstrip(".").rsplit(".", 1)[0] if attribute else "a module"
         return (
             f"forward computes a tensor and keeps it on the model, in '{name}'",
-            "return it or pass it on instead; PEFT does this around nn.MultiheadAttention: put adapters on separate "
-            "linear layers for query, key and value",
+            "return it or pass it on instead",
         )
     if "ctc_loss" in text:
         return (

@@ -14,8 +14,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from mobizo_passes.batching import RULES
 from mobizo_passes.capture.experts import experts_by_token
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import decompose_composites, functional
+from mobizo_passes.capture.functional import DetachedData, decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
+from mobizo_passes.capture.known import check_modules
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
@@ -124,6 +125,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
 
     Raises `CaptureError` if the export fails, the model changes its own state, or draws random numbers.
     """
+    check_modules(model)
     wrapper = _WithLoss(model, inputs, loss)
     wrapper.training = model.training
     # Copies: one tensor given as two inputs (labels=input_ids) would be exported as one.
@@ -134,7 +136,8 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
 
     with _frozen(model), experts_by_token(model) as experts, frozen_rope(model, run) as ropes, plain_state(model):
         try:
-            exported, verifier = functional(torch.export.export(wrapper, (), examples))
+            with DetachedData():
+                exported, verifier = functional(torch.export.export(wrapper, (), examples))
         except CaptureError:
             raise
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.

@@ -6,9 +6,11 @@ import contextlib
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._export.verifier import Verifier, load_verifier
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from mobizo_passes.graph.inline import WritesInPlace, take_apart
 from mobizo_passes.graph.ir import Ir
@@ -32,6 +34,19 @@ def functional(exported: ExportedProgram) -> tuple[ExportedProgram, type[Verifie
     if any(writes(node.target) or node.target in _TRACED for node in exported.graph.nodes):
         exported = exported.run_decompositions({})
     return exported, load_verifier(DIALECT)
+
+
+class DetachedData(TorchFunctionMode):
+    """Reads `tensor.data` as `tensor.detach()` for the time of an export, which loses sight of the former.
+
+    The same values, cut off from gradients in the same way.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Each access makes another object of the getter.
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 def decompose_composites(ir: Ir) -> None:

@@ -21,19 +21,24 @@ aten = torch.ops.aten
 
 
 def active_nodes(loss: fx.Node, wrt: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return the nodes on a path from `wrt` to the loss whose values are real numbers: those that have a cotangent."""
+    """Return the nodes on a path from `wrt` to the loss whose values are real numbers: those that have a cotangent.
+
+    Raises `UnsupportedOp` where such a path passes through complex numbers.
+    """
     needed, stack = {loss}, [loss]
     while stack:
         for each in stack.pop().all_input_nodes:
             # What passes through an integer (a selection's) has no derivative.
-            if each not in needed and _is_real(each):
+            if each not in needed and _is_continuous(each):
                 needed.add(each)
                 stack.append(each)
     active = needed.intersection(wrt)
     for node in loss.graph.nodes:
         reached = node.op == "call_function" and any(each in active for each in node.all_input_nodes)
-        if reached and node in needed and _is_real(node):
+        if reached and node in needed and _is_continuous(node):
             active.add(node)
+            if any(each.is_complex() for each in _tensors(node)):
+                raise refusal("the loss depends on the adapter through complex numbers", node)
     return active
 
 
@@ -160,7 +165,10 @@ def refusal(problem: str, node: fx.Node) -> UnsupportedOp:
     )
 
 
-def _is_real(node: fx.Node) -> bool:
+def _is_continuous(node: fx.Node) -> bool:
+    return any(each.is_floating_point() or each.is_complex() for each in _tensors(node))
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
     value = node.meta.get("val")
-    values = value if isinstance(value, list | tuple) else [value]
-    return any(isinstance(each, Tensor) and each.is_floating_point() for each in values)
+    return [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, Tensor)]

@@ -114,11 +114,25 @@ def test_detach_ends_a_derivative(estimator: mz.Estimator) -> None:
     mz.verify(program, model, inputs)
 
 
+def spectrum(y: Tensor) -> Tensor:
+    """Its gradient through complex numbers would be zero, if they counted as no real numbers."""
+    return torch.fft.ifft(torch.fft.fft(y, dim=1) * 2, dim=1).real
+
+
 @DERIVATIVES
-def test_an_operator_without_a_derivative_is_refused_by_name(estimator: mz.Estimator) -> None:
-    model = seeded(Between(lambda y: torch.cummax(y, 1).values))
-    with pytest.raises(mz.UnsupportedOp, match=r"without a derivative: %cummax\w* = .*test_exact"):
-        mz.transform(model, (random(3, 6), integers(4, 3)), estimator=estimator, loss=label_loss)
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda y: torch.cummax(y, 1).values, r"without a derivative: %cummax\w* = .*test_exact"),
+        (spectrum, r"through complex numbers: %_fft_r2c = .*test_exact"),
+    ],
+    ids=["cummax", "fft"],
+)
+def test_what_has_no_derivative_is_refused_by_name(
+    between: Callable[[Tensor], Tensor], reason: str, estimator: mz.Estimator
+) -> None:
+    with pytest.raises(mz.UnsupportedOp, match=reason):
+        mz.transform(seeded(Between(between)), (random(3, 6), integers(4, 3)), estimator=estimator, loss=label_loss)
 
 
 @pytest.mark.parametrize(
