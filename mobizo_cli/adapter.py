@@ -19,26 +19,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-#: Kinds that add no pair of factors to a layer, so that no LoRA is there to be trained.
-_OTHER_KINDS = {
-    "IA3": "IA³",
-    "PROMPT_TUNING": "prompt tuning",
-    "MULTITASK_PROMPT_TUNING": "multitask prompt tuning",
-    "P_TUNING": "p-tuning",
-    "PREFIX_TUNING": "prefix tuning",
-    "ADAPTION_PROMPT": "adaption prompt (LLaMA-Adapter)",
-    "CPT": "context-aware prompt tuning",
-    "CARTRIDGE": "cartridge",
-    "LN_TUNING": "layer norm tuning",
-    "TRAINABLE_TOKENS": "trainable tokens",
-    "OFT": "OFT",
-    "BOFT": "BOFT",
-    "HRA": "HRA",
-    "FOURIERFT": "FourierFT",
-    "WAVEFT": "WaveFT",
-    "SHIRA": "SHiRA",
-    "OSF": "OSF",
-}
 #: What trainers, torch.compile and parallel wrappers put before a key, and PEFT or another trainer leaves out.
 _PREFIXES = ("base_model.model.", "base_model.", "_orig_mod.", "_fsdp_wrapped_module.", "module.", "model.")
 #: What they put between names: the wrapper of torch.compile, and the adapter's name after a factor's.
@@ -65,10 +45,10 @@ def adapter_directory(name: str) -> Path | None:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of an adapter whose kind can be trained.
+    """``adapter_config.json`` of an adapter.
 
     Raises:
-        ModelError: unreadable, not a JSON object, or an adapter of another kind.
+        ModelError: unreadable, not a JSON object, or without the adapter's kind.
     """
     path = directory / CONFIG_FILE
     try:
@@ -84,11 +64,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     kind = config.get("peft_type")
     if not isinstance(kind, str):
         raise ModelError(f"{path}: has no `peft_type`. Give the directory of a LoRA adapter.")
-    if kind in _OTHER_KINDS:
-        raise ModelError(
-            f"{directory}: an adapter of the kind {_OTHER_KINDS[kind]} ({kind}), which has no LoRA factors to train. "
-            "Give a LoRA adapter, or the base model for a new one."
-        )
     return config
 
 
@@ -120,7 +95,7 @@ def load_adapter(model: nn.Module, directory: Path) -> Any:
     # PEFT would ask the hub for the base model's configuration, to see whether the vocabulary has grown.
     options: dict[str, Any] = {"save_embedding_layers": False}
     config = PeftConfig.from_pretrained(str(directory))
-    config.inference_mode = True
+    config.inference_mode = False  # it marks what it trains
     before = model.state_dict().keys()
     adapted = get_peft_model(model, config)
     wanted = get_peft_model_state_dict(adapted, **options)
@@ -142,8 +117,12 @@ def load_adapter(model: nn.Module, directory: Path) -> Any:
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{directory}: `{key}` holds NaN or infinity. Give an earlier adapter.")
     result = set_peft_model_state_dict(adapted, placed)
-    if result.unexpected_keys:
-        raise ModelError(f"{directory}: PEFT finds no place for {some(result.unexpected_keys)}.")
+    # Virtual tokens are loaded by PEFT itself; it reports them all the same.
+    unexpected = [
+        key for key in result.unexpected_keys if not (config.is_prompt_learning and key == "prompt_embeddings")
+    ]
+    if unexpected:
+        raise ModelError(f"{directory}: PEFT finds no place for {some(unexpected)}.")
     return adapted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     import mobizo_passes as mz
     from mobizo_cli.data import Example
     from mobizo_cli.options import BuildOptions
+    from mobizo_passes.sites.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Prepared:
                 estimator=_estimator(options),
                 optimizer=_optimizer(options),
                 noise=options.noise,
-                trainable=options.trainable,
+                trainable=_trainable(options.trainable, self.loaded.model),
                 loss=loss,
             )
         except mz.MobizoError as error:
@@ -115,7 +117,6 @@ def prepare(options: BuildOptions, tokenizer_name: str, staged: Path | None = No
     task = draft(options)
     _estimator(options)
     _optimizer(options)
-    _check_trainable(options)
     loaded = models.load(options)
     ids = label_ids(loaded.tokenizer.backend_tokenizer, list(task.label_words))
     if staged is not None:
@@ -169,11 +170,24 @@ def _optimizer(options: BuildOptions) -> mz.Optimizer:
         raise OptionError(f"--optimizer {options.optimizer}: {error}") from error
 
 
-def _check_trainable(options: BuildOptions) -> None:
-    from mobizo_passes.sites.trainable import TRAINABLE
+def _trainable(text: str | None, model: nn.Module) -> Trainable:
+    """What `transform` takes as `trainable`: one of its own words, or whether a name matches a pattern.
 
-    if options.trainable not in TRAINABLE:
-        raise OptionError(f"--trainable {options.trainable}: expected one of {', '.join(TRAINABLE)}.")
+    Raises OptionError for a pattern that matches no parameter of the model.
+    """
+    from mobizo_passes.sites.trainable import MARKED, TRAINABLE
+
+    if text is None or text in (*TRAINABLE, MARKED):
+        return text
+    names = [name for name, _ in model.named_parameters()]
+    patterns = [pattern.strip() for pattern in text.split(",")]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise OptionError(
+                f"--trainable {pattern}: expected one of {', '.join((*TRAINABLE, MARKED))}, or a pattern of the names "
+                f"of the model's parameters, such as {', '.join(names[-2:])}."
+            )
+    return lambda name, _: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check_room(task: TextTask, encoder: PromptEncoder) -> None:

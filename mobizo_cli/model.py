@@ -62,10 +62,8 @@ def load(options: BuildOptions) -> Loaded:
 
 
 def _loaded(adapted: nn.Module, tokenizer: Any, kind: str = "LORA") -> Loaded:
-    adapted = adapted.eval()
-    for parameter in adapted.parameters():
-        parameter.requires_grad_(False)
-    return Loaded(adapted, tokenizer, kind)
+    # What PEFT marks as trainable stays marked: it is what --trainable requires_grad names.
+    return Loaded(adapted.eval(), tokenizer, kind)
 
 
 def _base_model(name: str, options: BuildOptions) -> Any:

@@ -48,9 +48,12 @@ UnusedWeights = Annotated[
 ]
 # Its choices are the compiler's, as those of the estimator.
 TrainableOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Which LoRA tensors are trained: lora_B or lora_A+lora_B.", metavar="FACTORS", rich_help_panel=_LORA
+        help="What is trained: lora_B, lora_A+lora_B, requires_grad (what PEFT marks), or patterns of parameter names, "
+        "separated by commas: '*.lora_B.*,*norm.weight'. By default lora_B; without LoRA, what PEFT marks.",
+        show_default=False,
+        rich_help_panel=_LORA,
     ),
 ]
 Template = Annotated[
@@ -164,7 +167,7 @@ class BuildOptions:
     target_modules: str | None
     layers: str | None
     init_seed: int
-    trainable: str
+    trainable: str | None
     max_length: int
     batch: int
     queries: int

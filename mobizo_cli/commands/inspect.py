@@ -48,7 +48,7 @@ def inspect(
     alpha: opt.Alpha = None,
     target_modules: opt.TargetModules = None,
     layers: opt.Layers = None,
-    trainable: opt.TrainableOption = "lora_B",
+    trainable: opt.TrainableOption = None,
     batch: opt.BatchSize = 4,
     queries: opt.Queries = 4,
     estimator: opt.EstimatorOption = "two-sided",

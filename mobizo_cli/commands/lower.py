@@ -30,7 +30,7 @@ def lower(
     target_modules: opt.TargetModules = None,
     layers: opt.Layers = None,
     init_seed: opt.InitSeed = 0,
-    trainable: opt.TrainableOption = "lora_B",
+    trainable: opt.TrainableOption = None,
     batch: opt.BatchSize = 4,
     queries: opt.Queries = 4,
     estimator: opt.EstimatorOrAutoOption = "two-sided",

@@ -37,7 +37,7 @@ def plan(
     alpha: opt.Alpha = None,
     target_modules: opt.TargetModules = None,
     layers: opt.Layers = None,
-    trainable: opt.TrainableOption = "lora_B",
+    trainable: opt.TrainableOption = None,
     batch: opt.BatchSize = 4,
     queries: opt.Queries = 4,
     optimizer: opt.OptimizerOption = "sgd",

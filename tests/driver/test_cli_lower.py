@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lowering
 from lowering.targets import TARGETS, get_target
@@ -118,3 +119,53 @@ def test_targets_lists_every_option_with_its_help(cli: Cli):
             assert option.help.split()[0] in shown
     assert "--option soc=" in shown
     assert "8a8w" in shown
+
+
+PROMPT = {"num_virtual_tokens": 2, "task_type": "CAUSAL_LM"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "given", "trainable", "trained"),
+    [
+        ("Lora", {"r": 3}, (), "lora_B", {"lora_B": 4}),
+        ("Lora", {"r": 3}, ("--trainable", "requires_grad"), "requires_grad", {"lora_A": 4, "lora_B": 4}),
+        ("Lora", {"r": 3}, ("--trainable", "*.0.*.lora_B.*, *.norm.weight"), "parameters", {"lora_B": 2, "norm": 1}),
+        ("IA3", {"target_modules": ["v_proj"], "feedforward_modules": []}, (), "requires_grad", {"ia3_l": 2}),
+        ("PromptTuning", PROMPT, (), "requires_grad", {"prompt_encoder": 1}),
+    ],
+    ids=["default", "marked", "patterns", "IA3", "prompt tuning"],
+)
+def test_trainable_names_what_is_trained(
+    kind: str, config: dict[str, Any], given: tuple[str, ...], trainable: str, trained: dict[str, int],
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    import peft
+    import transformers
+
+    seen: dict[str, Any] = {}
+
+    def lower(program: Any, **arguments: Any) -> None:
+        seen.update(program.manifest())
+        raise Stopped("seen")
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(text_model.save_model(tmp_path / "model"))
+    adapted = peft.get_peft_model(base, getattr(peft, f"{kind}Config")(**config))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.fill_(0.25)
+    adapted.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(lowering, "lower", lower)
+    done = cli("lower", tmp_path / "adapter", *TASK, "-o", "x.pte", *given)
+    assert "error: seen" in done.err, done.err
+    assert seen["trainable"] == trainable
+    names = [tensor["fqn"] for tensor in seen["adapter"] if tensor["trainable"]]
+    assert len(names) == sum(trained.values()), names
+    for part, count in trained.items():
+        assert sum(part in name for name in names) == count, names
+
+
+def test_a_pattern_that_matches_nothing_is_refused(cli: Cli, tmp_path: Path):
+    model = text_model.save_model(tmp_path / "model")
+    done = cli("lower", model, *TASK, "--rank", 4, "-o", "x.pte", "--trainable", "lora_C")
+    fails(done, "--trainable lora_C: expected one of lora_B, lora_A+lora_B, requires_grad, or a pattern")
