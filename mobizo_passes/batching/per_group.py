@@ -64,13 +64,16 @@ def _run_each(batcher: Batcher, node: fx.Node) -> None:
     before = node.args, node.kwargs, node.target
     stacked = [a for a in node.all_input_nodes if batcher.per_group(a)]
     # Where the batch lies in the result does not depend on the values of a weight: ask as if it were shared.
+    held = {arg: arg.meta["val"] for arg in stacked}
     for arg in stacked:
         del batcher.layouts[arg]
+        arg.meta["val"] = batcher.plain.get(arg, held[arg])
     try:
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda a: fused.get(a, a))
         found = batcher.ordinary(node)
     finally:
-        batcher.layouts.update(dict.fromkeys(stacked, PER_GROUP))
+        for arg, value in held.items():
+            batcher.layouts[arg], arg.meta["val"] = PER_GROUP, value
     node.args, node.kwargs, node.target = before
     ungrouped: dict[fx.Node, fx.Node] = {}
     for arg in node.all_input_nodes:

@@ -56,6 +56,9 @@ FINE: dict[str, Body] = {
     "shared batch scaled by a row": lambda y, b: y + torch.ones_like(y) * b[:, 1],
     "gated": lambda y, b: torch.where(y > b[:, 0], y, b[:, 1]),
     "concatenated": lambda y, b: torch.cat([y, b[:, 0].expand(BATCH, 1, WIDTH)], 1),
+    "concatenated with three batches": lambda y, b: torch.stack(
+        torch.cat([b[:, 0].expand(3 * BATCH, 1, WIDTH), torch.cat([y, y.tanh(), y.sin()])], 1).chunk(3)
+    ).sum(0),
     "layer norm": lambda y, b: F.layer_norm(y, [WIDTH], 1 + b[:, 0], b[:, 1]),
     "group norm": lambda y, b: F.group_norm(y.transpose(1, 2), 2, 1 + b[:, 0], b[:, 1]).transpose(1, 2),
     "batch norm": lambda y, b: (
