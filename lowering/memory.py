@@ -78,19 +78,21 @@ def _alive(nodes: list[Node], constants: set[Node]) -> tuple[int, int]:
 
 def _products(constant: Node) -> int:
     """How many products read the constant as their second factor, as it is or turned."""
-    return sum(
-        _products(user) if operation_name(user) in _TURNS else int(_second_factor(user) is constant)
-        for user in constant.users
-    )
+    return sum(_products(user) if _turns(user) else int(_second_factor(user) is constant) for user in constant.users)
 
 
 def _packed_anew(node: Node, constants: set[Node]) -> int:
     """Bytes of the second factor, if it is no constant: XNNPACK brings it into its own layout at each call."""
     factor = _second_factor(node)
     source = factor
-    while source is not None and operation_name(source) in _TURNS:
+    while source is not None and _turns(source):
         source = source.all_input_nodes[0]
     return 0 if factor is None or source in constants else _bytes(factor)
+
+
+def _turns(node: Node) -> bool:
+    # A constant that was folded may have the name of what it was.
+    return node.op == "call_function" and operation_name(node) in _TURNS
 
 
 def _second_factor(node: Node) -> Node | None:
