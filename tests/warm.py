@@ -7,6 +7,7 @@ Ours are imported by each command anew, so that a command that forgets an import
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -53,6 +54,9 @@ def serve(path: str) -> None:
     """Import the libraries, listen at `path`, and fork for each connection until terminated."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    # What is imported stays: no fork looks for garbage in it.
+    gc.freeze()
+    gc.set_threshold(100_000, 10, 10)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
