@@ -15,6 +15,10 @@ class InputError(MobizoError):
     """Example inputs, adapter tensors, labels or options do not fit the model or the program."""
 
 
+class LibraryMissing(MobizoError, ImportError):
+    """What is asked for needs a library that is not installed."""
+
+
 class CaptureError(MobizoError):
     """`torch.export` could not capture the model, or its outputs do not hold a loss."""
 

@@ -30,20 +30,23 @@ def verify(
     seed: int = 0,
     lr: float = 1e-3,
     eps: float = 1e-2,
+    adapter: Mapping[str, Tensor] | None = None,
+    optimizer: Mapping[str, Tensor] | None = None,
 ) -> StepResult:
     """Run one step both ways and compare losses, gradients (or their projections) and every updated tensor.
 
-    Returns the program's step. Raises `VerificationFailed` naming the first group, query or site that differs. Losses
-    are compared with the reference's forwards. Projected gradients are compared with what the reference makes of the
-    program's own losses, and updated tensors with what it makes of the program's own projected gradients, so that both
-    are held to float32 rounding: an error in a loss, divided by ε or by a small standard deviation, would hide much.
-    Exact gradients, and directional derivatives, are compared with autograd's in float64; `eps` counts for nothing
-    then, and for exact gradients neither does `seed`.
+    The step starts from `adapter` and from `optimizer`, its state; None: from the program's initial ones. Returns the
+    program's step. Raises `VerificationFailed` naming the first group, query or site that differs. Losses are compared
+    with the reference's forwards. Projected gradients are compared with what the reference makes of the program's own
+    losses, and updated tensors with what it makes of the program's own projected gradients, so that both are held to
+    float32 rounding: an error in a loss, divided by ε or by a small standard deviation, would hide much. Exact
+    gradients, and directional derivatives, are compared with autograd's in float64; `eps` counts for nothing then, and
+    for exact gradients neither does `seed`.
     """
-    adapter = program.initial_adapter()
-    state = program.initial_optimizer()
+    adapter = program.initial_adapter() if adapter is None else adapter
+    state = program.initial_optimizer() if optimizer is None else optimizer
     if not program.estimator.projected:
-        return _verify_exact(program, model, example_inputs, adapter, lr)
+        return _verify_exact(program, model, example_inputs, adapter, state, lr)
     if not program.estimator.uses_epsilon:
         got = program.step(adapter, example_inputs, seed=seed, lr=lr, optimizer=state)
         z = reference.draw(adapter, seed, program.estimator.queries, program.noise)
@@ -95,7 +98,7 @@ def _check_update(
         updated = reference.apply(adapter, seed=seed, lr=lr, projected_gradients=given, noise_kind=program.noise)
     else:
         estimates = reference.estimated(adapter, seed=seed, projected_gradients=given, noise_kind=program.noise)
-        updated, _ = reference.stepped(adapter, estimates, lr=lr, optimizer=program.optimizer)
+        updated, _ = reference.stepped(adapter, estimates, lr=lr, optimizer=program.optimizer, state=state)
         longest = max(longest, lr)
     _check_updated(got.adapter, updated, longest)
     again = program.apply(adapter, seed=seed, lr=lr, projected_gradients=given, optimizer=state)
@@ -115,12 +118,17 @@ def _check_updated(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], lo
 
 
 def _verify_exact(
-    program: TrainingProgram, model: nn.Module, example_inputs: Any, adapter: dict[str, Tensor], lr: float
+    program: TrainingProgram,
+    model: nn.Module,
+    example_inputs: Any,
+    adapter: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    lr: float,
 ) -> StepResult:
-    got = program.step(adapter, example_inputs, lr=lr, optimizer=program.initial_optimizer())
+    got = program.step(adapter, example_inputs, lr=lr, optimizer=state)
     gradients = program.gradients(adapter, example_inputs)
     Autograd.of(model, example_inputs, adapter, program.loss_fn).check_gradients(got.loss, gradients)
     # From the program's own gradients: Adam's first step is little more than their sign.
-    updated, _ = reference.stepped(adapter, gradients, lr=lr, optimizer=program.optimizer)
+    updated, _ = reference.stepped(adapter, gradients, lr=lr, optimizer=program.optimizer, state=state)
     _check_updated(got.adapter, updated, lr * max(1.0, *(float(each.abs().max()) for each in gradients.values())))
     return got

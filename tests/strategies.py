@@ -1,4 +1,4 @@
-"""Hypothesis strategies: random small LoRA models with inputs, losses and options of `transform`."""
+"""Random models of layers: fewer kinds than `mobizo_passes.testing.random_models` draws, and smooth ones if asked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import mobizo_passes as mz
+from mobizo_passes.testing.losses import PLAIN as LOSSES
+from mobizo_passes.testing.models import Lora, integers, random, seeded
 
-from .models import Attention, Lora, integers, random, seeded
+from .models import Attention
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
@@ -104,22 +105,6 @@ class ModelSpec:
         return LOSSES[self.loss]
 
 
-def _tokens(outputs: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1))
-
-
-def _sum(outputs: Tensor, wanted: Tensor) -> Tensor:
-    return (outputs - wanted).square().sum() / 4
-
-
-def _vector(outputs: Tensor, labels: Tensor) -> Tensor:
-    flat = F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1), reduction="none")
-    return flat.reshape(labels.shape[0], -1).mean(1)
-
-
-LOSSES = {"mse": F.mse_loss, "sum": _sum, "tokens": _tokens, "masked": _tokens, "vector": _vector}
-
-
 @st.composite
 def models(draw: st.DrawFn, *, smooth: bool = False) -> ModelSpec:
     """Random models in which at least one layer has LoRA."""
@@ -150,31 +135,3 @@ def models(draw: st.DrawFn, *, smooth: bool = False) -> ModelSpec:
         weights_seed=draw(st.integers(0, 1000)),
         label_seed=draw(st.integers(0, 1000)),
     )
-
-
-@st.composite
-def estimators(draw: st.DrawFn, differentiating: bool = False) -> mz.Estimator:
-    """Every estimator of 1 to 4 queries, normalized or not; a standard deviation needs two perturbed losses.
-
-    Those that take no differences are among them if `differentiating`.
-    """
-    kinds = [mz.TwoSided, mz.OneSided, *([mz.ForwardGradient] if differentiating else [])]
-    kind, queries = draw(st.sampled_from(kinds)), draw(st.integers(1, 4))
-    alone = not kind.uses_epsilon or (kind is mz.OneSided and queries == 1)
-    return kind(queries=queries, normalize=None if alone else draw(st.sampled_from([None, "std"])))
-
-
-def kinds() -> st.SearchStrategy[str]:
-    return st.sampled_from(["gaussian", "rademacher"])
-
-
-def trainables() -> st.SearchStrategy[str]:
-    return st.sampled_from(["lora_B", "lora_A+lora_B"])
-
-
-def seeds() -> st.SearchStrategy[int]:
-    return st.integers(-(2**63), 2**63 - 1)
-
-
-def radii() -> st.SearchStrategy[float]:
-    return st.sampled_from([1e-3, 1e-2, 5e-2])

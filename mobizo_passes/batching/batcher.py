@@ -54,6 +54,8 @@ class Batcher:
     layouts: dict[fx.Node, Layouts] = field(default_factory=dict)
     plain: dict[fx.Node, Any] = field(default_factory=dict)
     expansions: dict[tuple[fx.Node, Layout], fx.Node] = field(default_factory=dict)
+    # Names of the nodes, erased since, that others stand for.
+    replaced: dict[fx.Node, str] = field(default_factory=dict)
 
     # What rules ask ----------------------------------------------------------------------------------------------
 
@@ -171,6 +173,7 @@ class Batcher:
             user.replace_all_uses_with(result)
             self.plain[result] = plain[at] if several else plain
             self.layouts[result] = layouts[at]
+            self.replaced[result] = user.name
             note(result, expanded=True)
             self.check(result, layouts[at])
             if several:

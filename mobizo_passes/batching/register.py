@@ -40,6 +40,10 @@ Claim = Literal["pointwise"] | BatchDims | RuleFn
 _registered: set[Any] = set()
 
 
+def _held(dims: Mapping[str, int | None], args: Mapping[str, Any]) -> None:
+    """Stands for a rule in the table: it may take the batch anywhere."""
+
+
 def register_batching_rule(op: Any, rule: Claim, *, examples: Sequence[tuple[Any, ...]]) -> None:
     """Tell how a custom operator runs on several perturbed copies of the batch side by side.
 
@@ -60,14 +64,37 @@ def register_batching_rule(op: Any, rule: Claim, *, examples: Sequence[tuple[Any
     target = _overload(op)
     if target in RULES:
         raise InputError(f"{target} has a batching rule already; unregister_batching_rule takes one of your own away")
-    made = _rule(target, rule)
-    RULES[target] = made
+    check_rule(op, rule, examples=examples)
+    RULES[target] = _rule(target, rule)
+    _registered.add(target)
+
+
+def check_rule(op: Any, rule: Claim | None = None, *, examples: Sequence[tuple[Any, ...]]) -> None:
+    """Try a batching rule on examples, as `register_batching_rule` does it, and register nothing.
+
+    Args:
+        op: an operator, as for `register_batching_rule`, whether it has a rule or not.
+        rule: what would be registered; None: the rule that the operator has, one of the compiler's own too.
+        examples: at least two tuples of arguments for the operator, of the same shapes and with different values.
+
+    Raises:
+        InputError: no such operator, it has no rule and none is given, or the examples don't fit.
+        BatchingRuleError: the rule is wrong: names the operator and what differs; or it takes none of the examples.
+    """
+    target = _overload(op)
+    before = RULES.get(target)
+    if rule is None:
+        if before is None and torch.Tag.pointwise not in target.tags:
+            raise InputError(f"{target} has no batching rule: pass rule=, or register one")
+        _try(target, "pointwise" if before in (None, pointwise) else _held, examples)
+        return
+    RULES[target] = _rule(target, rule)
     try:
         _try(target, rule, examples)
-    except BaseException:
+    finally:
         del RULES[target]
-        raise
-    _registered.add(target)
+        if before is not None:
+            RULES[target] = before
 
 
 def unregister_batching_rule(op: Any) -> None:
@@ -247,10 +274,13 @@ def _readings(target: Any, claim: Claim, example: Mapping[str, Any], names: Sequ
 def _compare(target: Any, given: Sequence[Mapping[str, Any]], fused: Mapping[str, Layout]) -> None:
     ir = Ir(_empty(), {}, (), FakeTensorMode())
     tensors = {name: value for name, value in given[0].items() if isinstance(value, Tensor)}
-    nodes = {name: ir.add_input("batch", name, value) for name, value in tensors.items()}
+    # PyTorch's own operators call theirs "self", which no argument of generated code may be called.
+    nodes = {name: ir.add_input("batch", f"{name}_", value) for name, value in tensors.items()}
+    taken = {**given[0], **nodes}
+    by_name = {a.name: taken.pop(a.name) for a in target._schema.arguments if a.kwarg_only and a.name in taken}
     with ir.graph.inserting_before(ir.graph.output_node()):
         try:
-            node = ir.call(target, **{**given[0], **nodes})
+            node = ir.call(target, *taken.values(), **by_name)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"{target} does not run on the shapes of its examples alone: {reason}") from error
@@ -267,7 +297,7 @@ def _compare(target: Any, given: Sequence[Mapping[str, Any]], fused: Mapping[str
             nodes[name].meta["val"] = torch.empty(values[name].shape, dtype=values[name].dtype)
     walk.run({nodes[name]: layout for name, layout in fused.items()})
     ir.lint()
-    found = list(ir.run(values).values())
+    found = list(ir.run({f"{name}_": value for name, value in values.items()}).values())
     for group, each in enumerate(given):
         alone = target(**{**given[0], **{name: each[name] for name in fused}})
         for number, expected in enumerate(alone if several else [alone]):

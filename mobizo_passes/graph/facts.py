@@ -88,6 +88,8 @@ def source_line(node: Node) -> str:
     return next((line for line in reversed(lines) if line.startswith("File ")), "")
 
 
+# The testing kit holds models.
+_COMPILER = re.compile("/mobizo_passes/(?!testing/)")
 # File, line, function, and the line's text if torch noted it.
 _FRAME = re.compile(r'File "(.*?)", line (\d+), in (\S+)(?:\n +(?!File)(.*))?')
 
@@ -98,7 +100,7 @@ def source_frames(node: Node) -> tuple[str, ...]:
     Each is ``model.py:12 in forward: x = self.fc(x)``. Frames of this package are left out, those of PyTorch too where
     others are known. Paths begin below ``site-packages`` or the working directory: they say nothing of a machine.
     """
-    frames = [each for each in _FRAME.findall(node.meta.get("stack_trace") or "") if "/mobizo_passes/" not in each[0]]
+    frames = [each for each in _FRAME.findall(node.meta.get("stack_trace") or "") if not _COMPILER.search(each[0])]
     ours = [each for each in frames if "/site-packages/torch/" not in each[0]] or frames
     return tuple(
         f"{_short_path(path)}:{line} in {function}" + (f": {text.strip()}" if text else "")

@@ -53,8 +53,10 @@ class ExpandPerturbations(Pass):
             yield losses, f"{list(shape_of(losses))} losses for {self.estimator.groups} groups"
 
     def rewrite(self, ir: Ir) -> int:
-        if ir.placeholders("eps"):
-            return 0
+        return 0 if ir.placeholders("eps") else self.expand(ir)[1]
+
+    def expand(self, ir: Ir) -> tuple[Walk, int]:
+        """Rewrite a graph that has no epsilon; the walk that did it knows where each value holds its groups."""
         eps = ir.add_input("eps", "eps", torch.zeros(1))
         batcher = Walk(ir, self.estimator.groups)
         seeds: dict[fx.Node, Layouts] = {}
@@ -75,7 +77,7 @@ class ExpandPerturbations(Pass):
                 else:
                     user.replace_input_with(adapter, weight)
             seeds[weight] = PER_GROUP
-        return batcher.run(seeds)
+        return batcher, batcher.run(seeds)
 
 
 def _is_weight(node: fx.Node) -> bool:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import lowering
 import mobizo_passes as mz
 import runtime_driver
-from tests import strategies
+from mobizo_passes.testing import strategies
+from tests.strategies import ModelSpec, models
 from tests.tolerance import gradient_bound
 
 # Kernels of other runtimes sum in another order and approximate exp and tanh within a few units in the last place.
@@ -31,15 +32,15 @@ FEW = settings(
 @pytest.mark.timeout(1200)
 @FEW
 @given(
-    spec=strategies.models(),
+    spec=models(),
     estimator=strategies.estimators(True),
-    noise=strategies.kinds(),
+    noise=strategies.noise_kinds(),
     trainable=strategies.trainables(),
     seed=st.integers(0, 2**31 - 1),
-    eps=strategies.radii(),
+    eps=strategies.epsilons(),
 )
 def test_eager_portable_and_xnnpack_agree(
-    spec: strategies.ModelSpec, estimator: mz.Estimator, noise: str, trainable: str, seed: int, eps: float
+    spec: ModelSpec, estimator: mz.Estimator, noise: str, trainable: str, seed: int, eps: float
 ) -> None:
     model, inputs = spec.model(), spec.inputs()
     program = mz.transform(model, inputs, loss=spec.loss_fn(), estimator=estimator, noise=noise, trainable=trainable)

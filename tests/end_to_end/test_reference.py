@@ -8,8 +8,8 @@ import pytest
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PUBLIC = {
-    "mobizo_passes": ("mobizo_passes",),
-    "lowering": ("lowering",),
+    "mobizo_passes": ("mobizo_passes", "mobizo_passes.testing", "mobizo_passes.testing.strategies"),
+    "lowering": ("lowering", "lowering.testing"),
     "runtime_driver": ("runtime_driver", "runtime_driver.fleet"),
 }
 

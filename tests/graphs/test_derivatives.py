@@ -12,7 +12,7 @@ from hypothesis import event, given, seed, settings
 from hypothesis import strategies as st
 
 import mobizo_passes as mz
-from tests.graphs.cases import TRAINED, Case, cases
+from mobizo_passes.testing.random_models.cases import TRAINED, RandomModel, random_models
 from tests.graphs.judge import NODE
 
 # As for estimates: many short runs try more kinds of graph. A fifth as many: the graphs are the same, and each model is
@@ -23,7 +23,7 @@ seen: Counter[str] = Counter()
 estimators = st.sampled_from([mz.Exact(), mz.ForwardGradient(2)])
 
 
-def judge(case: Case, estimator: mz.Estimator, trained: str) -> mz.UnsupportedOp | None:
+def judge(case: RandomModel, estimator: mz.Estimator, trained: str) -> mz.UnsupportedOp | None:
     """Return the refusal, or None if what the estimator gives is autograd's; anything else raises."""
     model, inputs = case.build(), case.inputs()
     try:
@@ -40,8 +40,8 @@ def judge(case: Case, estimator: mz.Estimator, trained: str) -> mz.UnsupportedOp
 def test_random_graphs(chunk: int) -> None:
     @seed(1000 + chunk)
     @settings(max_examples=PER_CHUNK)
-    @given(case=cases(), estimator=estimators, trained=st.sampled_from(TRAINED))
-    def agrees_or_is_refused(case: Case, estimator: mz.Estimator, trained: str) -> None:
+    @given(case=random_models(), estimator=estimators, trained=st.sampled_from(TRAINED))
+    def agrees_or_is_refused(case: RandomModel, estimator: mz.Estimator, trained: str) -> None:
         refusal = judge(case, estimator, trained)
         coupled = case.mixes(trained) and isinstance(estimator, mz.ForwardGradient)
         kind = f"{'coupled' if coupled else 'free'}, {'agrees' if refusal is None else 'refused'}"

@@ -11,21 +11,21 @@ from torch import fx
 
 import mobizo_passes as mz
 from mobizo_passes.batching import RULES, Batcher, Layout
-from tests.graphs.builder import Choice
-from tests.graphs.cases import ALL, Case, assemble, cases
+from mobizo_passes.testing.random_models.builder import Choice
+from mobizo_passes.testing.random_models.cases import ALL, RandomModel, assemble, random_models
 from tests.graphs.judge import judge
 
 UNCHECKED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-def drawn(count: int, number: int, **options: int) -> list[Case]:
-    """Draw cases without compiling anything; `options` are those of `cases`."""
-    found: list[Case] = []
+def drawn(count: int, number: int, **options: int) -> list[RandomModel]:
+    """Draw cases without compiling anything; `options` are those of `random_models`."""
+    found: list[RandomModel] = []
 
     @seed(number)
     @settings(max_examples=count, phases=[Phase.generate], database=None, suppress_health_check=UNCHECKED)
-    @given(case=cases(**options))
-    def collect(case: Case) -> None:
+    @given(case=random_models(**options))
+    def collect(case: RandomModel) -> None:
         found.append(case)
 
     collect()
@@ -83,7 +83,7 @@ def test_a_broken_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def accepts(batcher: Batcher, node: fx.Node) -> Layout | None:
         return batcher.layout(node.args[0])
 
-    def is_wrong(case: Case) -> bool:
+    def is_wrong(case: RandomModel) -> bool:
         try:
             judge(case, {"estimator": mz.TwoSided(queries=1)})
         except mz.VerificationFailed:

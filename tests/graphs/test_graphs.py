@@ -10,9 +10,9 @@ from hypothesis import event, given, seed, settings
 from hypothesis import strategies as st
 
 import mobizo_passes as mz
-from tests.graphs.cases import TRAINED, Case, cases
+from mobizo_passes.testing.random_models.cases import TRAINED, RandomModel, random_models
+from mobizo_passes.testing.strategies import noise_kinds
 from tests.graphs.judge import judge
-from tests.strategies import kinds
 
 # Hypothesis varies what it has already drawn once it has ten examples: many short runs try more kinds of graph.
 PER_CHUNK = 10
@@ -33,8 +33,8 @@ def part(number: int, value: int) -> Any:
 def test_random_graphs(chunk: int) -> None:
     @seed(chunk)
     @settings(max_examples=PER_CHUNK)
-    @given(case=cases(), estimator=estimators, noise=kinds(), trained=st.sampled_from(TRAINED))
-    def agrees_or_is_refused(case: Case, estimator: Any, noise: str, trained: str) -> None:
+    @given(case=random_models(), estimator=estimators, noise=noise_kinds(), trained=st.sampled_from(TRAINED))
+    def agrees_or_is_refused(case: RandomModel, estimator: Any, noise: str, trained: str) -> None:
         options = {"estimator": estimator, "noise": noise, "trainable": case.trained(trained)}
         refusal = judge(case, options)
         mixes = "coupled" if case.mixes(trained) else "free"

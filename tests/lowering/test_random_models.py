@@ -11,7 +11,7 @@ from hypothesis import assume, given, seed, settings
 
 import lowering
 import mobizo_passes as mz
-from tests.graphs.cases import Case, cases
+from mobizo_passes.testing.random_models.cases import RandomModel, random_models
 from tests.self_check import DEEP, check_itself
 
 # Hypothesis varies what it has already drawn once it has ten examples: short runs try more kinds of graph.
@@ -22,8 +22,8 @@ CHUNKS = 4
 def test_random_models_on_xnnpack(chunk: int) -> None:
     @seed(chunk)
     @settings(max_examples=125 if DEEP else 8)
-    @given(case=cases())
-    def lowers_to_the_same(case: Case) -> None:
+    @given(case=random_models())
+    def lowers_to_the_same(case: RandomModel) -> None:
         assume(not case.coupled)
         try:
             program = mz.transform(case.build(), case.inputs(), loss=case.loss_fn(), estimator=mz.TwoSided(queries=1))

@@ -18,7 +18,7 @@ from torch import Tensor
 import mobizo_passes as mz
 from mobizo_passes import noise as noise_module
 from mobizo_passes.noise import noise, noise_stack, quantile_table, site_ids
-from tests import strategies
+from mobizo_passes.testing import strategies
 
 SITE = 123456789
 MANY = 1 << 16
@@ -76,20 +76,22 @@ def test_the_table_is_standard() -> None:
 # Purity ------------------------------------------------------------------------------------------------------------
 
 
-@given(seed=strategies.seeds(), site=st.integers(0, 2**32 - 1), kind=strategies.kinds(), size=st.integers(1, 70))
+@given(seed=strategies.seeds(), site=st.integers(0, 2**32 - 1), kind=strategies.noise_kinds(), size=st.integers(1, 70))
 def test_the_same_bits_twice_and_for_any_number_of_queries(seed: int, site: int, kind: str, size: int) -> None:
     few, many = noise(at(seed), site, 2, [size], kind), noise(at(seed), site, 8, [size], kind)
     assert torch.equal(noise(at(seed), site, 2, [size], kind), few)
     assert torch.equal(few, many[:2])
 
 
-@given(seed=strategies.seeds(), kind=strategies.kinds(), size=st.integers(1, 70), more=st.integers(1, 70))
+@given(seed=strategies.seeds(), kind=strategies.noise_kinds(), size=st.integers(1, 70), more=st.integers(1, 70))
 def test_an_element_does_not_depend_on_the_size_of_its_site(seed: int, kind: str, size: int, more: int) -> None:
     assert torch.equal(sample(kind, seed, size=size), sample(kind, seed, size=size + more)[:, :size])
 
 
 @given(
-    seed=strategies.seeds(), kind=strategies.kinds(), sites=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4)
+    seed=strategies.seeds(),
+    kind=strategies.noise_kinds(),
+    sites=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4),
 )
 def test_a_site_does_not_depend_on_the_others(seed: int, kind: str, sites: list[int]) -> None:
     stacked = noise_stack(at(seed), sites, 2, 12, kind)

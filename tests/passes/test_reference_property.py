@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mobizo_passes as mz
 from mobizo_passes.capture.export import forward_with_loss
 from mobizo_passes.capture.inputs import bind_inputs, name_inputs
-from tests import strategies
+from mobizo_passes.testing import strategies
 from tests.models import BATCH, CASES, Case, case, seeded
+from tests.strategies import models
 from tests.tolerance import gradient_bound
 
 LOSS = 2e-5
@@ -105,13 +106,13 @@ def test_core_graph_computes_what_the_readable_one_does(compiled, one: Case) -> 
 @given(data=st.data())
 @FEW
 def test_random_models(data: st.DataObject) -> None:
-    spec = data.draw(strategies.models())
+    spec = data.draw(models())
     model, inputs = spec.model(), spec.inputs()
     program = mz.transform(
         model, inputs, loss=spec.loss_fn(), estimator=data.draw(strategies.estimators(True)),
-        noise=data.draw(strategies.kinds()), trainable=data.draw(strategies.trainables()),
+        noise=data.draw(strategies.noise_kinds()), trainable=data.draw(strategies.trainables()),
     )  # fmt: skip
-    seed, eps = data.draw(strategies.seeds()), data.draw(strategies.radii())
+    seed, eps = data.draw(strategies.seeds()), data.draw(strategies.epsilons())
     got = close(program, model, inputs, seed, eps)
     adapter = program.initial_adapter()
     again = program.apply(adapter, seed=seed, lr=LR, projected_gradients=got.projected_gradients)
@@ -122,7 +123,7 @@ def test_random_models(data: st.DataObject) -> None:
     torch.testing.assert_close(program.loss(moved, inputs), want, rtol=LOSS, atol=LOSS)
 
 
-@given(seed=strategies.seeds(), eps=strategies.radii(), shift=st.floats(-1, 1, width=32))
+@given(seed=strategies.seeds(), eps=strategies.epsilons(), shift=st.floats(-1, 1, width=32))
 @FEW
 @pytest.mark.parametrize("name", ["own-loss", "sequence-first"])
 def test_apply_is_the_step_without_the_model(compiled, name: str, seed: int, eps: float, shift: float) -> None:
@@ -248,7 +249,7 @@ def test_the_bound_on_gradients_holds(data: st.DataObject, estimator: Any) -> No
     """Whatever the losses, moving each by at most d moves no projected gradient by more than the bound that we use."""
     numbers = st.lists(st.floats(-1, 1), min_size=estimator.groups, max_size=estimator.groups)
     losses, moves = (torch.tensor(data.draw(numbers), dtype=torch.float64) for _ in range(2))
-    error, eps = data.draw(st.sampled_from([1e-6, 1e-3, 0.1])), data.draw(strategies.radii())
+    error, eps = data.draw(st.sampled_from([1e-6, 1e-3, 0.1])), data.draw(strategies.epsilons())
     before, after = (mz.reference.projected_gradients(x, eps, estimator) for x in (losses, losses + error * moves))
     bound = gradient_bound(estimator, losses, before, eps, error)
     assert float((after - before).abs().max()) <= bound * (1 + 1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mobizo_passes as mz
 from mobizo_passes.batching import RULES
+from mobizo_passes.testing import check_rule
 from tests.models import random, seeded
 from tests.passes.contract import Tiny, rows
 
@@ -156,3 +157,22 @@ def test_what_cannot_be_registered(op: Any, rule: Any, examples: list[tuple[Any,
 def test_built_in_rules_stay() -> None:
     with pytest.raises(mz.InputError, match=r"no batching rule was registered for aten\.linear"):
         mz.unregister_batching_rule(torch.ops.aten.linear.default)
+
+
+def test_rules_are_tried_without_registering_them():
+    over_last = [(x, -1) for x, _ in ROWS]
+    check_rule(center, beyond_last, examples=over_last)
+    assert center._opoverload not in RULES
+    with pytest.raises(mz.BatchingRuleError, match="is wrong"):
+        check_rule(center, mz.BatchDims((0,), 0), examples=[(x, 0) for x, _ in ROWS])
+    with pytest.raises(mz.InputError, match="has no batching rule"):
+        check_rule(center, examples=over_last)
+
+
+def test_the_compilers_own_rules_can_be_tried():
+    softmax = torch.ops.aten.softmax.int
+    own = RULES[softmax]
+    check_rule(softmax, examples=[(x, 1) for x, _ in ROWS])
+    with pytest.raises(mz.BatchingRuleError, match="is wrong"):
+        check_rule(softmax, "pointwise", examples=[(x, 1) for x, _ in ROWS])
+    assert RULES[softmax] is own

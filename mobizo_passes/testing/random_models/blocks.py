@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.graphs.builder import BATCH_DIM, TIME_DIM, Builder, Choice, block, flavour, latest
+from mobizo_passes.testing.random_models.builder import BATCH_DIM, TIME_DIM, Builder, Choice, block, flavour, latest
 
 
 @block

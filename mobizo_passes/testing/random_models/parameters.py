@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.graphs.builder import Builder, Choice, block, flavour, latest
+from mobizo_passes.testing.random_models.builder import Builder, Choice, block, flavour, latest
 
 
 @block

@@ -9,46 +9,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import tests.graphs.parameters  # noqa: F401 (registers its blocks, after the simple ones)
-from tests.graphs import pairs
-from tests.graphs.blocks import couple
-from tests.graphs.builder import BLOCKS, Block, Builder, Choice, Value
-from tests.models import Lora, integers, random, seeded
-from tests.strategies import LOSSES as KNOWN
+import mobizo_passes.testing.random_models.parameters  # noqa: F401 (registers its blocks, after the simple ones)
+from mobizo_passes.testing.drawing import st
+from mobizo_passes.testing.losses import LOSSES, REGRESSION
+from mobizo_passes.testing.models import Lora, integers, random, seeded
+from mobizo_passes.testing.random_models import pairs
+from mobizo_passes.testing.random_models.blocks import couple
+from mobizo_passes.testing.random_models.builder import BLOCKS, Block, Builder, Choice, Value
 
 CLASSES = 3
 VOCABULARY = 7
 FILE = "graph.py"
 ALL: dict[str, Block] = {**BLOCKS, "couple": couple}
-
-
-def _binary(outputs: Tensor, wanted: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(outputs, wanted.sigmoid())
-
-
-def _smooth(outputs: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(outputs.reshape(-1, CLASSES), labels.reshape(-1), label_smoothing=0.2)
-
-
-def _stacked(outputs: Tensor, wanted: Tensor) -> Tensor:
-    listed = [F.mse_loss(outputs, wanted), outputs.abs().mean(), (outputs * wanted).sum()]
-    return (torch.stack(listed) * torch.tensor([1.0, 0.5, 0.1])).mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **KNOWN, "binary": _binary, "huber": F.huber_loss, "smooth": _smooth, "stacked": _stacked,
-}  # fmt: skip
-REGRESSION = ("mse", "sum", "binary", "huber", "stacked")
 # What is trained: factors of LoRA, what is marked (here everything), all vectors, or some parameters, listed.
 TRAINED = ("lora_B", "lora_A+lora_B", "requires_grad", "vectors", "listed")
 
 
 @dataclass(frozen=True)
-class Case:
-    """Everything a random case is made from; its text is the module, as a failure shows it."""
+class RandomModel:
+    """A random model with its inputs and its loss; its text is the module's source, as a failure shows it."""
 
     source: str
     batch: int
@@ -79,6 +60,7 @@ class Case:
         return self.seed % len(pairs.WAYS)
 
     def build(self) -> nn.Module:
+        """Return the model, in eval mode: at each call a new one with the same weights, LoRA-B not zero."""
         space: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "Lora": Lora}
         # Known to linecache, so that error messages and tracebacks point into this source.
         linecache.cache[FILE] = (len(self.source), None, self.source.splitlines(keepends=True), FILE)
@@ -86,6 +68,7 @@ class Case:
         return seeded(space["Model"](), self.seed)
 
     def inputs(self) -> tuple[Tensor, ...]:
+        """Return example inputs, labels last: what `transform` takes."""
         shape = (self.batch, self.length)
         first = tuple(
             integers(VOCABULARY, *shape, seed=8 + i) if self.tokens else random(*shape, self.width, seed=self.seed + i)
@@ -106,6 +89,7 @@ class Case:
         return *first, *more, labels
 
     def loss_fn(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what `transform` takes as ``loss=``."""
         return pairs.loss_of(self.loss, self.way) if self.paired else LOSSES[self.loss]
 
     def trained(self, choice: str) -> str | list[str]:
@@ -136,7 +120,7 @@ def choices(kinds: list[str]) -> st.SearchStrategy[Choice]:
 def assemble(
     sizes: tuple[int, int, int], blocks: Sequence[Choice], head: Choice, *, tokens: bool = False, second: int = 0,
     loss: str = "mse", seed: int = 0,
-) -> Case:  # fmt: skip
+) -> RandomModel:  # fmt: skip
     """The model of given blocks, for `sizes` (batch, time steps, width); of pairs if the loss is of pairs."""
     batch, length, width = sizes
     paired = loss in pairs.COMPARE
@@ -168,17 +152,19 @@ def assemble(
             *(f"        {line}" for line in builder.lines), f"        return self.head({last.name})",
         ]
     )  # fmt: skip
-    return Case(
+    return RandomModel(
         source, batch, length, width, tokens, second, last.layout == "bd", last.time, loss, seed,
         tuple(builder.kinds), last.coupled,
     )  # fmt: skip
 
 
 @st.composite
-def cases(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> Case:
-    """Random models with LoRA on the way to the loss; one in ten mixes the batch, or each in one given way.
+def random_models(draw: st.DrawFn, coupling: int | None = None, most: int = 6) -> RandomModel:
+    """Random models with LoRA on the way to the loss, as `RandomModel`s.
 
-    `most`: how many blocks there are beside the LoRA block and the mixing one.
+    Each has up to `most` blocks beside one of LoRA: linear layers, norms, attention, convolutions, recurrences,
+    experts, gathers, adapters other than LoRA. One in ten mixes the examples of the batch, which `transform` has to
+    refuse: its `coupled` says so. With `coupling` all do, in the way of that number.
     """
     batch, length, width = draw(st.integers(2, 4)), draw(st.integers(2, 5)), draw(st.integers(4, 7))
     tokens, second = draw(st.booleans()), draw(st.sampled_from([0, 0, 4, width]))
