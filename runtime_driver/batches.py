@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from runtime_driver.format import InputSpec, Manifest
 
 Batch = Mapping[str, "Tensor"]
+#: By input name, or all inputs in the program's order, as a DataLoader over a TensorDataset gives them.
+AnyBatch = Batch | Sequence["Tensor"]
 
 
 @runtime_checkable
@@ -29,21 +31,22 @@ class BatchSource(Protocol):
         ...
 
 
-Batches = BatchSource | Sequence[Batch] | Iterable[Batch]
+Batches = BatchSource | Sequence[AnyBatch] | Iterable[AnyBatch]
 
 
 class BatchReader:
     """Reads any kind of batches in step order.
 
-    A :class:`BatchSource` is asked for each step; a sequence is cycled; any other iterable is consumed once, and a
-    resumed run first skips what the journal's steps consumed, so it must yield the same batches in the same order.
+    A :class:`BatchSource` is asked for each step. A sequence is cycled, and so is an iterable of a known length, such
+    as a DataLoader of torch: it is iterated anew for each epoch. Any other iterable is consumed once. Of both, a
+    resumed run first skips what the journal's steps consumed, so they must yield the same batches in the same order.
     """
 
     def __init__(self, batches: Batches, first_step: int, steps: int) -> None:
         self._steps = steps
         self._source = batches if isinstance(batches, BatchSource) else None
         self._sequence = batches if self._source is None and isinstance(batches, Sequence) else None
-        self._iterator: Iterator[Batch] = iter(())
+        self._iterator: Iterator[AnyBatch] = iter(())
         if self._source is None and self._sequence is None:
             if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
                 raise BatchError(
@@ -51,9 +54,9 @@ class BatchReader:
                     f"expected batches, found {type(batches).__name__}",
                     "Pass a list of dicts of tensors, an iterable of them, or an object with `batch(step)`.",
                 )
-            self._iterator = islice(iter(batches), first_step, None)
+            self._iterator = islice(_epochs(batches), first_step, None)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> AnyBatch:
         """The batch of ``step``; steps must be asked for in order.
 
         Raises:
@@ -68,6 +71,15 @@ class BatchReader:
         for batch in self._iterator:
             return batch
         raise DataExhaustedError(step, self._steps)
+
+
+def _epochs(batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
+    again = True
+    while again:
+        again = False
+        for batch in batches:
+            again = isinstance(batches, Sized)
+            yield batch
 
 
 class BatchBinder:
@@ -87,7 +99,26 @@ class BatchBinder:
         self._words = len(words) if isinstance(words, list) and words else None
         self._columns = _logits_columns(manifest)
 
-    def bind(self, method: str, batch: Batch, *, partial: bool = False) -> tuple[dict[str, Tensor], int]:
+    def named(self, batch: AnyBatch) -> Batch:
+        """The batch by input name; raises `BatchError` for a list of another length than the program's inputs."""
+        if isinstance(batch, Mapping):
+            return batch
+        names = list(self._batch.inputs)
+        if not isinstance(batch, Sequence) or isinstance(batch, str):
+            raise BatchError(
+                "(all)",
+                f"expected a dict of tensors, found {type(batch).__name__}",
+                f"Bind the inputs {names} by name.",
+            )
+        if len(batch) != len(names):
+            raise BatchError(
+                "(all)",
+                f"has {len(batch)} tensors, the program takes {names}",
+                "Give as many in this order, or a dict.",
+            )
+        return dict(zip(names, batch, strict=True))
+
+    def bind(self, method: str, batch: AnyBatch, *, partial: bool = False) -> tuple[dict[str, Tensor], int]:
         """Tensors by input name, contiguous, of exactly the compiled shapes; and the number of real rows.
 
         A method without labels ignores the batch's label inputs. With ``partial``, a batch of fewer rows is filled up
@@ -102,11 +133,12 @@ class BatchBinder:
         specs = self._specs.get(method)
         if specs is None:
             raise MissingMethodError(method, sorted(self._specs))
-        self._check_names(specs, batch)
-        rows = self._rows(specs, batch, partial)
+        given = self.named(batch)
+        self._check_names(specs, given)
+        rows = self._rows(specs, given, partial)
         bound: dict[str, Tensor] = {}
         for name in specs:
-            tensor = batch[name]
+            tensor = given[name]
             dim = self._dims.get(name)
             if name in self._classes:
                 self._check_labels(name, tensor if dim is None else tensor.movedim(dim, 0))
@@ -135,10 +167,6 @@ class BatchBinder:
         return self.rows(batch)
 
     def _check_names(self, specs: Mapping[str, InputSpec], batch: Batch) -> None:
-        if not isinstance(batch, Mapping):
-            raise BatchError(
-                "(all)", f"expected a dict of tensors, found {type(batch).__name__}", "Bind inputs by name."
-            )
         for name in specs:
             if name not in batch:
                 raise BatchError(name, f"is missing; the batch has {sorted(batch)}", "Add it to the batch.")

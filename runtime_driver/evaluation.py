@@ -12,18 +12,19 @@ from runtime_driver.results import Evaluation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runtime_driver.batches import Batch, BatchBinder
+    from runtime_driver.batches import AnyBatch, Batch, BatchBinder
     from runtime_driver.executor import Executor
     from runtime_driver.format import Manifest
 
 
 def evaluate(
-    executor: Executor, batches: Iterable[Batch], *, loss: bool, label_ids: Sequence[int] | None
+    executor: Executor, batches: Iterable[AnyBatch], *, loss: bool, label_ids: Sequence[int] | None
 ) -> Evaluation:
     """See :meth:`runtime_driver.Session.evaluate`."""
     losses = Losses(executor.manifest, executor.binder)
     correct, examples, count = 0, 0, 0
-    for batch in batches:
+    for each in batches:
+        batch = executor.binder.named(each)
         if loss:
             losses.add(batch, *executor.loss_outputs(batch))
         if label_ids is not None:

@@ -21,7 +21,7 @@ from runtime_driver.training import RunOptions, TrainingRun
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runtime_driver.batches import Batch, Batches
+    from runtime_driver.batches import AnyBatch, Batch, Batches
     from runtime_driver.callbacks import Callback
     from runtime_driver.fleet import Workers
     from runtime_driver.format import Manifest
@@ -145,7 +145,7 @@ class Session:
         *,
         fsync: FsyncPolicy = "step",
         snapshot_every: int | None = 500,
-        eval_batches: Sequence[Batch] | None = None,
+        eval_batches: Iterable[AnyBatch] | None = None,
         eval_every: int | None = None,
         label_ids: Sequence[int] | None = None,
         progress: bool | None = None,
@@ -154,8 +154,11 @@ class Session:
         """Train the adapter for ``steps`` steps in all.
 
         Args:
-            batches: a sequence of dicts of tensors (cycled), an object with ``batch(step)``, or any other iterable of
-                dicts (consumed once). Every tensor has the dtype and shape in the manifest.
+            batches: a sequence of batches (cycled), a ``torch.utils.data.DataLoader`` or another iterable of known
+                length (an epoch after the other), an object with ``batch(step)``, or any other iterable (consumed
+                once). A batch is a dict of tensors by name, or a list of all in the order of ``manifest.batch.inputs``.
+                A DataLoader needs ``drop_last=True`` where its data do not fill the last batch.
+                Every tensor has the dtype and shape in the manifest.
             steps: length of the run, steps already in the journal included.
             lr: a number, or a function of the step number; rounded to float32.
             eps: likewise. A program of exact gradients, or of directional derivatives, has none.
@@ -167,7 +170,7 @@ class Session:
             fsync: ``"step"``: each record reaches the disk before the next step; N: every N-th; ``"none"``: no sync.
             snapshot_every: with a journal, keep the adapter beside it every so many steps, so that a resume need not
                 replay from the first. None: never.
-            eval_batches: evaluated at the end, and every ``eval_every`` steps.
+            eval_batches: a list or a DataLoader, evaluated at the end, and every ``eval_every`` steps.
             label_ids: also measure accuracy, see :meth:`evaluate`.
             progress: show a progress bar on stderr; None: if stderr is a terminal, and of several workers on the first.
             workers: train together with other processes (:class:`runtime_driver.fleet.Workers`). Each calls ``fit``
@@ -286,9 +289,9 @@ class Session:
     # Use
 
     def evaluate(
-        self, batches: Iterable[Batch], *, label_ids: Sequence[int] | None = None, loss: bool = True
+        self, batches: Iterable[AnyBatch], *, label_ids: Sequence[int] | None = None, loss: bool = True
     ) -> Evaluation:
-        """Loss, and accuracy if ``label_ids`` are given, over batches.
+        """Loss, and accuracy if ``label_ids`` are given, over batches, of a list or a DataLoader.
 
         The loss is what the model's own loss function gives on all examples in one batch, however they are cut into
         batches: a mean over examples weighs rows, a mean over tokens labelled positions, and a sum adds up. A batch may

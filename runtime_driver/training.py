@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from runtime_driver.schedule import Schedule, checked, describe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runtime_driver.batches import Batch, Batches
+    from runtime_driver.batches import AnyBatch, Batch, Batches
     from runtime_driver.callbacks import Callback
     from runtime_driver.executor import Executor
     from runtime_driver.fleet import Workers
@@ -56,7 +56,7 @@ class RunOptions:
     journal: Path | None
     fsync: FsyncPolicy
     snapshot_every: int | None
-    eval_batches: Sequence[Batch] | None
+    eval_batches: Iterable[AnyBatch] | None
     eval_every: int | None
     label_ids: Sequence[int] | None
     #: None for a run of one process.
@@ -152,7 +152,7 @@ class TrainingRun:
             self._tell("on_start", FitStart(first, options.steps, self._executor.manifest.batch.size))
             while step < options.steps and not (interrupt.requested if workers is None else workers.stopping):
                 # The batch is fetched and checked before a new journal is begun: a bad call leaves no file behind.
-                batch = reader.batch(step)
+                batch = self._executor.binder.named(reader.batch(step))
                 inputs, _ = self._executor.binder.bind("step", batch)
                 if journal is not None and resumed is not None and step < first:
                     self._recompute(journal.path, resumed.records[step], inputs)
@@ -339,7 +339,7 @@ class TrainingRun:
     def _evaluate(self, step: int, interrupt: DeferredInterrupt) -> None:
         """Evaluate, unless Ctrl-C comes: half an evaluation is not one."""
 
-        def until_interrupted() -> Iterator[Batch]:
+        def until_interrupted() -> Iterator[AnyBatch]:
             for batch in self._options.eval_batches or ():
                 if interrupt.requested:
                     return

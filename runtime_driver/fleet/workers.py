@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from runtime_driver.batches import BatchReader
 from runtime_driver.errors import (
@@ -233,4 +233,5 @@ class Shard:
     def batch(self, step: int) -> Batch:
         """The batch of ``step`` for this worker."""
         place = step * self._size + self._rank
-        return BatchReader(self._batches, place, place + 1).batch(place)
+        # Of a list the names are given by `fit`.
+        return cast("Batch", BatchReader(self._batches, place, place + 1).batch(place))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from runtime_driver import BatchError, DataExhaustedError, LabelError, Session
 from tests.driver import tiny
@@ -207,3 +208,25 @@ def test_every_kind_of_batches_gives_the_same_run(built_pte: Path, tmp_path: Pat
         adapters.append(session.adapter[tiny.FQN_B])
     assert torch.equal(adapters[0], adapters[1])
     assert torch.equal(adapters[0], adapters[2])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_data_loader_gives_epochs(built_pte: Path, tmp_path: Path, named: bool):
+    made = tiny.make_batches(3)
+    names = list(Session(built_pte).manifest.batch.inputs)
+    columns = [torch.cat([batch[name] for batch in made]) for name in names]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    data: Any = rows if named else TensorDataset(*columns)
+    loader: Any = DataLoader(data, batch_size=len(columns[0]) // 3)
+    expected = Session(built_pte)
+    expected.fit(made, 7, **RUN)
+    for steps in (4, 7):  # resumed in the second epoch
+        session = Session(built_pte)
+        session.fit(loader, steps, **RUN, journal=tmp_path / "run.jsonl")
+    assert torch.equal(session.adapter[tiny.FQN_B], expected.adapter[tiny.FQN_B])
+    assert session.evaluate(loader) == expected.evaluate(made)
+
+
+def test_a_list_of_tensors_has_one_for_each_input(session: Session):
+    with pytest.raises(BatchError, match="has 1 tensors, the program takes"):
+        session.fit([[torch.zeros(2)]], 1, **RUN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,24 @@ def test_it_runs_on_the_runtime(tmp_path: Path):
     )
     for fqn, value in session.adapter.items():
         torch.testing.assert_close(value, expected.adapter[fqn], rtol=1e-4, atol=1e-4)
+
+
+def test_it_trains_and_its_journal_replays(tmp_path: Path):
+    lowering.lower(transformed(ThreePoint(2)), target="portable", check=False).save(tmp_path / "model.pte")
+    session = Session(tmp_path / "model.pte")
+    batch = dict(zip(session.manifest.batch.inputs, rows(), strict=True))
+    before = session.batch_loss(batch)
+    run: dict[str, Any] = {"lr": 0.05, "eps": 0.01, "journal": tmp_path / "run.jsonl"}
+    session.fit([batch], 6, **run)
+    assert session.batch_loss(batch) < before
+    replayed, resumed, whole = (Session(tmp_path / "model.pte") for _ in range(3))
+    assert replayed.replay(tmp_path / "run.jsonl") == 6
+    resumed.fit([batch], 8, **run)
+    whole.fit([batch], 8, lr=0.05, eps=0.01)
+    for fqn, value in session.adapter.items():
+        assert torch.equal(value, replayed.adapter[fqn])
+        assert torch.equal(resumed.adapter[fqn], whole.adapter[fqn])
+        assert not torch.equal(value, whole.adapter[fqn])
 
 
 def test_the_command_line_offers_it(cli: Cli, tmp_path: Path):
