@@ -39,7 +39,9 @@ def check_agreement(
         model: what `transform` takes, with LoRA or with `trainable` parameters, in eval mode. It is not changed.
         example_inputs: tuple of args or dict of kwargs, labels included.
         steps: how many steps are made, on the same batch.
-        seed, lr, eps: of a step; an estimator that has no use for one of them ignores it.
+        seed: of the first step; an estimator that draws nothing ignores it.
+        lr: learning rate.
+        eps: radius; an estimator that perturbs nothing ignores it.
         adapter: where the first step starts, FQN -> float32 tensor; None: from the model's own adapter.
         program: what `transform` made of the model, if it is at hand, for example inputs of these shapes; then there
             are no other options than `batch_dim`, with which it was made.
