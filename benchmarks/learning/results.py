@@ -127,7 +127,8 @@ def draw(records: Sequence[dict[str, Any]], tasks: Sequence[str], path: Path) ->
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
         row[1].set_xscale("symlog", linthresh=100)
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
