@@ -82,7 +82,7 @@ SHORTENED = {
     "make docs": f"{MAKE} --dry-run docs",
     "make format": f"{MAKE} --dry-run format",
     "make lint": f"{MAKE} --dry-run lint",
-    "make replay": f"{MAKE} replay REPLAY_ARGS='--only one-lora-layer-x-a-b-stored --out $PWD/replay'",
+    "make replay": f'{MAKE} replay REPLAY_ARGS="--only one-lora-layer-x-a-b-stored --out $PWD/replay"',
     ".venv/bin/python -m pytest tests/passes": f"{sys.executable} -m pytest --collect-only --quiet {ROOT}/tests/graphs",
     '.venv/bin/python -m pytest -m "not real_model"': (
         f'{sys.executable} -m pytest --collect-only --quiet -m "not real_model" {ROOT}/tests/end_to_end/test_docs.py'

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.driver import text_model
 from tests.robustness import world as worlds
 
 
@@ -17,3 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never written to by tests: each takes a copy."""
     return worlds.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_model.save_model(tmp_path_factory.mktemp("robust") / "model")
