@@ -148,11 +148,11 @@ def _answer(
         return {"fault": _FAULTS[1], "known": 0}
     context.state[_STATE] = ArrayRecord(state)
     context.state[RECORD] = ConfigRecord({"known": known, "program": tag})
-    own, found = batches(context), list[bytes]()
+    reader, found = BatchReader(batches(context), known, known + len(task["lr"])), list[bytes]()
     for lr, eps in zip(task["lr"], task["eps"], strict=True):
         step = known + len(found)
         seed = step_seed(task["seed"], step)
-        batch = BatchReader(own, step, step + 1).batch(step)
+        batch = reader.batch(step)
         executor.adopt(state)
         try:
             output = executor.step(executor.binder.bind("step", batch)[0], seed, lr, eps, step)
