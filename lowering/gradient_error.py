@@ -16,7 +16,7 @@ from lowering.errors import InvalidCalibration
 from lowering.method_runner import MethodRunner, stored
 from lowering.passes.values.widen_halves import widened
 from lowering.report import Fidelity
-from lowering.targets import get_target
+from lowering.targets import get_target, options_of
 from runtime_driver.format import Manifest
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _simulated(lowered: Lowered, program: Program, calibration: Sequence[Any] | 
     """The step as the target's delegate would round it: to the nearest and, where it computes in halves, cut."""
     from lowering.simulate import simulate
 
-    options = {name: value for name, value in lowered.manifest.options.items() if name != "calibration"}
+    options = options_of(lowered.manifest)
     simulation = simulate(program, lowered.manifest.target, calibration=calibration, **options)
     step = program.manifest("external")["methods"]["step"]
     names, outputs = ([each["name"] for each in step[kind]] for kind in ("inputs", "outputs"))

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.report import NO_DELEGATE, Refusal
-from mobizo_passes.graph.facts import module_of, source_frames
+from mobizo_passes.graph.facts import module_of, source_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 
@@ -79,7 +79,7 @@ def _add(graph: networkx.DiGraph, name: str, node: Node, delegate: int | None, r
         dtype=str(value.dtype).removeprefix("torch.") if is_tensor else None,
         origin=module_of(node),
         flops=node_flops(node) if node.op == "call_function" else 0,
-        source=next(iter(source_frames(node)), ""),
+        source=source_of(node),
         delegate=delegate,
         rule=None if refusal is None else refusal.rule,
         reason=None if refusal is None else refusal.why,

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lowering.memory import DelegateMemory, delegate_memory
-from mobizo_passes.graph.facts import module_of, source_frames
+from mobizo_passes.graph.facts import module_of, source_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 from mobizo_passes.graph.passes import PassRecord
@@ -287,5 +287,5 @@ def _portable_node(node: Node, refusal: Refusal) -> PortableNode:
         rule=refusal.rule,
         reason=refusal.why,
         flops=node_flops(node),
-        source=next(iter(source_frames(node)), ""),
+        source=source_of(node),
     )

@@ -48,13 +48,11 @@ def check_lowered(
     """
     from lowering.passes.values.widen_halves import halves_in, widened
     from lowering.selfcheck import self_check, why_not
-    from lowering.targets import get_target
+    from lowering.targets import get_target, options_of
     from mobizo_passes.capture.inputs import bind_inputs
 
     manifest = lowered.manifest
-    chosen = get_target(manifest.target)
-    known = {option.name for option in chosen.all_options}
-    target = chosen.configured({name: value for name, value in manifest.options.items() if name in known})
+    target = get_target(manifest.target).configured(options_of(manifest))
     missing = why_not(target, program, check=True)
     if missing is not None:
         raise TargetUnavailable(manifest.target, missing, "lowering.available() says what is missing and how to get it")

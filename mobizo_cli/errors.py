@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Where each package's base error is. Looked up, never imported: a module that is not loaded has raised nothing.
 _BASES = (
@@ -41,6 +43,15 @@ class MissingPackageError(CliError):
         super().__init__(
             f"This command needs the package `{package}`: install it with `pip install 'mobizo[{extra}]'`."
         )
+
+
+@contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Within, a module that can't be found is a `MissingPackageError`; `package` where the error does not name it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or package, extra) from error
 
 
 class TrainingStopped(CliError):

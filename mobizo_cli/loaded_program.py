@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mobizo_cli import tokenizer_files
 from mobizo_cli.data import Example, in_order, load_examples, remarks
-from mobizo_cli.errors import MissingPackageError, ModelError, note
+from mobizo_cli.errors import ModelError, needs, note
 from mobizo_cli.task import TextTask
 from mobizo_cli.text import PromptEncoder, label_ids, load_tokenizer
 
@@ -99,13 +99,11 @@ def open_session(
         MissingPackageError: ExecuTorch is not installed.
         runtime_driver.DriverError, runtime_driver.format.ManifestError: the file cannot be used.
     """
-    try:
+    with needs("executorch", "cli"):
         from runtime_driver import Session
 
         load_backends(backends)
         return Session(path, weights_file, verify=verify)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(error.name or "executorch", "cli") from error
 
 
 def open_task(

@@ -102,6 +102,10 @@ CheckpointOption = Annotated[
         rich_help_panel=_STEP,
     ),
 ]
+TargetName = Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")]
+Precision = Annotated[
+    str | None, typer.Option(help="What the program computes in. [default: the target's own]", show_default=False)
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(

@@ -1,12 +1,13 @@
 """Settings every test shares: hypothesis profiles, thread count, no network."""
 
-import gc
 import os
 import re
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+from tests.warm import freeze_imports
 
 # Their assertions say what differs, as those of tests do.
 pytest.register_assert_rewrite("tests.passes.contract", "tests.text_form")
@@ -66,7 +67,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Collecting garbage takes a seventh of the time: what is imported stays, and graphs are made by the thousand."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 10, 10)
+    freeze_imports()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lowering.errors import OptionNameTaken, TargetNameTaken, UnknownTarget, WeightsStayInside
 from lowering.targets.availability import Availability
 from lowering.targets.base import Target
@@ -10,6 +12,9 @@ from lowering.targets.portable.target import PortableTarget
 from lowering.targets.qnn.target import QnnTarget
 from lowering.targets.vulkan.target import VulkanTarget
 from lowering.targets.xnnpack.target import XnnpackTarget
+
+if TYPE_CHECKING:
+    from runtime_driver.format import Manifest
 
 TARGETS: dict[str, Target] = {}
 
@@ -42,6 +47,11 @@ def get_target(name: str) -> Target:
     if name not in TARGETS:
         raise UnknownTarget(name, TARGETS)
     return TARGETS[name]
+
+
+def options_of(manifest: Manifest) -> dict[str, str]:
+    """The options of its target that a program was lowered with, without the digest of its calibration."""
+    return {name: value for name, value in manifest.options.items() if name != "calibration"}
 
 
 def require_external_weights(target: Target) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mobizo_cli import options as opt
-from mobizo_cli.errors import MissingPackageError, OptionError, note
+from mobizo_cli.errors import OptionError, needs, note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +43,8 @@ def lower(
     normalize: opt.NormalizeOption = None,
     new_weights: opt.NewWeights = None,
     unused_weights: opt.UnusedWeights = None,
-    target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
-    precision: Annotated[
-        str | None, typer.Option(help="What the program computes in. [default: the target's own]", show_default=False)
-    ] = None,
+    target: opt.TargetName = "xnnpack",
+    precision: opt.Precision = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,10 +87,8 @@ def lower(
         raise OptionError(f"--output {output}: expected a name that ends in .pte.")
     if not output.parent.is_dir():
         raise OptionError(f"--output {output}: the directory {output.parent} does not exist.")
-    try:
+    with needs("executorch", "executorch"):
         import lowering
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(error.name or "executorch", "executorch") from error
     options = target_options(precision, option)
     _check_target(target, options, calibrate, external_weights or weights_file is not None)
     if weights_file is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobizo_cli import options as opt
-from mobizo_cli.errors import MissingPackageError, OptionError, note
+from mobizo_cli.errors import OptionError, needs, note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +44,8 @@ def plan(
     estimators: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Estimators to compare, comma-separated. [default: all]")
     ] = None,
-    target: Annotated[str, typer.Option(help="Where the program will run; see `mobizo targets`.")] = "xnnpack",
-    precision: Annotated[
-        str | None, typer.Option(help="What the program computes in. [default: the target's own]", show_default=False)
-    ] = None,
+    target: opt.TargetName = "xnnpack",
+    precision: opt.Precision = None,
     max_memory: opt.MaxMemory = None,
     measure: Annotated[
         bool | None,
@@ -60,10 +58,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compare what a training step takes with each estimator, and say which to choose. Compiles each: minutes."""
-    try:
+    with needs("executorch", "executorch"):
         import lowering
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(error.name or "executorch", "executorch") from error
     from lowering.targets import get_target
     from mobizo_cli import planning
     from mobizo_cli.build import draft, prepare

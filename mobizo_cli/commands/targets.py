@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from mobizo_cli import options as opt
-from mobizo_cli.errors import MissingPackageError
+from mobizo_cli.errors import needs
 
 
 def targets(backend_library: opt.BackendLibrary = None) -> None:
     """List the targets, what each needs on this machine, and their options."""
-    try:
+    with needs("executorch", "executorch"):
         import lowering
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(error.name or "executorch", "executorch") from error
     from lowering.targets import TARGETS
     from mobizo_cli.console import table
     from mobizo_cli.loaded_program import load_backends

@@ -108,6 +108,11 @@ def source_frames(node: Node) -> tuple[str, ...]:
     )
 
 
+def source_of(node: Node) -> str:
+    """Return the innermost of `source_frames`, or ""."""
+    return next(iter(source_frames(node)), "")
+
+
 def _short_path(path: str) -> str:
     _, mark, inside = path.rpartition("/site-packages/")
     if mark:

@@ -17,7 +17,7 @@ from mobizo_passes.batching import Layout
 from mobizo_passes.capture.inputs import bind_inputs
 from mobizo_passes.errors import describe
 from mobizo_passes.graph import ops
-from mobizo_passes.graph.facts import role, source_frames
+from mobizo_passes.graph.facts import role, source_of
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.graph.passes import Pass
@@ -47,10 +47,10 @@ class Difference:
     def __str__(self) -> str:
         if self.node is None:
             return f"first difference: {self.stage}, in group {self.group}, {_amount(self.error)}"
-        frames = "".join(f"\n    {frame}" for frame in source_frames(self.node)[:1])
+        source = source_of(self.node)
         return (
             f"first difference: after {self.stage}, in group {self.group}, {_amount(self.error)}:\n"
-            f"  {describe(self.node)}{frames}"
+            f"  {describe(self.node)}" + (f"\n    {source}" if source else "")
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import networkx
 from torch import Tensor
 
-from mobizo_passes.graph.facts import facts, module_of, source_frames
+from mobizo_passes.graph.facts import facts, module_of, source_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.text import op_name, type_text
@@ -35,7 +35,7 @@ def to_networkx(ir: Ir) -> networkx.DiGraph:
             role=spec.kind if spec is not None else None,
             expanded=facts(node).expanded,
             flops=node_flops(node),
-            source=next(iter(source_frames(node)), ""),
+            source=source_of(node),
         )
         for source in node.all_input_nodes:
             graph.add_edge(source.name, node.name)

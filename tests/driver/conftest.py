@@ -14,7 +14,7 @@ import pytest
 
 from mobizo_cli.main import run
 from runtime_driver import Session
-from tests.driver import tiny
+from tests.driver import text_model, tiny
 from tests.driver.command import Cli, Done
 
 
@@ -65,6 +65,15 @@ def pte_with_weights_file(built_with_weights_file: Path, tmp_path: Path) -> Path
 @pytest.fixture
 def session(built_pte: Path) -> Session:
     return Session(built_pte)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a model and rows to train on."""
+    directory = tmp_path_factory.mktemp("files")
+    text_model.save_model(directory / "model")
+    text_model.save_rows(directory / "rows.jsonl", 16, 16)
+    return directory
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.driver import text_model
 from tests.driver.command import Cli, fails
 
 TASK = ("--template", "{text} It was", "--labels", "0=terrible,1=great", "--max-length", "12", "--rank", "4")
@@ -19,14 +18,6 @@ FORWARD = ("--estimator", "forward-gradient", "--queries", "2")
 
 def train(program: str) -> tuple[str, ...]:
     return ("train", f"{program}.pte", "--data", "rows.jsonl", "--lr", "1e-2", "--seed", "3")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("exact")
-    text_model.save_model(directory / "model")
-    text_model.save_rows(directory / "rows.jsonl", 16, 16)
-    return directory
 
 
 def adapter(path: Path) -> dict[str, torch.Tensor]:

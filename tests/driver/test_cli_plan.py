@@ -10,19 +10,10 @@ import pytest
 from lowering.footprint import Footprint
 from mobizo_cli import planning
 from mobizo_cli.errors import OptionError
-from tests.driver import text_model
 from tests.driver.command import Cli, fails
 
 TASK = ("--template", "{text} It was", "--labels", "0=terrible,1=great", "--max-length", "12", "--rank", "4")
 PORTABLE = ("--target", "portable")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("plan")
-    text_model.save_model(directory / "model")
-    text_model.save_rows(directory / "rows.jsonl", 16, 16)
-    return directory
 
 
 def test_a_plan_says_what_each_takes_and_which_to_choose(cli: Cli, files: Path, monkeypatch: pytest.MonkeyPatch):
