@@ -61,7 +61,7 @@ def load_lora_model(task: Task, upper_layers: int = LAYERS, layers: int = LAYERS
     torch.manual_seed(0)
     base = load_model()
     base.model.layers = base.model.layers[:layers]
-    base.config.num_hidden_layers = layers
+    base.config.num_hidden_layers = layers = len(base.model.layers)
     model = get_peft_model(
         base,
         LoraConfig(

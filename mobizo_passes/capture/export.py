@@ -23,7 +23,8 @@ from mobizo_passes.errors import CaptureError, describe
 from mobizo_passes.graph.dialect import draws
 from mobizo_passes.graph.facts import note
 from mobizo_passes.graph.inline import WritesInPlace, take_apart
-from mobizo_passes.graph.ir import Input, Ir, Output, identifier
+from mobizo_passes.graph.ir import Input, Ir, Output
+from mobizo_passes.graph.nodes import identifier
 
 aten = torch.ops.aten
 

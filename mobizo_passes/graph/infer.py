@@ -47,7 +47,7 @@ def _depends_on_types_alone(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and not _BY_VALUE & set(target.tags)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=16384)
 def _result(target: Any, call: Any) -> Any:
     fake = FakeTensorMode()
     args, kwargs = given(call, fake)

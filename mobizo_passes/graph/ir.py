@@ -28,7 +28,7 @@ from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import Input, come_from, note, role, succeed
 from mobizo_passes.graph.infer import infer
 from mobizo_passes.graph.neutral import neutral
-from mobizo_passes.graph.nodes import shape_of, val
+from mobizo_passes.graph.nodes import identifier, shape_of, val
 from mobizo_passes.graph.operators import writes
 
 _STATE_KINDS = {
@@ -75,6 +75,7 @@ class Ir:
         # The program that this one was read from: what surrounds the graph stays as it is there.
         self._source: torch.export.ExportedProgram | None = None
         self._module: fx.GraphModule | None = None
+        self._ran = False
 
     def clone(self) -> Ir:
         """Return an independent copy that shares the tensors of the state."""
@@ -260,16 +261,6 @@ class Ir:
         self.graph.lint()
         self._module = None
 
-    @property
-    def module(self) -> fx.GraphModule:
-        """The graph as something to call, as of the last `lint`."""
-        if self._module is None:
-            for node in self.placeholders():
-                # Of two placeholders one may have the other's target as its name: generated code would mix them up.
-                node.target = node.name
-            self._module = fx.GraphModule(torch.nn.Module(), self.graph)
-        return self._module
-
     # Running -----------------------------------------------------------------------------------------------------
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -288,10 +279,22 @@ class Ir:
                 raise InputError(f"input '{spec.name}' is missing; got {', '.join(inputs) or 'nothing'}")
             args.append(_checked(spec, inputs[spec.name], node.meta["val"]))
         with torch.no_grad():
-            results = self.module(*args)
+            results = self._call(args)
         # The tensors themselves stay as they are: clones share them.
         self.state.update({s.name: v for s, v in zip(self.outputs, results, strict=True) if s.kind == "state"})
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
+
+    def _call(self, args: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not self._ran:
+            # Most graphs are run once, and to generate code takes longer than to interpret the graph.
+            self._ran = True
+            return fx.Interpreter(torch.nn.Module(), graph=self.graph).run(*args)
+        if self._module is None:
+            for node in self.placeholders():
+                # Of two placeholders one may have the other's target as its name: generated code would mix them up.
+                node.target = node.name
+            self._module = fx.GraphModule(torch.nn.Module(), self.graph)
+        return self._module(*args)
 
     # Leaving -----------------------------------------------------------------------------------------------------
 
@@ -351,7 +354,7 @@ def _exported(ir: Ir, signature: ExportGraphSignature, verifier: Any) -> torch.e
     call = ModuleCallSignature([], [], in_spec, out_spec, names)
     kinds = {role(node).name: role(node).kind for node in ir.placeholders(*_STATE_KINDS)}
     return torch.export.ExportedProgram(
-        root=ir.module,
+        root=torch.nn.Module(),
         graph=ir.graph,
         graph_signature=signature,
         state_dict={name: ir.state[name] for name, kind in kinds.items() if kind != "constant"},
@@ -389,12 +392,3 @@ def _checked(spec: Input, value: Any, expected: Tensor) -> Tensor:
             f"found {value.dtype} {list(value.shape)}; the program is compiled for the shapes of its example inputs"
         )
     return value
-
-
-def identifier(name: str) -> str:
-    """Return a name as a legal node name, in lower case as torch.export itself writes input names.
-
-    PEFT's wrapper stands in front of every name of its models and tells nothing: it is left out.
-    """
-    text = "".join(c if c.isalnum() else "_" for c in name.removeprefix("base_model.model.")).lower()
-    return text if text[:1].isalpha() else f"x_{text}"

@@ -20,7 +20,9 @@ def neutral() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.device("cpu"))
+        if torch.get_default_device() != torch.device("cpu"):
+            # Every operator passes through this mode, so only where it is needed.
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.autocast("cpu", enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         try:

@@ -96,3 +96,12 @@ def is_float(node: Any) -> bool:
 def positive_dim(dim: int, rank: int) -> int:
     """`dim` counted from the front; 0 for a tensor without dimensions."""
     return dim % rank if rank else 0
+
+
+def identifier(name: str) -> str:
+    """Return a name as a legal node name, in lower case as torch.export itself writes input names.
+
+    PEFT's wrapper stands in front of every name of its models and tells nothing: it is left out.
+    """
+    text = "".join(c if c.isalnum() else "_" for c in name.removeprefix("base_model.model.")).lower()
+    return text if text[:1].isalpha() else f"x_{text}"

@@ -165,11 +165,11 @@ def _expanded(
 def _values(ir: Ir, inputs: Mapping[str, Tensor]) -> tuple[dict[fx.Node, Any], fx.Node | None]:
     """Values of all nodes, in order, up to the one that does not run, which comes second, if there is one."""
     given = [inputs.get(role(node).name, ir.state.get(role(node).name)) for node in ir.placeholders()]
-    interpreter = fx.Interpreter(ir.module, garbage_collect_values=False)
+    interpreter = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=ir.graph)
     # What failed has been told already, with the text of PyTorch.
     with contextlib.suppress(RuntimeError, IndexError, ValueError):
         interpreter.run(*given)
-    nodes = [node for node in ir.module.graph.nodes if node.op != "output"]
+    nodes = [node for node in ir.graph.nodes if node.op != "output"]
     failed = next((node for node in nodes if node not in interpreter.env), None)
     return {node: interpreter.env[node] for node in nodes if node in interpreter.env}, failed
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -32,30 +33,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's own code, and programs that it compiled."""
+    """The demo's own code, and a program that it compiled."""
 
     module: ModuleType
-    programs: Path
+    program: Path
     upper_layers: int
-
-    @property
-    def program(self) -> Path:
-        """The one that needs forward passes only."""
-        return self.module.program_path(self.programs, self.module.FORWARD_ONLY)
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory, command_files: Path) -> Demo:
-    """The programs of `examples/01_train_sentiment.py`, compiled as the example does it.
-
-    The one that needs forward passes only is the real model's, all thirty layers of it, with LoRA on fewer than the
-    demo's. The other is of a small model: for the demo to run to its end it has to be there.
-    """
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The demo's program that needs forward passes only: of the real model, with LoRA on fewer layers."""
     module = importlib.import_module("examples.01_train_sentiment")
     programs = tmp_path_factory.mktemp("demo")
     module.elsewhere(module.compile_program, programs, module.FORWARD_ONLY, UPPER_LAYERS)
-    module.elsewhere(module.compile_program, programs, module.EXACT, 1, command_files / "tiny-llama")
-    return Demo(module, programs, UPPER_LAYERS)
+    return Demo(module, module.program_path(programs, module.FORWARD_ONLY), UPPER_LAYERS)
+
+
+COMPILE = """
+import importlib, pathlib, sys
+demo = importlib.import_module("examples.01_train_sentiment")
+for way in demo.WAYS:
+    demo.compile_program(pathlib.Path(sys.argv[1]), way, 1, pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="session")
+def small_programs(tmp_path_factory: pytest.TempPathFactory, command_files: Path, warm: Path) -> Path:
+    """What `make demo` compiles, of a small model."""
+    programs = tmp_path_factory.mktemp("programs")
+    script = programs / "compile.py"
+    script.write_text(COMPILE, encoding="utf-8")
+    command = [warm / "python", script, programs, command_files / "tiny-llama"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return programs
 
 
 @pytest.fixture(scope="session")

@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Fences that show something and are not to be executed.
 SHOWN = {"text", "json", "mermaid"}
 STAMPS = [f"-o {sys.prefix}/.mobizo-{name}-ready" for name in ("demo", "test")]
-MAKE = f"make -C {ROOT} VENV={sys.prefix} {' '.join(STAMPS)}"
+COLD_MAKE = f"make -C {ROOT} VENV={sys.prefix} {' '.join(STAMPS)}"
+MAKE = f"{COLD_MAKE} BIN=$WARM"
 
 # A command as it stands in a document -> the shorter one that runs here. The interpreter's own environment stands in
 # for .venv, which make would only build again.
 SHORTENED = {
-    # With the programs that the `demo` fixture compiled with the demo's own code.
-    "make demo": f'{MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --programs $DEMO_PROGRAMS --out $PWD/out"',
+    # With the programs of a small model, compiled with the demo's own code. It starts processes of its own.
+    "make demo": f'{COLD_MAKE} demo DEMO_ARGS="--steps 4 --eval-size 8 --programs $PROGRAMS --out $PWD/out"',
     "make bench": f'{MAKE} bench BENCH_ARGS="--rounds 1 --only backprop-eager --out $PWD/out"',
-    # One eager contender: compiling the others takes minutes.
+    # One eager contender, and a small model: compiling the others takes minutes.
     "python benchmarks/time_to_accuracy.py": (
         f"python {ROOT}/benchmarks/time_to_accuracy.py --only backprop-eager --tasks sentiment --budget 0.1 --seeds 1 "
         "--evaluations 1 --eval-size 4 --out $PWD/out && test -s out/time_to_accuracy.svg"
@@ -68,7 +68,7 @@ SHORTENED = {
         "--lr 1e-2 --parallel data --journal fleet.jsonl --adapter-out fleet"
     ),
     "python benchmarks/fleet_traffic.py model.pte": (
-        f'python {ROOT}/benchmarks/fleet_traffic.py "$DEMO_PROGRAMS/forward-only.pte"'
+        f'python {ROOT}/benchmarks/fleet_traffic.py "$PROGRAMS/forward-only.pte"'
     ),
     # One model and one target, into a copy: each program takes seconds, the whole table minutes.
     "python benchmarks/targets.py --full --write docs/targets.md": (
@@ -76,7 +76,7 @@ SHORTENED = {
         "--write targets.md && grep -q 'BERT | portable' targets.md"
     ),
     "python benchmarks/step_profile.py model.pte": (
-        f'python {ROOT}/benchmarks/step_profile.py "$DEMO_PROGRAMS/forward-only.pte" --rounds 1'
+        f'python {ROOT}/benchmarks/step_profile.py "$PROGRAMS/forward-only.pte" --rounds 1'
     ),
     # These rewrite or judge the checkout, and .ci/run runs them; here it is shown that the targets exist.
     "make docs": f"{MAKE} --dry-run docs",
@@ -140,6 +140,7 @@ def run(command: list[str] | str, where: Path, warm: Path, variables: Mapping[st
         **os.environ,
         "PATH": os.pathsep.join([str(warm), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
+        "WARM": str(warm),
         "HF_HUB_OFFLINE": "1",
         **variables,
     }
@@ -207,18 +208,16 @@ def shell_script(block: Block) -> str:
     return "\n".join(["set -euo pipefail", *(SHORTENED.get(command, command) for command in commands(block))])
 
 
-def beside_its_program(block: Block) -> ParameterSet:
-    """In the process that compiles the demo's program, if the block's commands run it."""
-    return pytest.param(block, id=f"demo-{block}" if "$DEMO_PROGRAMS" in shell_script(block) else str(block))
-
-
 @pytest.mark.real_model
-@pytest.mark.parametrize("block", [beside_its_program(block) for block in SHELL_BLOCKS])
+@pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
 def test_commands_run(block: Block, tmp_path: Path, command_files: Path, warm: Path, request: pytest.FixtureRequest):
     shutil.copytree(command_files, tmp_path, dirs_exist_ok=True)
     listed, script = commands(block), shell_script(block)
     assert listed, f"{block} holds no command"
-    variables = {"DEMO_PROGRAMS": str(request.getfixturevalue("demo").programs)} if "$DEMO_PROGRAMS" in script else {}
+    # What the examples and benchmarks take in place of the packaged model.
+    variables = {"MOBIZO_DEMO_MODEL": str(command_files / "tiny-llama")}
+    if "$PROGRAMS" in script:
+        variables["PROGRAMS"] = str(request.getfixturevalue("small_programs"))
     run(script, tmp_path, warm, variables)
     if "make demo" in listed:
         left = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")]

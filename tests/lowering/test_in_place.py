@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from executorch.exir import tensor
+from executorch.exir import memory_planning, tensor
 from executorch.exir.passes import OpReplacePass
 from executorch.exir.passes.scalar_to_tensor_pass import ScalarToTensorPass
 from executorch.exir.passes.spec_prop_pass import SpecPropPass
@@ -147,7 +147,31 @@ def test_what_is_computed_once_is_the_same():
     before = [tensor.dim_order_from_stride(each) for each in strides]
     operators = set(CustomDecompTable())
     listing = utils._materialize_cpp_cia_ops
+
+    class Counter(torch.nn.Module):
+        step: torch.Tensor
+        size: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("step", torch.zeros(1))
+            self.register_buffer("size", torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.step.add_(1)
+            return x.mul(self.size)
+
+    programs = [
+        torch.export.export(each, (torch.ones(1),)).run_decompositions() for each in (Counter(), torch.nn.Linear(1, 1))
+    ]
+
+    def mutable() -> list[bool]:
+        return [memory_planning._is_mutable_buffer(n, p.graph_signature) for p in programs for n in p.graph.nodes]
+
+    written = mutable()
+    assert sum(written) == 1
     with memoized():
+        assert mutable() == written
         assert [tensor.dim_order_from_stride(each) for each in strides] == before
         assert set(CustomDecompTable()) == operators
         assert utils._materialize_cpp_cia_ops is not listing
