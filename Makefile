@@ -12,7 +12,8 @@ WORKERS ?= 2
 DEEP ?= tests/graphs tests/passes
 
 BIN := $(VENV)/bin
-# Most modules that are installed are never imported: those that are, Python compiles then.
+# Most modules that are installed are never imported: those that are, Python compiles then, and keeps the result.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # Stamps: made once per change of pyproject.toml, so that a second run installs nothing.
 DEMO_READY := $(VENV)/.mobizo-demo-ready
