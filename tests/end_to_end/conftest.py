@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+import mobizo_passes as mz
 from tests.warm import shims
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,15 +39,17 @@ class Demo:
     module: ModuleType
     program: Path
     upper_layers: int
+    estimator: mz.Estimator
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The demo's program that needs forward passes only: of the real model, with LoRA on fewer layers."""
+    """The demo's program that needs forward passes only, with the paper's estimator and LoRA on fewer layers."""
     module = importlib.import_module("examples.01_train_sentiment")
     programs = tmp_path_factory.mktemp("demo")
-    module.elsewhere(module.compile_program, programs, module.FORWARD_ONLY, UPPER_LAYERS)
-    return Demo(module, module.program_path(programs, module.FORWARD_ONLY), UPPER_LAYERS)
+    estimator = mz.TwoSided(queries=module.QUERIES)
+    module.elsewhere(module.compile_program, programs, module.FORWARD_ONLY, UPPER_LAYERS, None, estimator)
+    return Demo(module, module.program_path(programs, module.FORWARD_ONLY), UPPER_LAYERS, estimator)
 
 
 COMPILE = """

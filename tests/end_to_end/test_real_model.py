@@ -62,7 +62,7 @@ def trained(demo: Demo, batches: list[dict[str, torch.Tensor]], tmp_path_factory
 
 
 def test_the_delegated_step_agrees_with_the_eager_step(demo: Demo, trained: Trained):
-    program = demo.module.build_program(demo.module.FORWARD_ONLY, demo.upper_layers)
+    program = demo.module.build_program(demo.module.FORWARD_ONLY, demo.upper_layers, estimator=demo.estimator)
     # Not the initial adapter: with B = 0 an error in how A enters would not show in the logits.
     adapter = trained.adapter
     trained.session.adapter = adapter
