@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
-from mobizo_passes.graph.nodes import is_float, val
+from mobizo_passes.graph.nodes import arguments, is_float, val
 from mobizo_passes.graph.passes import Pass
 
 aten = torch.ops.aten
@@ -45,6 +45,8 @@ class BoundMasks(Pass):
 
     BEFORE  p = _softmax(masked_fill(s, m, -inf), 3)                AFTER  p = _softmax(masked_fill(s, m, -bound), 3)
 
+    BEFORE  p = _softmax(add(s, (m.float() - 1) * 1e9), 3)      AFTER  p = _softmax(add(s, (m.float() - 1) * bound), 3)
+
     A half holds numbers up to 65504: on an NPU -3.4e38 becomes -inf, and a row of it NaN. exp(-bound) is zero all the
     same, so rows with at least one position that is not masked have the same softmax. Constants alone are changed:
     masks and numbers, not scores.
@@ -64,6 +66,12 @@ class BoundMasks(Pass):
                 if isinstance(value, (int, float)) and value < -self.bound and is_float(node):
                     node.update_arg(place, -self.bound)
                     rewrites += 1
+            elif (factor := _scaled(node)) is not None and factor > self.bound:
+                node.update_arg(1, self.bound)
+                rewrites += 1
+            elif node.target is aten.clamp.default and (least := arguments(node).get("min")) and least < -self.bound:
+                node.update_arg(1, -self.bound)
+                rewrites += 1
         return rewrites
 
     def _before_softmax(self, ir: Ir) -> list[Node]:
@@ -91,3 +99,15 @@ class BoundMasks(Pass):
         for reader in readers:
             reader.replace_input_with(node, bounded)
         return 1
+
+
+def _scaled(node: Node) -> float | None:
+    """c of (m - 1) * c, m a truth value as a number: what attention written out adds to scores."""
+    if node.target is not aten.mul.Tensor or not isinstance(node.args[1], (int, float)):
+        return None
+    less: Any = node.args[0]
+    if less.target is not aten.sub.Tensor or less.args[1] != 1 or less.kwargs:
+        return None
+    mask: Any = less.args[0]
+    held = mask.all_input_nodes if isinstance(mask, Node) and mask.op == "call_function" else []
+    return float(node.args[1]) if len(held) == 1 and val(held[0]).dtype is torch.bool else None

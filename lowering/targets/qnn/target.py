@@ -181,10 +181,17 @@ class QnnTarget(Target):
         self._enable()
         from executorch.backends.qualcomm.quantizer.quantizer import QnnQuantizer, QuantDtype
         from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset, QnnExecuTorchBackendType
+        from torchao.quantization.pt2e import MinMaxObserver
+
+        from lowering.targets.qnn.observer import WideRange
 
         quantizer = QnnQuantizer(QnnExecuTorchBackendType.kHtpBackend, QcomChipset[self.chosen["soc"]])
         dtype = QuantDtype[f"use_{self.precision}"]
-        quantizer.set_default_quant_config(dtype, is_qat=False, is_conv_per_channel=True, is_linear_per_channel=True)
+        # Not the moving average of the ranges, which is QNN's default: that is nearly the range of the first run.
+        observer = WideRange if self.precision == "16a8w" else MinMaxObserver
+        quantizer.set_default_quant_config(
+            dtype, is_qat=False, is_conv_per_channel=True, is_linear_per_channel=True, act_observer=observer
+        )
         return quantizer
 
     def _enable(self) -> None:
