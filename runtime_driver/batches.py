@@ -38,15 +38,16 @@ class BatchReader:
     """Reads any kind of batches in step order.
 
     A :class:`BatchSource` is asked for each step. A sequence is cycled, and so is an iterable of a known length, such
-    as a DataLoader of torch: it is iterated anew for each epoch. Any other iterable is consumed once. Of both, a
-    resumed run first skips what the journal's steps consumed, so they must yield the same batches in the same order.
+    as a DataLoader of torch: it is iterated anew for each epoch. Any other iterable is consumed once. Of both, the
+    batches before the first step that is asked for, and those between steps, are skipped. So a resumed run needs the
+    same batches in the same order.
     """
 
-    def __init__(self, batches: Batches, first_step: int, steps: int) -> None:
+    def __init__(self, batches: Batches, steps: int | None = None) -> None:
         self._steps = steps
         self._source = batches if isinstance(batches, BatchSource) else None
         self._sequence = batches if self._source is None and isinstance(batches, Sequence) else None
-        self._iterator: Iterator[AnyBatch] = iter(())
+        self._iterable: Iterable[AnyBatch] = ()
         if self._source is None and self._sequence is None:
             if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
                 raise BatchError(
@@ -54,12 +55,14 @@ class BatchReader:
                     f"expected batches, found {type(batches).__name__}",
                     "Pass a list of dicts of tensors, an iterable of them, or an object with `batch(step)`.",
                 )
-            self._iterator = islice(_epochs(batches), first_step, None)
+            self._iterable = batches
+        self._iterator, self._next = _epochs(self._iterable), 0
 
     def batch(self, step: int) -> AnyBatch:
-        """The batch of ``step``; steps must be asked for in order.
+        """The batch of ``step``. An iterable starts again if an earlier step than the last one is asked for.
 
         Raises:
+            BatchError: a step that an iterator has passed.
             DataExhaustedError: an iterable or an empty sequence has no more.
         """
         if self._source is not None:
@@ -68,7 +71,16 @@ class BatchReader:
             if not self._sequence:
                 raise DataExhaustedError(step, self._steps)
             return self._sequence[step % len(self._sequence)]
-        for batch in self._iterator:
+        if step < self._next:
+            if isinstance(self._iterable, Iterator):
+                raise BatchError(
+                    "(all)",
+                    f"batch {step} is asked for again, and {type(self._iterable).__name__} gives each batch once",
+                    "Pass a list, a DataLoader or an object with `batch(step)`, or make the iterator anew.",
+                )
+            self._iterator, self._next = _epochs(self._iterable), 0
+        skipped, self._next = step - self._next, step + 1
+        for batch in islice(self._iterator, skipped, None):
             return batch
         raise DataExhaustedError(step, self._steps)
 

@@ -106,10 +106,11 @@ class LabelError(BatchError):
 class DataExhaustedError(DriverError):
     """The batches ran out before the last step."""
 
-    def __init__(self, step: int, steps: int) -> None:
+    def __init__(self, step: int, steps: int | None = None) -> None:
         self.step = step
+        of_all = "" if steps is None else f" of {steps}"
         super().__init__(
-            f"The batches ended before step {step} of {steps}. Pass a list (it is cycled) or an object with "
+            f"The batches ended before step {step}{of_all}. Pass a list (it is cycled) or an object with "
             "`batch(step)`, or ask for fewer steps."
         )
 

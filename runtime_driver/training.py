@@ -144,7 +144,7 @@ class TrainingRun:
         step = self._known if self._executor.exact else first
         if step < first:
             self._executor.program.require_weights()
-        reader = BatchReader(self._batches, step, options.steps)
+        reader = BatchReader(self._batches, options.steps)
         header = self._header() if resumed is None else resumed.header
         if workers is not None:
             workers.check_hash(first, adapter_sha256(self._executor.state))

@@ -148,7 +148,7 @@ def _answer(
         return {"fault": _FAULTS[1], "known": 0}
     context.state[_STATE] = ArrayRecord(state)
     context.state[RECORD] = ConfigRecord({"known": known, "program": tag})
-    reader, found = BatchReader(batches(context), known, known + len(task["lr"])), list[bytes]()
+    reader, found = BatchReader(batches(context)), list[bytes]()
     for lr, eps in zip(task["lr"], task["eps"], strict=True):
         step = known + len(found)
         seed = step_seed(task["seed"], step)

@@ -13,6 +13,7 @@ from runtime_driver.batches import BatchReader
 from runtime_driver.errors import (
     AdapterDivergedError,
     AllRefusedError,
+    DataExhaustedError,
     FleetError,
     HyperparameterError,
     NoProjectedGradientsError,
@@ -224,14 +225,26 @@ def check_program(manifest: Manifest, mode: Mode = "data") -> None:
 
 
 class Shard:
-    """One worker's part of batches that all workers can read: of each ``size`` in turn the one at ``rank``."""
+    """One worker's part of batches that all workers can read: of each ``size`` in turn the one at ``rank``.
+
+    An iterable, such as a DataLoader, is read once an epoch, and the batches of other workers are skipped. It has to give
+    the same batches in the same order on every worker: a DataLoader that shuffles needs a seeded ``generator``.
+    """
 
     def __init__(self, batches: Batches, rank: int, size: int) -> None:
-        self._batches, self._rank, self._size = batches, rank, size
+        self._reader, self._rank, self._size = BatchReader(batches), rank, size
         self.fingerprint: str | None = getattr(batches, "fingerprint", None)
 
     def batch(self, step: int) -> Batch:
-        """The batch of ``step`` for this worker."""
-        place = step * self._size + self._rank
+        """The batch of ``step`` for this worker.
+
+        Raises:
+            BatchError: a step that an iterator has passed.
+            DataExhaustedError: an iterable or an empty sequence has no more.
+        """
+        try:
+            found = self._reader.batch(step * self._size + self._rank)
+        except DataExhaustedError:
+            raise DataExhaustedError(step) from None
         # Of a list the names are given by `fit`.
-        return cast("Batch", BatchReader(self._batches, place, place + 1).batch(place))
+        return cast("Batch", found)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import runtime_driver as driver
 from runtime_driver import Session, read_journal
@@ -74,6 +75,44 @@ def test_four_workers_are_one_process_with_the_concatenated_batch(
         assert record.loss == pytest.approx(whole.loss, abs=1e-6)
         (update,) = record.updates
         adapter.apply(*update)
+
+
+class Counted(list):
+    """A data set of batches that counts how often one is read."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(index)
+
+
+def loader(data: Counted) -> DataLoader:
+    return DataLoader(data, batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "generator"])
+def test_shards_read_what_has_no_random_access_once(kind: str):
+    """Together the workers see each batch once an epoch, and one that resumes sees what it would have seen."""
+    data = [Counted({"x": torch.tensor(number)} for number in range(12)) for _ in range(3)]
+
+    def shard(own: Counted, rank: int, size: int = 2) -> Shard:
+        return Shard(loader(own) if kind == "shuffled" else (own[number] for number in range(12)), rank, size)
+
+    first, second = ([int(each.batch(step)["x"]) for step in range(6)] for each in map(shard, data, range(2)))
+    assert sorted(first + second) == list(range(12))
+    assert (first + second == sorted(first + second)) is False
+    assert data[0].read <= 12
+    resumed = shard(data[2], 1)
+    assert [int(resumed.batch(step)["x"]) for step in (3, 4, 5)] == second[3:]
+    if kind == "shuffled":
+        assert {int(resumed.batch(step)["x"]) for step in range(6, 12)} != set(second)  # another epoch
+        resumed.batch(0)
+    else:
+        with pytest.raises(driver.DataExhaustedError, match="before step 6\\. "):
+            resumed.batch(6)
+        with pytest.raises(driver.BatchError, match="batch 1 is asked for again, and generator gives each batch once"):
+            resumed.batch(0)
 
 
 @pytest.mark.parametrize("mode", ["data", "queries"])
