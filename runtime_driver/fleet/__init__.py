@@ -7,6 +7,7 @@
 """
 
 from runtime_driver.fleet.gate import Gate, Refusal
+from runtime_driver.fleet.privacy import Privacy
 from runtime_driver.fleet.workers import Mode, Shard, Workers
 
-__all__ = ["Gate", "Mode", "Refusal", "Shard", "Workers"]
+__all__ = ["Gate", "Mode", "Privacy", "Refusal", "Shard", "Workers"]

@@ -14,10 +14,10 @@ shared, that is the average of the clients' adapters, which nobody sends.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -36,6 +36,7 @@ from runtime_driver.executor import Executor
 from runtime_driver.fleet.gate import Gate, Refusal
 from runtime_driver.fleet.messages import Message as Report
 from runtime_driver.fleet.messages import pack_update, program_tag, unpack_update
+from runtime_driver.fleet.privacy import Privacy
 from runtime_driver.fleet.workers import check_program
 from runtime_driver.format.contributions import RULES, Contribution, combined
 from runtime_driver.format.records import Header, Record
@@ -54,32 +55,6 @@ RECORD = "mobizo"
 _STATE = "mobizo-state"
 #: What a client may report instead of contributions, and what makes it one that is refused.
 _FAULTS = ("another program", "another adapter")
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """What a client does to a report before it leaves: clip, add noise, and leave out loss and number of examples.
-
-    Attributes:
-        clip: bound on the L2 norm of the projected gradients of one local step.
-        noise: standard deviation of the Gaussian noise on each of them, as a multiple of ``clip``.
-    """
-
-    clip: float
-    noise: float
-
-    def __post_init__(self) -> None:
-        """Raises :class:`HyperparameterError`."""
-        if not (self.clip > 0 and self.noise >= 0):
-            raise HyperparameterError("privacy", "clip > 0 and noise >= 0", (self.clip, self.noise))
-
-    def __call__(self, gradients: Sequence[float]) -> tuple[float, ...]:
-        """The projected gradients to report."""
-        # Not a generator that anybody could know the state of.
-        draw = random.SystemRandom().gauss
-        norm = math.sqrt(sum(value * value for value in gradients))
-        scale = min(1.0, self.clip / norm) if norm else 1.0
-        return tuple(value * scale + draw(0.0, self.noise * self.clip) for value in gradients)
 
 
 def client_app(
@@ -191,6 +166,7 @@ class Server:
         deadline: seconds after which a round goes on without the clients that have not reported.
         patience: rounds in a row without a step after which the run gives up.
         dropped: how often each client did not report in time, or only an error.
+        errors: the last error that each client reported; the server warns of a client's 1st, 2nd, 4th, 8th, ...
         down_bytes, up_bytes: what the messages of all rounds held, without Flower's framing.
     """
 
@@ -207,7 +183,8 @@ class Server:
     clients: int | None = None
     deadline: float | None = 60.0
     patience: int = 10
-    dropped: dict[int, int] = field(default_factory=dict)
+    dropped: Counter[int] = field(default_factory=Counter)
+    errors: dict[int, str] = field(default_factory=dict)
     down_bytes: int = 0
     up_bytes: int = 0
 
@@ -230,15 +207,16 @@ class Server:
         self._records: list[Record] = []
         #: How many steps each client is known to have.
         self._known: dict[int, int] = {}
+        self._failures = Counter[int]()
 
     def run(self, grid: Grid) -> None:
         """Train to the last step.
 
         Warns:
-            DriverWarning: no rule was chosen that bears bad clients, nor the mean by name.
+            DriverWarning: no rule was chosen that bears bad clients, nor the mean by name. A client reported an error.
 
         Raises:
-            FleetError: ``patience`` rounds in a row gave no step.
+            FleetError: ``patience`` rounds in a row gave no step. Its text has the most frequent error of the clients.
             JournalError: the journal is of another run, or cannot be written.
         """
         if self.combine is None:
@@ -264,11 +242,7 @@ class Server:
                 number += 1
                 idle = 0 if len(self._records) > before else idle + 1
                 if idle >= self.patience:
-                    raise FleetError(
-                        f"{idle} rounds in a row without a step after {before} steps: fewer than {self.least} clients "
-                        f"reported what counts (refused: {dict(self.gate.refused)}, dropped: {self.dropped}). Wait for "
-                        "clients, or raise `deadline`; the journal goes on from here."
-                    )
+                    raise FleetError(self._why_idle(idle))
 
     def _header(self) -> Header:
         manifest = self.executor.manifest
@@ -316,10 +290,13 @@ class Server:
         reports: dict[int, list[bytes]] = {}
         for reply in grid.send_and_receive(messages, timeout=self.deadline):
             node = reply.metadata.src_node_id
-            if node in nodes and node not in reports and not reply.has_error():
+            if node not in nodes or node in reports:
+                continue
+            if reply.has_error():
+                self._failed(node, reply.error.reason)
+            else:
                 reports[node] = self._report(node, reply.content)
-        for node in set(nodes) - set(reports):
-            self.dropped[node] = self.dropped.get(node, 0) + 1
+        self.dropped.update(set(nodes) - set(reports))
         reports = {node: found for node, found in reports.items() if found}
         for place in range(count):
             step = first + place
@@ -371,6 +348,26 @@ class Server:
             found = [b""]
         self.up_bytes += sum(map(len, found)) + 8
         return found
+
+    def _failed(self, node: int, reason: str | None) -> None:
+        text = " ".join((reason or "no reason given").split())
+        # The last words of a traceback say what happened, the first ones of other texts.
+        self.errors[node] = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+        self._failures[node] += 1
+        count = self._failures[node]
+        if count & (count - 1) == 0:
+            said = f"Client {node} reported an error instead of an answer ({count} so far): {self.errors[node]}"
+            warnings.warn(said, DriverWarning, stacklevel=2)
+
+    def _why_idle(self, rounds: int) -> str:
+        most = Counter(self.errors.values()).most_common(1)
+        said = "".join(f"{count} clients last reported this error: {error} " for error, count in most)
+        return (
+            f"{rounds} rounds in a row without a step after {len(self._records)} steps: fewer than {self.least} "
+            f"clients reported what counts ({self.dropped.total()} answers missing in all, {self._failures.total()} of "
+            f"them errors; {self.gate.refused.total()} contributions refused). {said}"
+            f"{'Correct that' if said else 'Wait for clients, or raise `deadline`'}; the journal goes on from here."
+        )
 
 
 def server_app(server: Callable[[Context], Server]) -> ServerApp:

@@ -227,8 +227,8 @@ def check_program(manifest: Manifest, mode: Mode = "data") -> None:
 class Shard:
     """One worker's part of batches that all workers can read: of each ``size`` in turn the one at ``rank``.
 
-    An iterable, such as a DataLoader, is read once an epoch, and the batches of other workers are skipped. It has to give
-    the same batches in the same order on every worker: a DataLoader that shuffles needs a seeded ``generator``.
+    An iterable, such as a DataLoader, is read once an epoch, and the batches of other workers are skipped. It has to
+    give the same batches in the same order on every worker: a DataLoader that shuffles needs a seeded ``generator``.
     """
 
     def __init__(self, batches: Batches, rank: int, size: int) -> None:

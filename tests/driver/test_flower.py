@@ -18,14 +18,15 @@ import torch
 
 pytest.importorskip("flwr", reason="flwr is not installed; pip install 'mobizo[fleet]' installs it")
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 import runtime_driver as driver
 from runtime_driver import Session, read_journal
-from runtime_driver.fleet.flower import RECORD, Privacy, Server, client_app, server_app
+from runtime_driver.fleet import Privacy
+from runtime_driver.fleet.flower import RECORD, Server, client_app, server_app
 from runtime_driver.fleet.messages import Message as Report
 from tests.driver import tiny
 from tests.driver.conftest import Either
@@ -61,6 +62,8 @@ class Network(Grid):
         node = message.metadata.dst_node_id
         message.content = self._travel(message.content)
         reply = self.app(message, self.contexts[node])
+        if reply.has_error():
+            return reply
         reply.content = self._travel(self.change(node, reply.content))
         return reply
 
@@ -216,6 +219,29 @@ def test_without_clients_the_run_gives_up_and_says_so(either: Either, tmp_path: 
     network.away = lambda node: True
     with pytest.raises(driver.FleetError, match="3 rounds in a row without a step after 0 steps"):
         server(either, tmp_path, 5, patience=3).run(network)
+
+
+def test_the_errors_that_clients_report_are_said(either: Either, tmp_path: Path):
+    """Flower's simulation reports so what an app raises, and for the rest of a run a process that died."""
+    network, broken = Network(either, 3), {100}
+    app, reason = network.app, f"Traceback:\n{'  File ...' * 100}\nOSError: no disk"
+
+    def failing(message: Message, context: Context) -> Message:
+        bad = context.node_id in broken
+        return Message(Error(1, reason), reply_to=message) if bad else app(message, context)
+
+    network.app = failing
+    run = server(either, tmp_path, 3)
+    with pytest.warns(driver.DriverWarning, match="^Client 100 .* Traceback: .* OSError: no disk$") as caught:
+        run.run(network)
+    assert len(caught) == 2  # at the 1st and 2nd of three
+    assert run.dropped == {100: 3}
+    broken |= {101, 102}
+    with (
+        pytest.warns(driver.DriverWarning),
+        pytest.raises(driver.FleetError, match=r"after 3 steps.* 3 clients last reported this error: .*no disk"),
+    ):
+        server(either, tmp_path, 5, patience=2).run(network)
 
 
 def test_an_app_can_be_sent_to_the_process_of_a_client(either: Either, tmp_path: Path):

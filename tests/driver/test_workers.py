@@ -87,7 +87,7 @@ class Counted(list):
         return super().__getitem__(index)
 
 
-def loader(data: Counted) -> DataLoader:
+def loader(data: Any) -> DataLoader:
     return DataLoader(data, batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(5))
 
 
