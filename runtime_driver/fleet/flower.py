@@ -350,9 +350,9 @@ class Server:
         return found
 
     def _failed(self, node: int, reason: str | None) -> None:
-        text = " ".join((reason or "no reason given").split())
-        # The last words of a traceback say what happened, the first ones of other texts.
-        self.errors[node] = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+        lines = [line.strip() for line in (reason or "").splitlines() if line.strip()] or ["no reason given"]
+        # The last line of a traceback says what happened, the first one of other texts.
+        self.errors[node] = lines[0][:400] if len(lines) == 1 else f"{lines[0][:200]} ... {lines[-1][-300:]}"
         self._failures[node] += 1
         count = self._failures[node]
         if count & (count - 1) == 0:
