@@ -62,19 +62,19 @@ def word_ids() -> list[int]:
     return list(label_ids(load_tokenizer(model_directory()), WORDS))
 
 
-def batches(sentences: Sequence[Sentence]) -> list[dict[str, Tensor]]:
-    """The sentences in order, `BATCH` at a time: `input_ids`, `attention_mask` int64[B, TOKENS], `label` int64[B].
+def batches(sentences: Sequence[Sentence], size: int = BATCH) -> list[dict[str, Tensor]]:
+    """The sentences in order, `size` at a time: `input_ids`, `attention_mask` int64[B, TOKENS], `label` int64[B].
 
     Prompts are padded on the left, so that their last token is always at the last position.
     """
     encode = PromptEncoder(load_tokenizer(model_directory()), word_ids(), "label-words", TOKENS)
-    groups = [sentences[start : start + BATCH] for start in range(0, len(sentences), BATCH)]
+    groups = [sentences[start : start + size] for start in range(0, len(sentences), size)]
     return [encode.batch([PROMPT.format(text=s.text) for s in g], [int(s.positive) for s in g]) for g in groups]
 
 
-def example_batch() -> dict[str, Tensor]:
+def example_batch(size: int = BATCH) -> dict[str, Tensor]:
     """A batch with the shapes to compile for."""
-    return batches(load_sentences(held_out=0).train[:BATCH])[0]
+    return batches(load_sentences(held_out=0).train[:size], size)[0]
 
 
 def build_program(
@@ -82,7 +82,7 @@ def build_program(
     upper_layers: int = UPPER_LAYERS,
     directory: Path | None = None,
     estimator: mz.Estimator | None = None,
-    rank: int = RANK,
+    batch: int = BATCH,
 ) -> mz.TrainingProgram:
     """The packaged model, or another Llama, with a LoRA on its upper layers, as a training-step program.
 
@@ -99,8 +99,8 @@ def build_program(
     layers = base.config.num_hidden_layers
     torch.manual_seed(0)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
+        r=RANK,
+        lora_alpha=2 * RANK,
         target_modules=["q_proj", "v_proj"],
         layers_to_transform=list(range(layers - upper_layers, layers)),
         task_type="CAUSAL_LM",
@@ -113,7 +113,7 @@ def build_program(
         return F.cross_entropy(outputs.logits[:, -1, ids], label)
 
     # The prompt ends at the last position, so logits are needed nowhere else.
-    inputs = {**example_batch(), "logits_to_keep": 1}
+    inputs = {**example_batch(batch), "logits_to_keep": 1}
     if way == EXACT:
         both = "lora_A+lora_B"
         return mz.transform(model, inputs, estimator=mz.Exact(), optimizer=mz.AdamW(), trainable=both, loss=loss)

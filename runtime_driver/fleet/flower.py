@@ -68,7 +68,7 @@ def client_app(
 
     Args:
         program: the .pte on the client.
-        batches: the client's own data for its context: a sequence (cycled), or an object with ``batch(step)``.
+        batches: the client's own data for its context, in whole batches: what :meth:`runtime_driver.Session.fit` takes.
         examples: how many examples the client has, which is its weight. None: each counts by the labelled positions of
             its batch.
 

@@ -47,9 +47,9 @@ def test_a_graph_can_be_read(tmp_path: Path):
     assert 0 < expanded < total / 2
 
 
-def test_clients_have_different_sentences_and_mostly_of_one_label():
+def test_clients_have_different_sentences_in_whole_batches_and_mostly_of_one_label():
     federated = importlib.import_module("examples.04_federated_clients")
-    sentences = tuple(packaged.Sentence(str(number), number % 3 > 0) for number in range(90))
+    sentences = tuple(packaged.Sentence(str(number), number % 3 > 0) for number in range(99))
     shards = federated.shards(sentences, 3, 0.8)
     assert [len(shard) for shard in shards] == [10, 10, 10]
     assert len({sentence.text for shard in shards for sentence in shard}) == 30
