@@ -113,12 +113,13 @@ class TrainingProgram:
         """FLOPs of one step, split into computed once and computed per group."""
         return count_flops(self._methods["step"], self.estimator.groups)
 
-    def text(self, method: str = "step", *, facts: bool = False) -> str:
+    def text(self, method: str = "step", *, facts: bool = False, sources: bool = False) -> str:
         """Return one method's readable graph, which `parse` reads back; raises `InputError` for an unknown method.
 
         With `facts`, comments also say what passes have noted: what is expanded, where the batch lies, whose noise.
+        With `sources`, the line of the model stands above the nodes that come from it.
         """
-        return to_text(self._ir(method), facts)
+        return to_text(self._ir(method), facts, sources)
 
     def diff(self, pass_name: str, *, width: int | None = None, everything: bool = False) -> str:
         """Return what a pass changed, one line a node: ``-`` before, ``+`` after, ``~`` another type only.

@@ -15,9 +15,9 @@ from mobizo_passes.program import TrainingProgram
 
 def check_text(ir: Ir, values: Mapping[str, Tensor] | None = None) -> None:
     """Print, parse and print again: the same text; and, if values of all inputs are given, the same bits in a run."""
-    text = to_text(ir, facts=True)
+    text = to_text(ir, facts=True, sources=True)
     again = parse(text, ir.state)
-    assert to_text(again, facts=True) == text
+    assert to_text(again, facts=True, sources=True) == text
     if values is not None:
         want, got = ir.run(values), again.run(values)
         assert list(got) == list(want)

@@ -33,6 +33,14 @@ Everything = Annotated[
     typer.Option("--everything", help="With --diff: every repeated layer too.", rich_help_panel=_READING),
 ]
 
+AsText = Annotated[
+    bool,
+    typer.Option(
+        "--text",
+        help="Print the step as text, below each line of the model what became of it.",
+        rich_help_panel=_READING,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON instead of tables, with every node.", rich_help_panel=_READING)
 ]
@@ -59,17 +67,18 @@ def inspect(
     graph: Graph = None,
     diff: Diff = None,
     everything: Everything = False,
+    as_text: AsText = False,
     as_json: AsJson = False,
     verify: opt.Verify = True,
 ) -> None:
     """Show what the compiler does to a model, or, for a .pte, what is in its manifest."""
     if everything and diff is None:
         raise OptionError("--everything belongs to --diff PASS.")
-    if as_json and diff is not None:
-        raise OptionError("--json shows the program, --diff what a pass changed: take one of them.")
+    if as_json + as_text + (diff is not None) > 1:
+        raise OptionError("--json and --text show the program, --diff what a pass changed: take one of them.")
     if Path(model).suffix == ".pte":
-        if graph is not None or diff is not None:
-            raise OptionError(f"--graph and --diff need a model: {model} holds lowered graphs only.")
+        if graph is not None or diff is not None or as_text:
+            raise OptionError(f"--graph, --diff and --text need a model: {model} holds lowered graphs only.")
         _show_manifest(Path(model), verify, as_json)
         return
     if graph is not None:
@@ -110,6 +119,8 @@ def inspect(
         console.diff(program.diff(diff, width=console.terminal_width(), everything=everything))
     elif as_json:
         typer.echo(json.dumps(_program(program), indent=1))
+    elif as_text:
+        typer.echo(program.text(sources=True), nl=False)
     else:
         _show_program(program)
     if graph is not None:

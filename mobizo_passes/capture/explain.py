@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from mobizo_passes.capture.known import change_for
 from mobizo_passes.errors import describe
-from mobizo_passes.graph.facts import source_line
+from mobizo_passes.graph.facts import source_line, source_of
 
 _OURS = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -110,5 +110,5 @@ def _place(error: BaseException) -> traceback.FrameSummary | None:
 
 
 def _last_line(node: fx.Node) -> str:
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    return f": {lines[-1]}" if lines and not lines[-1].startswith("File ") else ""
+    _, found, text = source_of(node).partition(": ")
+    return found + text

@@ -82,12 +82,6 @@ def module_of(node: Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def source_line(node: Node) -> str:
-    """Return ``File "model.py", line 12, in forward`` of the innermost frame that torch noted; "" if there is none."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    return next((line for line in reversed(lines) if line.startswith("File ")), "")
-
-
 # The testing kit holds models.
 _COMPILER = re.compile("/mobizo_passes/(?!testing/)")
 # File, line, function, and the line's text if torch noted it.
@@ -100,12 +94,15 @@ def source_frames(node: Node) -> tuple[str, ...]:
     Each is ``model.py:12 in forward: x = self.fc(x)``. Frames of this package are left out, those of PyTorch too where
     others are known. Paths begin below ``site-packages`` or the working directory: they say nothing of a machine.
     """
-    frames = [each for each in _FRAME.findall(node.meta.get("stack_trace") or "") if not _COMPILER.search(each[0])]
-    ours = [each for each in frames if "/site-packages/torch/" not in each[0]] or frames
     return tuple(
         f"{_short_path(path)}:{line} in {function}" + (f": {text.strip()}" if text else "")
-        for path, line, function, text in reversed(ours)
+        for path, line, function, text in _frames(node)
     )
+
+
+def source_line(node: Node) -> str:
+    """Return the innermost of these frames as Python writes it, ``File "/home/me/model.py", line 12, in forward``."""
+    return next((f'File "{path}", line {line}, in {function}' for path, line, function, _ in _frames(node)), "")
 
 
 def source_of(node: Node) -> str:
@@ -113,9 +110,23 @@ def source_of(node: Node) -> str:
     return next(iter(source_frames(node)), "")
 
 
+def set_source(node: Node, path: str, line: str, function: str, text: str) -> None:
+    """A node comes from one line of a file."""
+    node.meta["stack_trace"] = f'File "{path}", line {line}, in {function}\n    {text}'
+
+
+def _frames(node: Node) -> list[tuple[str, str, str, str]]:
+    """File, line, function and the line's text of the user's frames, the innermost first."""
+    frames = [each for each in _FRAME.findall(node.meta.get("stack_trace") or "") if not _COMPILER.search(each[0])]
+    ours = [each for each in frames if "/site-packages/torch/" not in each[0]] or frames
+    return ours[::-1]
+
+
 def _short_path(path: str) -> str:
     _, mark, inside = path.rpartition("/site-packages/")
     if mark:
         return inside
     here = Path(path)
+    if not here.is_absolute():
+        return path
     return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else Path(*here.parts[-2:]))

@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 # It registers our operators.
 import mobizo_passes.graph.ops  # noqa: F401
 from mobizo_passes.errors import ParseError
-from mobizo_passes.graph.facts import Input, note
+from mobizo_passes.graph.facts import Input, note, set_source
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.layout import Layout
 from mobizo_passes.graph.overloads import resolve
-from mobizo_passes.graph.text import DTYPES, END, type_text
+from mobizo_passes.graph.text import DTYPES, END, NO_SOURCE, type_text
 
 _HELD = ("parameter", "buffer", "constant", "state")
 _GIVEN = ("adapter", "tangent", "optimizer", "batch", "seed", "lr", "eps", "projected_gradients", "input")
@@ -34,6 +34,8 @@ _COMMENT = re.compile(rf"({_STRING})|\s+#(?:\s|$)")
 _LINE = re.compile(r"(?P<output>return )?%(?P<name>\w+): (?P<type>.+?) = (?P<rest>.+)")
 _ROLE = re.compile(rf"(?P<kind>\w+)(?: (?P<name>{_STRING}))?")
 _TENSOR = re.compile(r"(?P<dtype>[\w.]+)\[(?P<shape>\d*(?:, \d+)*)\]")
+# Above the nodes that come from it: the line of a model.
+_SOURCE = re.compile(r"# (?P<path>\S.*?):(?P<line>\d+) in (?P<function>\S+?)(?:: (?P<text>.*))?")
 _BATCH = re.compile(r"batch (\d+)(?: outer (\d+))?")
 # `%x` is no Python; with this in its place the arguments of a call are.
 _REFERENCE = re.compile(rf"({_STRING})|%(\w+)")
@@ -54,7 +56,9 @@ def parse(text: str, state: Mapping[str, Tensor] | None = None) -> Ir:
     reader = _Reader(state)
     number = 0
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
+        if line.lstrip().startswith("#"):
+            reader.comment(line.strip())
+        elif line.strip():
             reader.read(number, line.strip())
     return reader.finish(number)
 
@@ -79,9 +83,16 @@ class _Reader:
         self.outputs: list[tuple[Output, fx.Node]] = []
         self.called = False
         self.number = 0
+        self.source: re.Match[str] | None = None
 
     def error(self, message: str) -> ParseError:
         return ParseError(self.number, message)
+
+    def comment(self, line: str) -> None:
+        """Read a line that is a comment: it may be the line of a model that the nodes below come from, or end such."""
+        found = _SOURCE.fullmatch(line)
+        if found or line == NO_SOURCE:
+            self.source = found
 
     def read(self, number: int, line: str) -> None:
         """Read one line that is neither empty nor a comment."""
@@ -157,6 +168,8 @@ class _Reader:
         except Exception as error:  # torch raises many unrelated types; all are about these arguments
             reason = str(error).strip().partition("\n")[0]
             raise self.error(f"{ast.unparse(tree.func)} does not take these arguments: {reason}") from error
+        if self.source is not None:
+            set_source(node, **{name: value or "" for name, value in self.source.groupdict().items()})
         return node
 
     def output(self, name: str, wanted: str, rest: str) -> None:

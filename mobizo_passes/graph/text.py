@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from mobizo_passes.graph.facts import facts, module_of, role
+from mobizo_passes.graph.facts import facts, module_of, role, source_of
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.overloads import resolve
 
@@ -28,6 +28,8 @@ DTYPES = {
     torch.uint8: "u8",
     torch.bool: "b8",
 }
+# Stands above nodes that no line of the model is known of, below others.
+NO_SOURCE = "# no line of the model"
 # torch writes an open-ended slice as the largest int64.
 END = 2**63 - 1
 
@@ -108,17 +110,29 @@ def node_text(node: fx.Node, with_facts: bool = False) -> str:
     return _commented(text, node, with_facts)
 
 
-def to_text(ir: Ir, facts: bool = False) -> str:
+def to_text(ir: Ir, facts: bool = False, sources: bool = False) -> str:
     """Return the graph as text: inputs, calls, outputs, one a line. The same program gives the same text everywhere.
 
     A comment says where a node comes from: ``# module | pass``. With `facts`, it also says what passes have noted about
-    the node, ``| expanded, batch 0``, and which pass made an input.
+    the node, ``| expanded, batch 0``, and which pass made an input. With `sources`, the line of the user's model stands
+    above the nodes that come from it: ``# model.py:12 in forward: x = self.fc(x)``.
     """
-    calls = [node_text(n, facts) for n in ir.graph.nodes if n.op not in ("placeholder", "output")]
     nodes: Any = ir.graph.output_node().args[0]
     outputs = [
         f"return %{node.name}: {type_text(node.meta.get('val'))} = {_role(spec)}"
         for spec, node in zip(ir.outputs, nodes, strict=True)
     ]
-    parts = ([node_text(n, facts) for n in ir.placeholders()], calls, outputs)
+    parts = ([node_text(n, facts) for n in ir.placeholders()], [*_calls(ir, facts, sources)], outputs)
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def _calls(ir: Ir, with_facts: bool, sources: bool) -> Iterator[str]:
+    above = ""
+    for node in ir.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        source = source_of(node) if sources else ""
+        if source != above:
+            yield f"# {source}" if source else NO_SOURCE
+        above = source
+        yield node_text(node, with_facts)

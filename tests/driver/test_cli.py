@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from mobizo_cli.main import run
+from mobizo_passes import parse
 from tests.driver import text_model, tiny
 from tests.driver.command import Cli, fails
 
@@ -188,6 +190,12 @@ def test_inspect_prints_json_for_scripts(world: World, cli: Cli):
     assert json.loads(cli("inspect", world.pte, "--json").out)["model"]["name"] == "LlamaForCausalLM"
 
 
+def test_inspect_prints_the_program_with_the_lines_of_the_model(world: World, cli: Cli):
+    text = cli("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--text").out
+    assert "\n# transformers/models/llama/modeling_llama.py:" in text
+    assert parse(text).output_node("loss").target is torch.ops.aten.mean.default
+
+
 def test_inspect_draws_the_graph_and_shows_what_a_pass_changed(world: World, cli: Cli, tmp_path: Path):
     command = ("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--diff", "expand-perturbations")
     done = cli(*command, "--graph", "step.html")
@@ -202,6 +210,7 @@ def test_what_inspect_cannot_show_is_said_before_the_model_is_loaded(world: Worl
     fails(cli("inspect", "nothing", "--graph", "step.pdf"), "drawn as .svg or .html", "'step.pdf'")
     fails(cli("inspect", "nothing", "--everything"), "--diff PASS")
     fails(cli("inspect", "nothing", "--json", "--diff", "lift-adapter"), "take one of them")
+    fails(cli("inspect", world.pte, "--text"), "need a model", "lowered")
     fails(cli("inspect", world.pte, "--graph", "step.svg"), "need a model", "lowered")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import mobizo_passes as mz
+from mobizo_passes.errors import describe
 from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Input
 from mobizo_passes.graph.layout import Layout
@@ -123,6 +124,35 @@ def test_origin_pass_and_facts() -> None:
     assert "expanded" not in to_text(ir)
     assert "  # layer\n" in to_text(ir)
     assert "  # | decompose\n" in to_text(ir)
+
+
+def test_lines_of_the_model_stand_above_the_nodes_that_come_from_them() -> None:
+    text = """
+        # A comment that is no line of a model.
+        %x: f32[2, 3] = batch 'x'
+        %v: f32[2, 3] = aten.neg(%x)
+        # tests/model.py:12 in forward: y = act(x[0:2])  # no line of the model
+        %y: f32[2, 3] = aten.relu(%v)  # act
+        %z: f32[2, 3] = aten.neg(%y)
+        # <stdin>:3 in <lambda>
+        %u: f32[2, 3] = aten.neg(%z)
+        # no line of the model
+        %w: f32[2, 3] = aten.neg(%u)  # | decompose
+        return %w: f32[2, 3] = logits
+    """
+    ir = mz.parse(text)
+    assert contract.lines(to_text(ir, sources=True)) == contract.lines(text)[1:]
+    assert contract.lines(to_text(ir)) == [line for line in contract.lines(text) if not line.startswith("#")]
+    y = next(node for node in ir.graph.nodes if node.name == "y")
+    assert "in module 'act', model.py, line 12, in forward" in describe(y)
+
+
+def test_the_line_of_a_node_is_the_users_where_torch_computed_it(compiled: Any) -> None:
+    program = compiled("mlp")[0]
+    head = next(node for node in program.captured.graph.nodes if node.name == "linear_6")
+    assert "torch/nn/modules/linear.py" in head.meta["stack_trace"]
+    assert "in module 'head', models.py, line " in describe(head)
+    assert "\n# tests/models.py:" in program.text(sources=True)
 
 
 def test_values_come_from_the_state() -> None:
