@@ -16,6 +16,7 @@ from mobizo_passes.graph.facts import module_of, source_of
 from mobizo_passes.graph.flops import node_flops
 from mobizo_passes.graph.operators import operation_name, overload_name
 from mobizo_passes.graph.passes import PassRecord
+from mobizo_passes.markup import table
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,14 @@ class MethodReport:
             lines.append(
                 f"  memory: values {_mb(live)}{kept}; delegate's weights {_mb(held)}; arena {_mb(self.arena_bytes)}"
             )
-        groups = Counter((node.op, node.rule, node.reason) for node in self.portable)
-        for (op, rule, reason), count in groups.most_common():
-            lines.append(f"  {count:4d} x {op} [{rule}]: {reason}")
+        lines += [f"  {count:4d} x {op} [{rule}]: {reason}" for count, op, rule, reason in self.refused]
         return "\n".join(lines)
+
+    @property
+    def refused(self) -> tuple[tuple[int, str, str, str], ...]:
+        """What is not delegated, grouped, the most frequent first: how many nodes, operator, rule and reason."""
+        groups = Counter((node.op, node.rule, node.reason) for node in self.portable)
+        return tuple((count, *key) for key, count in groups.most_common())
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,37 @@ class Report:
             },
         }
 
+    def _repr_html_(self) -> str:
+        head, *notes = self._about()
+        methods = [
+            (
+                name,
+                each.partitions,
+                each.delegated_nodes,
+                len(each.portable),
+                f"{each.delegated_share:.1%} of {each.total_flops / 1e9:.2f} GFLOP",
+                _mb(each.memory.held),
+                _mb(each.memory.live),
+                _mb(each.arena_bytes),
+            )
+            for name, each in self.methods.items()
+        ]
+        columns = ("method", "partitions", "delegated", "not", "FLOPs delegated", "weights held", "values", "arena")
+        parts = [table(head, columns, methods)]
+        for name, each in self.methods.items():
+            if each.refused:
+                columns = ("nodes", "operator", "rule", "reason")
+                title = f"{name}: {len(each.portable)} nodes not delegated"
+                parts.append(table(title, columns, each.refused, folded=True))
+        said = [(each,) for each in (*notes, self.self_check, self.fidelity) if each is not None]
+        return "".join([*parts, table("Checks", (), said)])
+
     def __str__(self) -> str:
+        methods = (str(each) for each in self.methods.values())
+        measured = [] if self.fidelity is None else [str(self.fidelity)]
+        return "\n".join([*self._about(), *methods, str(self.self_check), *measured])
+
+    def _about(self) -> list[str]:
         weights = f"of it weights {self.weight_bytes / 1e6:.1f} MB"
         if self.weights_file_bytes:
             weights = f"weights file {self.weights_file_bytes / 1e6:.1f} MB"
@@ -230,9 +265,7 @@ class Report:
             f"program {self.program_bytes / 1e6:.1f} MB, {weights}"
         )
         note = f"the model has {' and '.join(self.widened)} values: they are stored and computed in float32 here"
-        methods = (str(each) for each in self.methods.values())
-        measured = [] if self.fidelity is None else [str(self.fidelity)]
-        return "\n".join([head, *([note] if self.widened else []), *methods, str(self.self_check), *measured])
+        return [head, *([note] if self.widened else [])]
 
 
 def method_report(

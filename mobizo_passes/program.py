@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mobizo_passes import manifest as _manifest
 from mobizo_passes.capture.inputs import Inputs, LossFn, bind_inputs
+from mobizo_passes.capture.scalars import drawn, seed_tensor
 from mobizo_passes.dialects import CORE
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import role
@@ -21,12 +22,14 @@ from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.graph.passes import PassRecord, checking, run_passes
 from mobizo_passes.graph.text import to_text
-from mobizo_passes.passes.gather_labels import label_counts
+from mobizo_passes.markup import Frame
+from mobizo_passes.passes.gather_labels import check_label_counts
 from mobizo_passes.pipelines import core, internal
 from mobizo_passes.reference import StepResult
 from mobizo_passes.sites.peft import AdapterFile
 from mobizo_passes.sites.select import Sites
 from mobizo_passes.views.diff import graph_diff
+from mobizo_passes.views.history import History
 from mobizo_passes.zo.estimators import Estimator
 from mobizo_passes.zo.optimizers import Optimizer
 
@@ -73,7 +76,7 @@ class TrainingProgram:
         self._adapter = dict(adapter)
         self._frozen = dict(frozen)
         self._verifier = verifier
-        self.history = tuple(history)
+        self.history = History(history)
         self.sites = sites
         self.estimator = estimator
         self.optimizer = optimizer
@@ -167,6 +170,28 @@ class TrainingProgram:
         from mobizo_passes.views.drawing import draw_program
 
         return draw_program(self, Path(path), beside, data)
+
+    def show(
+        self,
+        depth: int | None = None,
+        *,
+        beside: Any = None,
+        data: Mapping[str, NodeData] | None = None,
+        height: int = 640,
+    ) -> Frame:
+        """Return the explorer for a notebook, which shows it where this is the last value of a cell.
+
+        `depth` levels of modules are unfolded at first, None: what holds nearly everything. `height` is in pixels;
+        `beside`, `data` and errors are those of `draw`. The page is stored with the notebook: 0.2 MB and more.
+        """
+        from mobizo_passes.views.drawing import page, title
+
+        return Frame(page(self, beside, data, depth), height, title(self))
+
+    def _repr_html_(self) -> str:
+        from mobizo_passes.views.drawing import program_html
+
+        return program_html(self)
 
     @functools.cached_property
     def exported_program(self) -> torch.export.ExportedProgram:
@@ -264,9 +289,8 @@ class TrainingProgram:
         directional derivatives no epsilon. Raises `InputError` if an input, an adapter or state tensor, or the number
         of labels does not fit.
         """
-        scalars = {"lr": torch.tensor([lr]), **self._drawn(seed, eps)}
-        batch = self._batch(example_inputs)
-        self._check_labels(batch)
+        scalars = {"lr": torch.tensor([lr]), **drawn(self.estimator, seed, eps)}
+        batch = self._labelled(example_inputs)
         state = self._state(optimizer)
         out = self._methods["step"].run({**self._named(adapter), **state, **batch, **scalars})
         new, after = ({name: out[name] for name in names} for names in (self._adapter, state))
@@ -294,7 +318,7 @@ class TrainingProgram:
                 f"a program of {self.estimator} has no apply: its steps are not known from projected gradients; run "
                 "step on the batch again, or keep the adapter"
             )
-        inputs = {"seed": _seed(seed), "lr": torch.tensor([lr]), "projected_gradients": projected_gradients}
+        inputs = {"seed": seed_tensor(seed), "lr": torch.tensor([lr]), "projected_gradients": projected_gradients}
         return self._methods["apply"].run({**self._named(adapter), **self._state(optimizer), **inputs})
 
     @neutral()
@@ -305,16 +329,14 @@ class TrainingProgram:
         """
         if self._gradients is None:
             raise InputError(f"a program of {self.estimator} has no gradients; transform with estimator=mz.Exact()")
-        batch = self._batch(example_inputs)
-        self._check_labels(batch)
+        batch = self._labelled(example_inputs)
         out = self._gradients.run({**self._named(adapter), **batch})
         return {fqn: out[fqn] for fqn in self._adapter}
 
     @neutral()
     def loss(self, adapter: Mapping[str, Tensor], example_inputs: Any) -> Tensor:
         """Return the unperturbed loss, float32 []."""
-        batch = self._batch(example_inputs)
-        self._check_labels(batch)
+        batch = self._labelled(example_inputs)
         return self._methods["loss"].run({**self._named(adapter), **batch})["loss"].mean()
 
     @neutral()
@@ -359,42 +381,10 @@ class TrainingProgram:
             raise InputError(f"the optimizer's state does not fit the program: missing or unknown {', '.join(names)}")
         return dict(given)
 
-    def _drawn(self, seed: int | None, eps: float | None) -> dict[str, Tensor]:
-        """The inputs seed and epsilon of a step, for an estimator that has them."""
-        given = {"seed": seed, "eps": eps}
-        takes = [
-            name for name, does in (("seed", self.estimator.projected), ("eps", self.estimator.uses_epsilon)) if does
-        ]
-        for name, value in given.items():
-            if name not in takes and value is not None:
-                raise InputError(
-                    f"a step of {self.estimator} takes no {name}: the gradient is computed, not estimated from "
-                    "perturbed losses; leave it out"
-                )
-        if any(given[name] is None for name in takes):
-            raise InputError(f"a step of {self.estimator} takes {' and '.join(f'{name}=' for name in takes)}")
-        if eps is not None and not eps > 0:
-            raise InputError(f"eps must be positive, found {eps}")
-        values = {} if seed is None else {"seed": _seed(seed)}
-        return values if eps is None else {**values, "eps": torch.tensor([eps])}
+    def _labelled(self, example_inputs: Any) -> dict[str, Tensor]:
+        batch = self._batch(example_inputs)
+        check_label_counts(self._captured, batch, self.labels.get("max_labels"))
+        return batch
 
     def _batch(self, example_inputs: Any) -> dict[str, Tensor]:
         return bind_inputs(self.inputs, example_inputs)
-
-    def _check_labels(self, batch: Mapping[str, Tensor]) -> None:
-        limit = self.labels.get("max_labels")
-        if limit is None:
-            return
-        counts = label_counts(self._captured, dict(batch))
-        if counts is not None and int(counts.max()) > limit:
-            worst = int(counts.argmax())
-            raise InputError(
-                f"example {worst} carries {int(counts[worst])} labelled positions, the program reads at most {limit}; "
-                "transform with example inputs that carry as many labels, or with max_labels="
-            )
-
-
-def _seed(seed: int) -> Tensor:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise InputError(f"seed must be a 64-bit integer, found {seed!r}")
-    return torch.tensor([seed], dtype=torch.int64)

@@ -17,6 +17,7 @@ from mobizo_passes.capture.export import forward_with_loss
 from mobizo_passes.capture.inputs import LossFn, bind_inputs, name_inputs
 from mobizo_passes.capture.wrapped import unwrap
 from mobizo_passes.graph.neutral import neutral
+from mobizo_passes.markup import table
 from mobizo_passes.noise import noise, site_ids
 from mobizo_passes.zo.estimators import Estimator, TwoSided
 from mobizo_passes.zo.optimizers import SGD, Optimizer
@@ -33,6 +34,11 @@ class StepResult:
     projected_gradients: Tensor
     adapter: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        losses, gradients = (", ".join(f"{v:.6g}" for v in x.tolist()) for x in (self.losses, self.projected_gradients))
+        rows = [("loss", f"{float(self.loss):.6g}"), ("losses", losses), ("projected gradients", gradients or "none")]
+        return table("one step", (), [*rows, ("adapter", f"{len(self.adapter)} new tensors")])
 
 
 @neutral()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from runtime_driver.markup import curve, facts
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,6 +29,13 @@ class StepOutput:
     adapter: dict[str, Tensor] = field(repr=False)
     optimizer: dict[str, Tensor] = field(repr=False, default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        losses, gradients = (", ".join(map(_number, each)) for each in (self.losses, self.projected_gradients))
+        return facts(
+            "one step",
+            [("loss", _number(self.loss)), ("losses", losses or "none"), ("projected gradients", gradients or "none")],
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -45,6 +54,17 @@ class Evaluation:
     correct: int | None
     examples: int
     batches: int
+
+    def _repr_html_(self) -> str:
+        return facts("evaluation", [*self.measured, ("examples", self.examples), ("batches", self.batches)])
+
+    @property
+    def measured(self) -> list[tuple[str, str]]:
+        """What was asked for, as names and values in words."""
+        shown = [] if self.loss is None else [("loss", f"{self.loss:.4f}")]
+        if self.accuracy is not None:
+            shown.append(("accuracy", f"{self.accuracy:.1%} ({self.correct} of {self.examples})"))
+        return shown
 
 
 @dataclass(frozen=True)
@@ -98,3 +118,24 @@ class FitResult:
     evaluations: tuple[EvaluationRecord, ...]
     seconds: float
     peak_memory_bytes: int
+
+    def _repr_html_(self) -> str:
+        known = self.losses
+        shown = facts(
+            "training" + (", interrupted" if self.interrupted else ""),
+            [
+                ("steps", f"{self.steps}" + (f", from {self.first_step} of the journal" if self.first_step else "")),
+                *([("loss", f"{_number(known[0])} → {_number(known[-1])}")] if known else []),
+                *(
+                    (f"step {each.step}", ", ".join(map(" ".join, each.evaluation.measured)))
+                    for each in self.evaluations
+                ),
+                ("seconds", f"{self.seconds:.1f}"),
+                ("largest memory", f"{self.peak_memory_bytes / 2**20:.0f} MiB"),
+            ],
+        )
+        return shown + curve(known, "loss of each step")
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from runtime_driver.errors import HyperparameterError, NotReplayableError
 from runtime_driver.evaluation import Losses, evaluate
 from runtime_driver.executor import Executor, clones
 from runtime_driver.journal import FsyncPolicy, read_journal
+from runtime_driver.notebook import progress_bars
 from runtime_driver.program import LoadedProgram
 from runtime_driver.results import Evaluation, FitResult, StepOutput
 from runtime_driver.schedule import Schedule, as_schedule, checked
@@ -172,7 +172,8 @@ class Session:
                 replay from the first. None: never.
             eval_batches: a list or a DataLoader, evaluated at the end, and every ``eval_every`` steps.
             label_ids: also measure accuracy, see :meth:`evaluate`.
-            progress: show a progress bar on stderr; None: if stderr is a terminal, and of several workers on the first.
+            progress: show a progress bar, in a notebook below the cell, elsewhere on stderr; None: in a notebook or if
+                stderr is a terminal, and of several workers on the first.
             workers: train together with other processes (:class:`runtime_driver.fleet.Workers`). Each calls ``fit``
                 with the same settings and its own batches; worker 0 writes the journal, and evaluates.
 
@@ -191,10 +192,8 @@ class Session:
         """
         observers = list(callbacks)
         first = workers is None or workers.rank == 0
-        if progress or (progress is None and first and sys.stderr.isatty()):
-            from runtime_driver.progress import ProgressBar
-
-            observers.insert(0, ProgressBar())
+        if progress or (progress is None and first):
+            observers[:0] = progress_bars(asked=bool(progress))
         options = RunOptions(
             steps=steps,
             lr=as_schedule(lr),

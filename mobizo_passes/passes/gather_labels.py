@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, set_arguments
@@ -139,6 +140,17 @@ def label_counts(ir: Ir, inputs: dict[str, Tensor]) -> Tensor | None:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
     return (values[match.labels] != match.ignore_index).sum(1)
+
+
+def check_label_counts(ir: Ir, inputs: dict[str, Tensor], limit: int | None) -> None:
+    """Raise `InputError` if an example has more labelled positions than a program with that limit reads."""
+    counts = None if limit is None else label_counts(ir, inputs)
+    if counts is not None and limit is not None and int(counts.max()) > limit:
+        worst = int(counts.argmax())
+        raise InputError(
+            f"example {worst} carries {int(counts[worst])} labelled positions, the program reads at most {limit}; "
+            "transform with example inputs that carry as many labels, or with max_labels="
+        )
 
 
 def _before_reshape(node: Any, rank: int) -> fx.Node | None:

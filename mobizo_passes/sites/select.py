@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from mobizo_passes.errors import InputError, NoLoRASites, describe
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.markup import counted, table
 from mobizo_passes.sites.discovery import Candidates
 from mobizo_passes.sites.lora_site import LoRASite, is_factor, is_up
 
@@ -32,6 +33,15 @@ class Sites(tuple[LoRASite, ...]):
 
     rejected: tuple[Rejected, ...] = ()
     left_out: tuple[LoRASite, ...] = ()
+
+    def _repr_html_(self) -> str:
+        columns = ("site", "kind", "rank", "scaling", "in", "out")
+        rows = [(s.name, s.kind, s.rank, s.scaling, s.in_features, s.out_features) for s in self]
+        found = table(counted(len(self), "LoRA site"), columns, rows)
+        if not self.rejected:
+            return found
+        missed = [(each.name, each.reason) for each in self.rejected]
+        return found + table(f"{len(missed)} not taken", ("candidate", "reason"), missed, folded=True)
 
 
 SiteChoice = Callable[[LoRASite], bool] | Sequence[str] | None

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import networkx
 
 from mobizo_passes.errors import InputError
+from mobizo_passes.markup import code, counted, details, table
 from mobizo_passes.views.explorer import explore, layout
 from mobizo_passes.views.picture import check_suffix, draw
 
 if TYPE_CHECKING:
     from mobizo_passes.graph.flops import Flops
     from mobizo_passes.graph.ir import Ir
-    from mobizo_passes.graph.passes import PassRecord
+    from mobizo_passes.sites.select import Sites
     from mobizo_passes.views.explorer import NodeData
+    from mobizo_passes.views.history import History
     from mobizo_passes.zo.estimators import Estimator
     from mobizo_passes.zo.optimizers import Optimizer
+
+# A notebook stores what it shows.
+_LONGEST_TEXT = 300
 
 
 class Drawable(Protocol):
@@ -27,12 +32,11 @@ class Drawable(Protocol):
     model: dict[str, Any]
     estimator: Estimator
     optimizer: Optimizer
-    history: tuple[PassRecord, ...]
+    history: History
+    sites: Sites
     notes: tuple[str, ...]
     _methods: dict[str, Ir]
 
-    @property
-    def sites(self) -> Sequence[Any]: ...
     @property
     def flops(self) -> Flops: ...
     @property
@@ -49,39 +53,65 @@ def check_path(path: Path) -> None:
 def draw_program(program: Drawable, path: Path, beside: Any, data: Mapping[str, NodeData] | None) -> Path:
     """Write one of the two; see `TrainingProgram.draw`."""
     check_path(path)
-    estimator, optimizer, flops = program.estimator, program.optimizer, program.flops
-    step = program._methods["step"]
+    estimator, optimizer = program.estimator, program.optimizer
     if path.suffix.lower() == ".svg":
         if beside is not None or data:
             raise InputError(f"beside and data belong to an .html drawing, found '{path.name}'")
         draw(
-            step,
+            program._methods["step"],
             path,
             name=program.model["name"],
             estimator=estimator,
             update="" if estimator.projected and optimizer.plain else optimizer.formula,
             sites=len(program.sites),
-            share=flops.share_computed_once,
+            share=program.flops.share_computed_once,
         )
         return path
-    facts = [
-        f"{estimator}: {estimator.groups} groups",
-        f"{len(program.sites)} LoRA sites",
-        f"{_amount(flops.total)} in a step, {flops.share_computed_once:.0%} of a forward computed once",
-        f"update: {optimizer.formula}",
-        *program.notes,
-    ]
-    explore(
-        path,
-        title=f"{program.model['name']}: one training step",
-        facts=facts,
-        step=step,
+    path.write_text(page(program, beside, data), encoding="utf-8")
+    return path
+
+
+def page(program: Drawable, beside: Any, data: Mapping[str, NodeData] | None, depth: int | None = None) -> str:
+    """Return the explorer's page; see `TrainingProgram.show`."""
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
+        raise InputError(f"depth must be a number of levels or None, found {depth!r}")
+    return explore(
+        title=title(program),
+        facts=[*facts(program), *program.notes],
+        step=program._methods["step"],
         captured=program.captured,
         history=program.history,
         beside=None if beside is None else _beside(beside),
         data=data,
+        depth=depth,
     )
-    return path
+
+
+def program_html(program: Drawable) -> str:
+    """Return a program for a notebook: facts, and, folded, its sites, its passes and, if that is short, its text."""
+    history, sites, text = program.history, program.sites, str(program)
+    shown = [table(repr(program), (), [(each,) for each in [*facts(program), *program.notes]])]
+    shown.append(details("sites", sites._repr_html_()))
+    shown.append(details("passes", history._repr_html_()))
+    if text.count("\n") <= _LONGEST_TEXT:
+        shown.append(details("step", code(text)))
+    return "".join(shown)
+
+
+def title(program: Drawable) -> str:
+    """Return what a drawing shows, in a few words."""
+    return f"{program.model['name']}: one training step"
+
+
+def facts(program: Drawable) -> list[str]:
+    """Return what is to be known of a program, one line each."""
+    estimator, flops = program.estimator, program.flops
+    return [
+        f"{estimator}: {estimator.groups} groups",
+        counted(len(program.sites), "LoRA site"),
+        f"{_amount(flops.total)} in a step, {flops.share_computed_once:.0%} of a forward computed once",
+        f"update: {program.optimizer.formula}",
+    ]
 
 
 def _beside(other: Any) -> tuple[str, Ir | networkx.DiGraph]:

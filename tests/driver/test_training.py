@@ -11,6 +11,7 @@ import torch
 
 import runtime_driver
 from runtime_driver import Callback, LinearDecay, Session
+from runtime_driver.markup import curve, facts
 from tests.driver import tiny
 from tests.driver.conftest import Either
 
@@ -19,6 +20,23 @@ RUN: dict[str, Any] = {"lr": 0.5, "eps": 1e-2, "seed": 7}
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return list(left) == list(right) and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_results_show_themselves_in_a_notebook_and_their_text_is_no_markup(session: Session):
+    batches = tiny.make_batches(2)
+    run = session.fit(batches, 3, **RUN, eval_batches=batches, label_ids=[0, 1, 2])
+    shown = run._repr_html_()
+    assert "<th>steps</th><td>3</td>" in shown
+    assert f"loss {run.evaluations[0].evaluation.loss:.4f}, accuracy " in shown
+    assert shown.count(",") > 3
+    assert "<polyline" in shown
+    assert "<th>accuracy</th>" not in session.evaluate(batches)._repr_html_()
+    assert "projected gradients" in session.step(batches[0], seed=1, lr=0.5, eps=1e-2)._repr_html_()
+    assert facts("<i>", [("a&b", "<script>")]) == (
+        "<table><caption>&lt;i&gt;</caption><tbody><tr><th>a&amp;b</th><td>&lt;script&gt;</td></tr></tbody></table>"
+    )
+    assert curve([1.0], "") == ""
+    assert curve([float(i) for i in range(1000)], "").count(" ") < 400
 
 
 def test_fit_learns(session: Session):

@@ -47,6 +47,26 @@ def test_a_graph_can_be_read(tmp_path: Path):
     assert 0 < expanded < total / 2
 
 
+def test_the_notebook_shows_program_explorer_report_and_training():
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: it is in mobizo[test]")
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "examples" / "05_notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not stored"
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    program, sites, page, report, _, bar, trained = [o.data["text/html"] for o in outputs if "data" in o]
+    assert "TwoSided(queries=4)" in program
+    assert "expand-perturbations" in program
+    assert "1 LoRA site<" in sites
+    assert page.startswith("<iframe")
+    assert "not delegated" in report
+    assert '<progress value="400" max="400">' in bar
+    found = re.search(r"loss</th><td>(\d\.\d+) → (\d\.\d+)<", trained)
+    assert found, trained
+    assert float(found[2]) < 0.8 * float(found[1])
+
+
 def test_clients_have_different_sentences_in_whole_batches_and_mostly_of_one_label():
     federated = importlib.import_module("examples.04_federated_clients")
     sentences = tuple(packaged.Sentence(str(number), number % 3 > 0) for number in range(99))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from pathlib import Path
 
@@ -126,6 +127,10 @@ def test_the_report_accounts_for_every_node(lowered):
     assert all(node.reason and node.rule and node.op for _, node in report.nodes)
     assert all(f"{node.op} [{node.rule}]: {node.reason}" in str(report) for _, node in report.nodes)
     assert json.loads(json.dumps(report.to_dict()))["target"] == report.target
+    shown = report._repr_html_()
+    assert shown.count("nodes not delegated</summary>") == sum(bool(each.portable) for each in report.methods.values())
+    assert all(html.escape(reason) in shown for each in report.methods.values() for *_, reason in each.refused)
+    assert "self-check" in shown
     if report.target == "xnnpack":
         step = report.methods["step"]
         assert step.delegated_share > 0.9

@@ -229,6 +229,18 @@ def test_clicks_keys_and_search_lead_from_modules_to_nodes(page: Any) -> None:
     assert browser.find_element(By.ID, "keys").is_displayed()
 
 
+def test_a_notebook_shows_it_to_a_depth(browser: Any, compiled: Any, tmp_path: Path) -> None:
+    program = compiled("llama-qv")[0]
+    for depth, shown in ((0, 0), (1, 1), (3, 3)):
+        cell = tmp_path / f"{depth}.html"
+        cell.write_text(f"<!DOCTYPE html><body>{program.show(depth=depth)._repr_html_()}</body>", encoding="utf-8")
+        browser.get(cell.as_uri())
+        browser.switch_to.frame(0)
+        depths = browser.execute_script("return [...app.active.drawn.keys()].map(each => each.depth)")
+        assert max(depths) == max(shown, 1)
+    assert browser.get_log("browser") == []
+
+
 def test_passes_are_seen_before_and_after(page: Any, compiled: Any) -> None:
     from selenium.webdriver.common.by import By
 

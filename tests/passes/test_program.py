@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import networkx
@@ -16,6 +18,7 @@ from torch import Tensor
 import mobizo_passes as mz
 from mobizo_passes.graph.facts import facts
 from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.sites.select import Rejected, Sites
 from tests.models import case, llama, llama_inputs
 
 NAMES = ("mlp", "own-loss", "sequence-first", "llama-qv")
@@ -49,6 +52,29 @@ def test_text_shows_shapes_modules_and_passes(compiled) -> None:
     assert [line.split(" = ")[1] for line in outputs.splitlines()] == [
         "loss", "losses", "projected_gradients", "adapter 'first.widen'", "adapter 'second.widen'",
     ]  # fmt: skip
+
+
+def test_programs_show_themselves_in_notebooks_and_nothing_of_a_model_is_markup(compiled) -> None:
+    program, _, inputs = compiled("mlp")
+    shown = program._repr_html_()
+    assert html.escape(repr(program)) in shown
+    assert shown.count("<details>") == shown.count("</details>") == 3
+    assert html.escape(str(program)) in shown
+    assert '<td style="text-align:left">first</td>' in program.sites._repr_html_()
+    assert len(re.findall("<tr>", program.history._repr_html_())) == len(program.history) + 1
+    assert program.history[:2] == tuple(program.history)[:2]
+    step = program.step(program.initial_adapter(), inputs, seed=1, lr=0.1, eps=0.01)
+    assert "projected gradients" in step._repr_html_()
+    frame = program.show(depth=1, height=300)
+    cell = frame._repr_html_()
+    assert f'srcdoc="{html.escape(frame.page)}" sandbox="allow-scripts"' in cell
+    assert '"depth":1,' in frame.page
+    with pytest.raises(mz.InputError, match="depth must be a number of levels or None, found 'all'"):
+        program.show(depth="all")
+    sites = Sites([replace(program.sites[0], name="<b>&")])
+    sites.rejected = (Rejected("<i>", "a < b"),)
+    assert "&lt;b&gt;&amp;" in sites._repr_html_()
+    assert "a &lt; b" in sites._repr_html_()
 
 
 def test_text_names_nodes_after_their_operators(compiled) -> None:

@@ -41,7 +41,6 @@ def layout() -> str:
 
 
 def explore(
-    path: Path,
     *,
     title: str,
     facts: Sequence[str],
@@ -50,15 +49,18 @@ def explore(
     history: Sequence[PassRecord],
     beside: tuple[str, Ir | networkx.DiGraph] | None = None,
     data: Mapping[str, NodeData] | None = None,
-) -> None:
-    """Write a step program's page, with a second graph under a name of its own if that is given.
+    depth: int | None = None,
+) -> str:
+    """Return a step program's page, with a second graph under a name of its own if that is given.
+
+    It opens with `depth` levels of modules unfolded; None: with what holds nearly everything.
 
     Raises:
         InputError: `data` names nodes that the program has not.
         LayoutLibraryMissing: the layout library was not fetched when the package was built.
     """
     text = layout()
-    document = Document(title, facts)
+    document = Document(title, facts, depth)
     document.add_ir("step", step, data or {}, captured)
     if beside is not None:
         name, other = beside
@@ -67,7 +69,7 @@ def explore(
         else:
             document.add_ir(name, other, {})
     document.add_passes(history)
-    path.write_text(_page(document, text), encoding="utf-8")
+    return _page(document, text)
 
 
 def _page(document: Document, library_text: str) -> str:

@@ -46,6 +46,7 @@ class Document:
 
     title: str
     facts: Sequence[str]
+    depth: int | None = None
     graphs: list[dict[str, Any]] = field(default_factory=list)
     passes: list[dict[str, Any]] = field(default_factory=list)
     stages: list[list[int]] = field(default_factory=list)
@@ -96,6 +97,7 @@ class Document:
         return {
             "title": self.title,
             "facts": list(self.facts),
+            "depth": self.depth,
             "lines": list(self._lines),
             "sources": {
                 "frames": list(self._frames),

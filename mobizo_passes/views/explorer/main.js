@@ -12,7 +12,7 @@ class App {
   constructor(data) {
     this.data = data;
     this.options = {
-      weights: false, onSelect: (pane, block) => this.select(pane, block), onToggle: (pane, block, deep) => this.toggle(pane, block, deep),
+      weights: false, depth: data.depth, onSelect: (pane, block) => this.select(pane, block), onToggle: (pane, block, deep) => this.toggle(pane, block, deep),
     };
     this.graphs = data.graphs.map(each => this.graph(each.name, each.lines, each));
     this.stages = new Map();

@@ -43,6 +43,7 @@ class Pane {
   // Open what holds nearly everything, until there is something to see.
   openFirst() {
     this.open = new Set([""]);
+    if (this.options.depth !== null) return this.openTo(this.root, this.options.depth);
     const total = this.root.members.length;
     let at = this.root;
     while (at) {
@@ -51,6 +52,12 @@ class Pane {
     }
     // A small graph is shown whole.
     if (total <= 40) for (const block of walk(this.root)) this.open.add(block.id);
+  }
+
+  openTo(block, depth) {
+    if (block.node || block.depth >= depth) return;
+    this.open.add(block.id);
+    for (const child of block.children) this.openTo(child, depth);
   }
 
   find(key) {
