@@ -157,11 +157,12 @@ class TrainingProgram:
         """Draw the step program, what is computed once and what once per group, and return the file.
 
         An .svg shows modules, repeated layers once. An .html is the explorer (docs/explorer.md), from modules to nodes.
+        A .json is a graph for Google's Model Explorer, with files of node data beside it.
 
         Args:
-            path: ends in .svg or .html.
-            beside: for an .html: a second program, a `lowering.Lowered`, or a graph as `to_networkx` gives.
-            data: for an .html: more to color nodes by, title -> `NodeData`.
+            path: ends in .svg, .html or .json.
+            beside: not for an .svg: a second program, a `lowering.Lowered`, or a graph as `to_networkx` gives.
+            data: not for an .svg: more to color nodes by, title -> `NodeData`.
 
         Raises:
             InputError: another suffix, nothing that can stand beside, or data about nodes that the program has not.

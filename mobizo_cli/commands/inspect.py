@@ -21,8 +21,15 @@ _READING = "Reading"
 Graph = Annotated[
     Path | None,
     typer.Option(
-        help="Draw the step in this file: an .svg of modules, or an .html to unfold, search and step through passes.",
+        help="Draw the step in this file: an .svg of modules, an .html to unfold, search and step through passes, or a "
+        ".json for Google's Model Explorer.",
         rich_help_panel=_READING,
+    ),
+]
+Explore = Annotated[
+    bool,
+    typer.Option(
+        "--explore", help="Open the step in Google's Model Explorer (mobizo[explore]).", rich_help_panel=_READING
     ),
 ]
 Diff = Annotated[
@@ -65,6 +72,7 @@ def inspect(
     new_weights: opt.NewWeights = None,
     unused_weights: opt.UnusedWeights = None,
     graph: Graph = None,
+    explore: Explore = False,
     diff: Diff = None,
     everything: Everything = False,
     as_text: AsText = False,
@@ -77,10 +85,14 @@ def inspect(
     if as_json + as_text + (diff is not None) > 1:
         raise OptionError("--json and --text show the program, --diff what a pass changed: take one of them.")
     if Path(model).suffix == ".pte":
-        if graph is not None or diff is not None or as_text:
-            raise OptionError(f"--graph, --diff and --text need a model: {model} holds lowered graphs only.")
+        if graph is not None or explore or diff is not None or as_text:
+            raise OptionError(f"--graph, --explore, --diff and --text need a model: {model} holds lowered graphs only.")
         _show_manifest(Path(model), verify, as_json)
         return
+    if explore:
+        from mobizo_cli import model_explorer
+
+        model_explorer.check()
     if graph is not None:
         from mobizo_passes.views.drawing import check_path
 
@@ -126,6 +138,10 @@ def inspect(
     if graph is not None:
         program.draw(graph)
         typer.echo(f"{graph} written", err=True)
+    if explore:
+        from mobizo_cli import model_explorer
+
+        model_explorer.show(program)
 
 
 def _program(program: mz.TrainingProgram) -> dict[str, Any]:

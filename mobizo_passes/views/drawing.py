@@ -1,4 +1,4 @@
-"""Drawings of a training program: a picture as .svg, the explorer as .html."""
+"""Drawings of a training program: a picture as .svg, the explorer as .html, Model Explorer's files as .json."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import networkx
 from mobizo_passes.errors import InputError
 from mobizo_passes.markup import code, counted, details, table
 from mobizo_passes.views.explorer import explore, layout
+from mobizo_passes.views.model_explorer import write
 from mobizo_passes.views.picture import check_suffix, draw
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ def check_path(path: Path) -> None:
 
 
 def draw_program(program: Drawable, path: Path, beside: Any, data: Mapping[str, NodeData] | None) -> Path:
-    """Write one of the two; see `TrainingProgram.draw`."""
+    """Write one of the three; see `TrainingProgram.draw`."""
     check_path(path)
     estimator, optimizer = program.estimator, program.optimizer
     if path.suffix.lower() == ".svg":
         if beside is not None or data:
-            raise InputError(f"beside and data belong to an .html drawing, found '{path.name}'")
+            raise InputError(f"beside and data belong to an .html or .json drawing, found '{path.name}'")
         draw(
             program._methods["step"],
             path,
@@ -67,7 +68,10 @@ def draw_program(program: Drawable, path: Path, beside: Any, data: Mapping[str, 
             share=program.flops.share_computed_once,
         )
         return path
-    path.write_text(page(program, beside, data), encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        write(path, title(program), program._methods["step"], _beside(beside), data)
+    else:
+        path.write_text(page(program, beside, data), encoding="utf-8")
     return path
 
 
@@ -81,7 +85,7 @@ def page(program: Drawable, beside: Any, data: Mapping[str, NodeData] | None, de
         step=program._methods["step"],
         captured=program.captured,
         history=program.history,
-        beside=None if beside is None else _beside(beside),
+        beside=_beside(beside),
         data=data,
         depth=depth,
     )
@@ -114,8 +118,10 @@ def facts(program: Drawable) -> list[str]:
     ]
 
 
-def _beside(other: Any) -> tuple[str, Ir | networkx.DiGraph]:
+def _beside(other: Any) -> tuple[str, Ir | networkx.DiGraph] | None:
     """What is shown of another program, and its name."""
+    if other is None:
+        return None
     # `TrainingProgram` itself would close a circle of imports.
     methods = getattr(other, "_methods", None)
     if methods is not None and "step" in methods:

@@ -14,7 +14,10 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
@@ -206,11 +209,41 @@ def test_inspect_draws_the_graph_and_shows_what_a_pass_changed(world: World, cli
     assert "mobizo.expand" in (tmp_path / "step.html").read_text(encoding="utf-8")
 
 
-def test_what_inspect_cannot_show_is_said_before_the_model_is_loaded(world: World, cli: Cli):
-    fails(cli("inspect", "nothing", "--graph", "step.pdf"), "drawn as .svg or .html", "'step.pdf'")
+def test_what_inspect_cannot_show_is_said_before_the_model_is_loaded(
+    world: World, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    fails(cli("inspect", "nothing", "--graph", "step.pdf"), "drawn as .svg, .html or .json", "'step.pdf'")
     fails(cli("inspect", "nothing", "--everything"), "--diff PASS")
     fails(cli("inspect", "nothing", "--json", "--diff", "lift-adapter"), "take one of them")
     fails(cli("inspect", world.pte, "--text"), "need a model", "lowered")
+    monkeypatch.setitem(sys.modules, "model_explorer", None)
+    fails(cli("inspect", "nothing", "--explore"), "`ai-edge-model-explorer`", "pip install 'mobizo[explore]'")
+
+
+def test_inspect_opens_model_explorer(world: World, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    class Stub(ModuleType):
+        """What is called of the package."""
+
+        paths: ClassVar[list[Path]] = []
+
+        def config(self) -> Stub:
+            return self
+
+        def add_model_from_path(self, path: str) -> Stub:
+            self.paths.append(Path(path))
+            return self
+
+        add_node_data_from_path = add_model_from_path
+
+        def visualize_from_config(self, config: Stub) -> None:
+            assert all(json.loads(path.read_text()) for path in config.paths)
+
+    stub = Stub("model_explorer")
+    stub.__spec__ = ModuleSpec("model_explorer", None)
+    monkeypatch.setitem(sys.modules, "model_explorer", stub)
+    assert cli("inspect", world.model, *TASK, "--layers", "1", "--rank", 4, "--explore").code == 0
+    assert [path.name for path in stub.paths[:2]] == ["step.json", "step.bytes-of-values.json"]
+    assert not stub.paths[0].exists()
     fails(cli("inspect", world.pte, "--graph", "step.svg"), "need a model", "lowered")
 
 

@@ -107,7 +107,7 @@ def test_data_and_graphs_that_do_not_fit_are_refused(compiled: Any, tmp_path: Pa
     ):
         with pytest.raises(mz.InputError, match=message):
             program.draw(path, **options)
-    with pytest.raises(mz.InputError, match=r"beside and data belong to an \.html drawing, found 'step\.svg'"):
+    with pytest.raises(mz.InputError, match=r"belong to an \.html or \.json drawing, found 'step\.svg'"):
         program.draw(tmp_path / "step.svg", beside=program)
     with pytest.raises(mz.InputError, match="combine must be 'sum' or 'max', found 'mean'"):
         NodeData({}, combine="mean")

@@ -145,6 +145,6 @@ def test_names_are_escaped(compiled) -> None:
 
 @pytest.mark.parametrize("name", ["step.png", "step", "svg"])
 def test_another_suffix_is_refused(compiled, tmp_path: Path, name: str) -> None:
-    with pytest.raises(mz.InputError, match=rf"drawn as \.svg or \.html, found '{name}'"):
+    with pytest.raises(mz.InputError, match=rf"drawn as \.svg, \.html or \.json, found '{name}'"):
         compiled("mlp")[0].draw(tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import networkx
 
 from mobizo_passes.errors import MobizoError
-from mobizo_passes.views.explorer.document import Document, NodeData
+from mobizo_passes.views.explorer.columns import NodeData
+from mobizo_passes.views.explorer.document import Document
 from mobizo_passes.views.explorer.layout_library import LibraryUnavailable, library
 
 if TYPE_CHECKING:

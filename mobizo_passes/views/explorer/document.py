@@ -8,36 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import networkx
-from torch import Tensor, fx
 
-from mobizo_passes.errors import InputError
-from mobizo_passes.graph.facts import facts, source_frames
-from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.facts import source_frames
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import PassRecord
 from mobizo_passes.graph.text import DTYPES, to_text
+from mobizo_passes.views.explorer.columns import NodeData, columns_of, columns_of_rows
 
-Value = float | int | str | None
 _DTYPE_NAMES = {str(dtype).removeprefix("torch."): short for dtype, short in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class NodeData:
-    """Data about nodes to color a drawing with: node name -> number or word.
-
-    A folded module shows the sum or the maximum of the numbers in it, by `combine` ("sum" or "max"). Raises
-    `InputError` for another `combine`, or for numbers and words in one.
-    """
-
-    values: Mapping[str, float | int | str]
-    unit: str = ""
-    combine: str = "max"
-
-    def __post_init__(self) -> None:
-        if self.combine not in ("sum", "max"):
-            raise InputError(f"combine must be 'sum' or 'max', found {self.combine!r}")
-        if len({isinstance(each, str) for each in self.values.values()}) > 1:
-            raise InputError("the values of one NodeData are numbers or words, found both")
 
 
 @dataclass
@@ -61,8 +39,7 @@ class Document:
         nodes = [*ir.placeholders(), *(n for n in ir.graph.nodes if n.op == "call_function")]
         for each in (*(older.graph.nodes if older is not None else ()), *nodes):
             self._add_source(each.name, source_frames(each))
-        names = [n.name for n in nodes]
-        self._add(name, to_text(ir), names, [*_columns(nodes), *_given(data, names)])
+        self._add(name, to_text(ir), [n.name for n in nodes], columns_of(nodes, data))
 
     def add_networkx(self, name: str, graph: networkx.DiGraph) -> None:
         """Add a graph with the attributes of `to_networkx`: that of a lowered program, or one of the user's own."""
@@ -75,14 +52,7 @@ class Document:
             lines.append(_line(each, row, graph.predecessors(each)))
             if row.get("source"):
                 self._add_source(str(each), (row["source"],))
-        columns: list[dict[str, Any]] = []
-        if any(row.get("delegate") is not None or row.get("reason") for row in rows):
-            columns = [
-                _column("delegate", [_delegate(row) for row in rows]),
-                _column("reason against", [_reason(row) for row in rows]),
-            ]
-        columns.append(_column("FLOPs", [row.get("flops") or None for row in rows], "FLOP", "sum"))
-        self._add(name, "\n".join(lines), [str(each) for each in names], columns)
+        self._add(name, "\n".join(lines), [str(each) for each in names], columns_of_rows(rows))
 
     def add_passes(self, history: Iterable[PassRecord]) -> None:
         """Add the passes with the texts before and after each."""
@@ -110,11 +80,10 @@ class Document:
         }
 
     def _add(self, name: str, text: str, names: Sequence[str], overlays: Sequence[Mapping[str, Any]]) -> None:
-        shown = [each for each in overlays if any(value is not None for value in each["values"])]
         # The page numbers nodes by the lines of the text.
         order = {each: place for place, each in enumerate(names)}
         found = [order[each] for each in re.findall(r"^%([\w.]+): ", text, re.MULTILINE)]
-        ordered = [{**each, "values": [each["values"][place] for place in found]} for each in shown]
+        ordered = [{**each, "values": [each["values"][place] for place in found]} for each in overlays]
         self.graphs.append({"name": name, "lines": self._ranges(text), "overlays": ordered})
 
     def _stage(self, text: str) -> int:
@@ -143,52 +112,6 @@ class Document:
             self._sources[name] = self._stacks.setdefault(frames, len(self._stacks))
 
 
-def _columns(nodes: Sequence[fx.Node]) -> list[dict[str, Any]]:
-    """What is known of every node, by column."""
-    calls = [n.op == "call_function" for n in nodes]
-    computed = [
-        ("per group" if facts(n).expanded else "once") if c else None for n, c in zip(nodes, calls, strict=True)
-    ]
-    made_by = [facts(n).made_by or "capture" if c else None for n, c in zip(nodes, calls, strict=True)]
-    held = [_saved(n) for n in nodes]
-    return [
-        _column("computed", computed),
-        _column("FLOPs", [node_flops(n) or None for n in nodes], "FLOP", "sum"),
-        _column("bytes of values", [_bytes(n) if c else None for n, c in zip(nodes, calls, strict=True)], "B", "sum"),
-        _column("bytes saved for the gradient", held, "B", "sum"),
-        _column("made by", made_by),
-    ]
-
-
-def _column(name: str, values: Sequence[Value], unit: str = "", combine: str = "max") -> dict[str, Any]:
-    return {"name": name, "unit": unit, "combine": combine, "values": list(values)}
-
-
-def _bytes(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else None
-
-
-def _saved(node: fx.Node) -> int | None:
-    """The bytes of a forward value that the gradient reads again."""
-    if node.op != "call_function" or facts(node).made_by == "append-gradients":
-        return None
-    return _bytes(node) if any(facts(user).made_by == "append-gradients" for user in node.users) else None
-
-
-def _given(data: Mapping[str, NodeData], names: Sequence[str]) -> list[dict[str, Any]]:
-    columns = []
-    for title, one in data.items():
-        unknown = sorted(set(one.values) - set(names))
-        if unknown:
-            raise InputError(
-                f"data {title!r} names {len(unknown)} nodes that the program has not, such as '{unknown[0]}'; take the "
-                "names of to_networkx()"
-            )
-        columns.append(_column(title, [one.values.get(name) for name in names], one.unit, one.combine))
-    return columns
-
-
 def _line(name: Any, row: Mapping[str, Any], sources: Iterable[Any]) -> str:
     shape, dtype = row.get("shape"), str(row.get("dtype") or "")
     type_text = row.get("type") or (f"{_DTYPE_NAMES.get(dtype, dtype)}{list(shape)}" if shape is not None else "tuple")
@@ -198,13 +121,3 @@ def _line(name: Any, row: Mapping[str, Any], sources: Iterable[Any]) -> str:
     call = f"%{name}: {type_text} = {op}({', '.join(f'%{each}' for each in sources)})"
     made_by = f" | {row['pass']}" if row.get("pass") else ""
     return f"{call}  # {row.get('origin') or ''}{made_by}"
-
-
-def _delegate(row: Mapping[str, Any]) -> str | None:
-    if row.get("op") == "placeholder":
-        return None
-    return "not delegated" if row.get("delegate") is None else f"delegate call {row['delegate']}"
-
-
-def _reason(row: Mapping[str, Any]) -> str | None:
-    return f"{row['rule']}: {row['reason']}" if row.get("reason") else None

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mobizo_passes.graph.ir import Ir
     from mobizo_passes.zo.scheme import Scheme
 
-SUFFIXES = (".svg", ".html")
+SUFFIXES = (".svg", ".html", ".json")
 
 
 def check_suffix(path: Path) -> None:
     """Raise `InputError` for a file that is no picture of ours."""
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"a graph is drawn as {' or '.join(SUFFIXES)}, found '{path.name}'")
+        raise InputError(f"a graph is drawn as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, found '{path.name}'")
 
 
 def draw(ir: Ir, path: Path, *, name: str, estimator: Scheme, sites: int, share: float, update: str = "") -> None:
