@@ -58,6 +58,7 @@ def lower(
     weights_file: str | os.PathLike[str] | None = None,
     check: bool | None = None,
     measure: Sequence[Any] | None = None,
+    etrecord: bool = False,
     **options: str,
 ) -> Lowered:
     """Compile a program's methods into one ExecuTorch program, with the initial adapter and the manifest inside.
@@ -82,6 +83,7 @@ def lower(
         measure: batches, as `program.step` takes them, on which the step is run beside the program in float32:
             `report.fidelity` says how far its losses and gradients are off, and warns above a tenth. Where the target's
             runtime is not at hand, it is simulated; see `fidelity`.
+        etrecord: keep what `Lowered.save_etrecord` writes: a copy of the graphs and their weights in memory.
         options: what the target alone understands, such as `soc="SM8750"` for `"qnn"`; see `Target.options`.
 
     Raises:
@@ -116,7 +118,7 @@ def lower(
     from lowering.stages import lower_to
 
     outside = external_weights if weights_file is None else Path(weights_file)
-    lowered = lower_to(program, chosen, application, adapter, calibration, outside, check)
+    lowered = lower_to(program, chosen, application, adapter, calibration, outside, check, etrecord)
     if measure is None:
         return lowered
     found = fidelity(lowered, program, measure, calibration, weights_file)

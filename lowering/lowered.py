@@ -25,6 +25,7 @@ class Lowered:
     """An ExecuTorch program with the methods step, apply, loss, logits, initial_adapter and its manifest inside.
 
     `weights`: the weights file's bytes, as ExecuTorch's `Cord`; None if weights are inside or in an existing file.
+    `recorded`: whether `executorch` keeps an ETRecord.
     """
 
     manifest: Manifest
@@ -32,6 +33,7 @@ class Lowered:
     executorch: Any = field(repr=False)
     graphs: Mapping[str, networkx.DiGraph] = field(repr=False)
     weights: Any = field(default=None, repr=False)
+    recorded: bool = field(default=False, repr=False)
 
     def to_networkx(self, method: str = "step") -> networkx.DiGraph:
         """One method as a graph: attributes op, shape, dtype, origin, flops, delegate (number of the call, or None),
@@ -68,6 +70,25 @@ class Lowered:
             "" if self.manifest.weights_file is None else self.manifest.weights_file.sha256,
         )
         return target
+
+    def save_etrecord(self, path: str | os.PathLike[str], method: str = "step") -> Path:
+        """Write an ETRecord of one method, weights included, for ExecuTorch's Inspector; the file's path.
+
+        With it, the Inspector says which operators, modules and lines of the model an event of an ETDump belongs to. It
+        expects one method with the name forward, and that is what is in the file.
+
+        Raises:
+            LoweringError: no such method, or the program was not lowered with ``etrecord=True``.
+            OSError: the file cannot be written.
+        """
+        from lowering.executorch_compat.etrecord import save_etrecord
+
+        if method not in self.graphs:
+            raise LoweringError(f"no method '{method}'; this program has {', '.join(self.graphs)}")
+        if not self.recorded:
+            raise LoweringError("there is no ETRecord to save: pass etrecord=True to lower")
+        save_etrecord(self.executorch, method, Path(path))
+        return Path(path)
 
     def _beside(self, program: FileHash) -> bytes:
         spec = ProgramFileSpec(sha256=program.sha256, bytes=program.bytes)

@@ -77,6 +77,7 @@ def lower_to(
     calibration: Sequence[Any] | None,
     external_weights: bool | Path = False,
     check: bool | None = None,
+    etrecord: bool = False,
 ) -> Lowered:
     """`lower`, its arguments checked; `external_weights` is the existing weights file, if one is given."""
     described = program.manifest(adapter)
@@ -112,7 +113,7 @@ def lower_to(
         legal = {name: rewritten(each, (SplitSharedWeights(outside),))[0] for name, each in legal.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
-    edge = partition(legal, partitioners, target, constants)
+    edge = partition(legal, partitioners, target, constants, etrecord)
     reports, graphs = {}, {}
     for name, each in methods.items():
         lowered = edge.exported_program(name)
@@ -145,7 +146,7 @@ def lower_to(
         )
         checked = self_check(program, manifest, target, finished, beside, cores, halves)  # pyright: ignore[reportArgumentType]
     report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked, tuple(halves))
-    return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content)
+    return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content, etrecord)
 
 
 def partition(
@@ -153,14 +154,17 @@ def partition(
     partitioners: Mapping[str, Any],
     target: Target,
     constants: dict[str, Any] | None = None,
+    etrecord: bool = False,
 ) -> Any:
     """Legalized methods, partitioned and their delegates compiled, as ExecuTorch's edge manager.
+
+    With `etrecord` it keeps a copy of the graphs as they were before that.
 
     Raises:
         LoweringFailed: ExecuTorch failed, or the target's stage of it did.
     """
     with target.lowering_context():
-        return _to_edge(programs, target, partitioners, constants or {})
+        return _to_edge(programs, target, partitioners, constants or {}, etrecord)
 
 
 def legalize(
@@ -200,6 +204,7 @@ def _to_edge(
     target: Target,
     partitioners: Mapping[str, Any],
     constants: dict[str, Any],
+    etrecord: bool,
 ) -> Any:
     incremental = {
         name: as_incremental(program, target.kept_whole, copied(program.graph)) for name, program in programs.items()
@@ -221,6 +226,7 @@ def _to_edge(
                 partitioner=chosen,
                 constant_methods=constants,
                 compile_config=edge_config(target.kept_whole),
+                generate_etrecord=etrecord,
             )
     except LoweringError:
         raise

@@ -81,12 +81,18 @@ def lower(
             show_default=False,
         ),
     ] = None,
+    etrecord: Annotated[
+        Path | None,
+        typer.Option(help="Also write an ETRecord of the step to this file, for ExecuTorch's Inspector."),
+    ] = None,
 ) -> None:
     """Compile a model with LoRA into a .pte that trains itself, with its tokenizer in a directory beside it."""
     if output.suffix != ".pte":
         raise OptionError(f"--output {output}: expected a name that ends in .pte.")
     if not output.parent.is_dir():
         raise OptionError(f"--output {output}: the directory {output.parent} does not exist.")
+    if etrecord is not None and (etrecord.is_dir() or not etrecord.parent.is_dir()):
+        raise OptionError(f"--etrecord {etrecord}: expected a file in a directory that exists.")
     with needs("executorch", "executorch"):
         import lowering
     options = target_options(precision, option)
@@ -162,6 +168,7 @@ def lower(
                 weights_file=weights_file,
                 check=check,
                 measure=measured_on,
+                etrecord=etrecord is not None,
                 **options,
             )
 
@@ -172,6 +179,8 @@ def lower(
             lowered = compiled(prepared.transform())
         with tokenizer_files.placed(aside / "tokenizer", place, aside):
             lowered.save(output)
+        if etrecord is not None:
+            lowered.save_etrecord(etrecord)
     methods = lowered.report.methods.items()
     table(
         "Methods",

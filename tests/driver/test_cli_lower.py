@@ -102,8 +102,13 @@ def test_options_reach_the_lowering(cli: Cli, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(lowering, "lower", lower)
     monkeypatch.setattr(type(get_target("qnn")), "require", lambda self: None)
     options = ("--target", "qnn", "--precision", "fp16", "--option", "soc=SM8750", "--option", "weights=shared")
+    fails(
+        cli("lower", model, *TASK, "-o", "x.pte", "--etrecord", "no/where"), "--etrecord no/where: expected a file in"
+    )
+    options = (*options, "--etrecord", "x.etrecord")
     fails(cli("lower", model, *TASK, "--rank", 4, "-o", "x.pte", *options), "seen")
-    assert {name: seen[name] for name in ("target", "precision", "soc", "weights")} == {
+    assert {name: seen[name] for name in ("target", "precision", "soc", "weights", "etrecord")} == {
+        "etrecord": True,
         "target": "qnn",
         "precision": "fp16",
         "soc": "SM8750",
