@@ -204,7 +204,7 @@ def _to_edge(
     target: Target,
     partitioners: Mapping[str, Any],
     constants: dict[str, Any],
-    etrecord: bool,
+    etrecord: bool = False,
 ) -> Any:
     incremental = {
         name: as_incremental(program, target.kept_whole, copied(program.graph)) for name, program in programs.items()

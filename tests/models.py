@@ -212,13 +212,13 @@ class OwnLoss(nn.Module):
         return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
-def llama(targets: tuple[str, ...] | str = ("q_proj", "v_proj"), rslora: bool = False) -> nn.Module:
+def llama(targets: tuple[str, ...] | str = ("q_proj", "v_proj"), rslora: bool = False, layers: int = 2) -> nn.Module:
     """A tiny random Llama with grouped-query attention under PEFT."""
     import peft
     import transformers
 
     config = transformers.LlamaConfig(
-        vocab_size=19, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=19, hidden_size=8, intermediate_size=12, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)

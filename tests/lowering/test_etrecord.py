@@ -26,7 +26,9 @@ def test_the_inspector_names_operators_modules_and_lines_of_what_was_measured(tm
     record = lowered.save_etrecord(tmp_path / "step.etrecord")
     profiled = Runtime.get().load_program(lowered.save(tmp_path / "model.pte"), enable_etdump=True)
     values = {**program.initial_adapter(), **program.example_batch(), **SCALARS}
-    profiled.load_method("step").execute([values[each.name] for each in lowered.manifest.methods["step"].inputs])
+    step = profiled.load_method("step")
+    assert step is not None
+    step.execute([values[each.name] for each in lowered.manifest.methods["step"].inputs])
     profiled.write_etdump_result_to_file(str(tmp_path / "etdump"), str(tmp_path / "debug"))
 
     with pytest.warns(UserWarning, match="Output Buffer not found"):

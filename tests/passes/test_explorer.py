@@ -14,6 +14,7 @@ import pytest
 
 import mobizo_passes as mz
 from mobizo_passes.views.explorer import LayoutLibraryMissing, NodeData, layout_library
+from tests.models import llama, llama_inputs
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SWITCHES = (
@@ -227,6 +228,25 @@ def test_clicks_keys_and_search_lead_from_modules_to_nodes(page: Any) -> None:
     assert not browser.find_elements(By.CSS_SELECTOR, ".node.parameter")
     press(browser, "?")
     assert browser.find_element(By.ID, "keys").is_displayed()
+
+
+def test_thirty_layers_are_one_file_that_is_searched_and_unfolded(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOBIZO_CHECK", raising=False)  # it would take most of the time
+    program = mz.transform(llama(layers=30), llama_inputs(), estimator=mz.TwoSided(queries=2))
+    path = program.draw(tmp_path / "step.html")
+    assert path.stat().st_size <= 3e6
+    browser.get(path.as_uri())
+    assert browser.execute_script("return document.documentElement.dataset.ready")
+    shown = browser.execute_script("return [...app.active.drawn.keys()].map(each => each.note)")
+    assert "28 alike" in shown, "the first and the last layer read and give other things"
+    press(browser, "/")
+    press(browser, "op:mp_lora layers.17.self_attn.q", "ENTER")
+    selected = browser.execute_script("return app.active.selected.node.module")
+    assert "layers.17.self_attn.q_proj" in selected
+    assert browser.execute_script(MISPLACED) == []
+    assert browser.get_log("browser") == []
 
 
 def test_a_notebook_shows_it_to_a_depth(browser: Any, compiled: Any, tmp_path: Path) -> None:
