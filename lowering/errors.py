@@ -230,35 +230,60 @@ class OutputNotOurs(LoweringError):
 class NonFiniteExample(LoweringError):
     """The training program itself, run in eager PyTorch on its example inputs, gives a number that is not finite."""
 
-    def __init__(self, method: str, output: str, count: int, total: int) -> None:
+    def __init__(self, method: str, output: str, count: int, total: int, *, lowering: bool = True) -> None:
         self.method = method
         self.output = output
-        super().__init__(
-            f"method {method!r}: in eager PyTorch, on the example inputs and before any update, {count} of {total} "
-            f"values of output {output!r} are not finite, so it could not train: look for examples without a label, "
-            "masks without a place and numbers beyond the dtype's range, or give transform other example inputs; "
-            "check=False (--no-check) lowers it all the same"
+        self.count = count
+        self.total = total
+        advice = (
+            "or give transform other example inputs; check=False (--no-check) lowers it all the same"
+            if lowering
+            else "or check it on other inputs"
         )
+        super().__init__(
+            f"method {method!r}: in eager PyTorch, on the {'example ' if lowering else ''}inputs and before any "
+            f"update, {count} of {total} values of output {output!r} are not finite, so it could not train: look for "
+            f"examples without a label, masks without a place and numbers beyond the dtype's range, {advice}"
+        )
+
+    def in_a_test(self) -> NonFiniteExample:
+        """The same, of inputs that a test chose."""
+        return NonFiniteExample(self.method, self.output, self.count, self.total, lowering=False)
 
 
 class SelfCheckFailed(LoweringError):
-    """On the example inputs, the lowered program does not give what its eager form gives; it is withheld.
+    """The lowered program does not give what its eager form gives: on the example inputs, and so it is withheld, or on
+    those of a test (`lowering.testing.check_lowered`).
 
     `output` is None where the runtime failed, and `deviation` the largest absolute difference otherwise, at `place`.
     """
 
     def __init__(
-        self, method: str, problem: str, output: str | None, deviation: float, place: tuple[int, ...] = ()
+        self,
+        method: str,
+        problem: str,
+        output: str | None,
+        deviation: float,
+        place: tuple[int, ...] = (),
+        *,
+        lowering: bool = True,
     ) -> None:
         self.method = method
+        self.problem = problem
         self.output = output
         self.deviation = deviation
         self.place = place
+        remedy = "another target and report the model, or write the part at fault with other operators"
         super().__init__(
             f"method {method!r}, self-check on the example inputs: {problem}; the program is withheld: lower for "
-            "another target and report the model, or write the part at fault with other operators; "
-            "check=False (--no-check) skips this check"
+            f"{remedy}; check=False (--no-check) skips this check"
+            if lowering
+            else f"method {method!r}, beside its eager form: {problem}; lower for {remedy}"
         )
+
+    def in_a_test(self) -> SelfCheckFailed:
+        """The same, of inputs that a test chose."""
+        return SelfCheckFailed(self.method, self.problem, self.output, self.deviation, self.place, lowering=False)
 
     @classmethod
     def differs(

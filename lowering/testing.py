@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowering.errors import LoweringError, TargetUnavailable
+from lowering.errors import LoweringError, NonFiniteExample, SelfCheckFailed, TargetUnavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,10 @@ def check_lowered(
     halves = sorted({each for core in cores.values() for each in halves_in(core)})
     wide = {name: widened(core) for name, core in cores.items()}
     weights = lowered.weights if weights_file is None else Path(weights_file)
-    return self_check(given, manifest, target, lowered.executorch, weights, wide, halves)
+    try:
+        return self_check(given, manifest, target, lowered.executorch, weights, wide, halves)
+    except (NonFiniteExample, SelfCheckFailed) as failure:
+        raise failure.in_a_test() from failure.__cause__
 
 
 class _Given:

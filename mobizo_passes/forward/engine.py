@@ -55,15 +55,36 @@ def tangent(ir: Ir, out: fx.Node, seeds: Mapping[fx.Node, fx.Node]) -> fx.Node |
     The nodes of each tangent stand behind the value that it belongs to. Nothing is written for values off the paths
     from the seeds to `out`. Raises `UnsupportedOp` for an operator on such a path that has no derivative.
     """
+    walk = _walk(ir, out, seeds)
+    with ir.graph.inserting_before(out.next):
+        walk.tape.like = out
+        found = walk.whole(out)
+    return None if found is None else found.node
+
+
+def tangents(ir: Ir, out: fx.Node, seeds: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Write the tangents of all values between the seeds and `out`, as `tangent` does; value -> its tangent, if any."""
+    walk = _walk(ir, out, seeds)
+    found: dict[fx.Node, fx.Node] = {}
+    # From the end: what stands for one tangent is part of those behind it, and stays as it is for them.
+    for node in reversed(walk.tangents):
+        if node in seeds:
+            continue
+        with ir.graph.inserting_before(ir.graph.output_node()):
+            walk.tape.like = node
+            whole = walk.whole(node)
+        if whole is not None:
+            found[node] = whole.node
+    return {node: found[node] for node in reversed(found)}
+
+
+def _walk(ir: Ir, out: fx.Node, seeds: Mapping[fx.Node, fx.Node]) -> _Forward:
     walk = _Forward(ir)
     walk.tangents.update({node: Tangent(Value(walk.tape, seed)) for node, seed in seeds.items()})
     active = active_nodes(out, list(seeds))
     for node in [n for n in ir.graph.nodes if n in active and n.op == "call_function"]:
         walk.push(node)
-    with ir.graph.inserting_before(out.next):
-        walk.tape.like = out
-        found = walk.whole(out)
-    return None if found is None else found.node
+    return walk
 
 
 @dataclass

@@ -45,6 +45,8 @@ def active_nodes(loss: fx.Node, wrt: Sequence[fx.Node]) -> set[fx.Node]:
 def gradients(ir: Ir, loss: fx.Node, wrt: Sequence[fx.Node]) -> list[fx.Node]:
     """Append the gradient of `loss`, [], in each of `wrt` at the insertion point; a zero where there is no path.
 
+    `wrt` are inputs, or values on the way to the loss, of one tensor each.
+
     Nothing is written for values that no path from `wrt` to the loss passes. Raises `UnsupportedOp` for an operator on
     such a path that has no rule.
     """
@@ -62,20 +64,20 @@ class _Reverse:
 
     def run(self, loss: fx.Node, wrt: Sequence[fx.Node]) -> list[fx.Node]:
         self.parts[loss] = [1.0]
+        totals: dict[fx.Node, Any] = {}
         order = [node for node in self.ir.graph.nodes if node in self.active]
         for node in reversed(order):
             if node.op != "call_function" or not isinstance(node.meta["val"], Tensor):
                 continue
             self.tape.like = node
-            g = self._total(node)
+            g = totals[node] = self._total(node)
             if g is not None:
                 self._pull_back(node, g)
         self.tape.like = None
-        return [self._gradient(node).node for node in wrt]
+        return [self._gradient(node, totals[node] if node in totals else self._total(node)).node for node in wrt]
 
-    def _gradient(self, node: fx.Node) -> Value:
+    def _gradient(self, node: fx.Node, g: Any) -> Value:
         value: Tensor = node.meta["val"]
-        g = self._total(node)
         return self._whole(0.0 if g is None else g, tuple(value.shape), value.dtype)
 
     def _pull_back(self, node: fx.Node, g: Any) -> None:

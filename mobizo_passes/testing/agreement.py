@@ -70,7 +70,7 @@ def check_agreement(
             found = first_difference(
                 program, model, example_inputs, adapter=now, seed=drawn, eps=eps, batch_dim=batch_dim
             )
-            where = str(found) if found else _UP_TO_LOSSES
+            where = str(found) if found else _UP_TO_LOSSES if program.estimator.uses_epsilon else _UP_TO_DERIVATIVES
             raise VerificationFailed(f"step {i} of {program.estimator}: {error}\n{where}") from error
         now, state = result.adapter, result.optimizer
     assert result is not None
@@ -78,8 +78,12 @@ def check_agreement(
 
 
 _UP_TO_LOSSES = (
-    "all values agree up to the losses: what follows from them differs, such as the estimator's differences, a rule of "
-    "a derivative, or the update"
+    "all values agree up to the losses: what follows from them differs, such as the estimator's differences, or the "
+    "update"
+)
+_UP_TO_DERIVATIVES = (
+    "all values agree up to the losses, and all derivatives operator by operator: what follows from them differs, such "
+    "as tangents of several queries side by side, values that are computed again, or the update"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,39 +16,40 @@ from mobizo_passes.batching import Layout
 from mobizo_passes.capture.inputs import bind_inputs
 from mobizo_passes.errors import describe
 from mobizo_passes.graph import ops
-from mobizo_passes.graph.facts import role, source_of
+from mobizo_passes.graph.facts import source_of
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.graph.passes import Pass
-from mobizo_passes.passes import ExpandPerturbations
+from mobizo_passes.passes import AppendGradients, ExpandPerturbations, Linearize
 from mobizo_passes.passes.split_loss import batch_of
 from mobizo_passes.program import TrainingProgram
+from mobizo_passes.testing.derivatives import wrong_gradient, wrong_tangent
+from mobizo_passes.testing.values import first_that_differs, node_values, relative_error
 from mobizo_passes.transform import only
-
-# Relative errors above which a value differs. What is wrong seldom shows as little as rounding does, so the first node
-# above the largest bound that any node is above is the one.
-_BOUNDS = (1e-2, 1e-3, 1e-4, LOSS_TOLERANCE)
+from mobizo_passes.zo.estimators import Exact
 
 
 @dataclass(frozen=True)
 class Difference:
     """The first value, in the order of the graph, that a pass has changed; its text is what a failure shows.
 
-    `node`: of the graph after the pass, None if the graph was wrong as it was captured. `group`: the perturbed copy of
-    the batch. `error`: the largest difference, relative to the largest entry.
+    `node`: of the graph after the pass, None if the graph was wrong as it was captured; for a derivative, the operator
+    that it is of. `group`: the perturbed copy of the batch. `error`: the largest difference, relative to the largest
+    entry. `what` differs, if it is no value: a derivative.
     """
 
     stage: str
     node: fx.Node | None
     group: int
     error: float
+    what: str = ""
 
     def __str__(self) -> str:
         if self.node is None:
             return f"first difference: {self.stage}, in group {self.group}, {_amount(self.error)}"
         source = source_of(self.node)
         return (
-            f"first difference: after {self.stage}, in group {self.group}, {_amount(self.error)}:\n"
+            f"first difference: after {self.stage}, {self.what or f'in group {self.group}'}, {_amount(self.error)}:\n"
             f"  {describe(self.node)}" + (f"\n    {source}" if source else "")
         )
 
@@ -69,8 +69,9 @@ def first_difference(
 
     From the captured model on, each pass runs again. Before the groups stand side by side, values are compared node by
     node, by name, with those before the pass; after it, the part of each value that belongs to a group, with the value
-    that the unexpanded graph gives with that group's adapter. Arguments are those of `verify`; `batch_dim` is that of
-    `transform`. None if all values agree up to the losses: then what follows them differs, derivatives or the update.
+    that the unexpanded graph gives with that group's adapter. Derivatives are compared with what PyTorch gives operator
+    by operator: tangents along the first query's direction, or gradients from the loss back. Arguments are those of
+    `verify`; `batch_dim` is that of `transform`. None if all agree: then what follows differs, up to the update.
     """
     batch = bind_inputs(program.inputs, example_inputs)
     adapter = program.initial_adapter() if adapter is None else adapter
@@ -86,15 +87,24 @@ def first_difference(
         before = ir.clone()
         if isinstance(one, ExpandPerturbations):
             return _expanded(one, before, adapter, moved, batch, scalars)
+        if isinstance(one, Linearize):
+            z = reference.draw(adapter, seed, program.estimator.queries, program.noise)
+            return _derivative(one, wrong_tangent(before, {**adapter, **batch}, {fqn: z[fqn][0] for fqn in adapter}))
+        if isinstance(one, AppendGradients):
+            return _derivative(one, wrong_gradient(before, {**adapter, **batch}))
         one(ir)
         group, error = _worst([_loss(ir, {**each, **batch, **scalars}) for each in moved], losses)
         if error > LOSS_TOLERANCE:
             inputs = {**moved[group], **batch, **scalars}
-            expected, found = _by_name(_values(before, inputs)[0]), _values(ir, inputs)[0]
+            expected, found = _by_name(node_values(before, inputs)[0]), node_values(ir, inputs)[0]
             pairs = ((node, found[node], expected[node.name]) for node in found if node.name in expected)
-            node, error = _first(pairs) or (ir.output_node(ir.outputs[0].kind), error)
+            node, error = first_that_differs(pairs) or (ir.output_node(ir.outputs[0].kind), error)
             return Difference(one.name, node, group, error)
     return None
+
+
+def _derivative(one: Pass, found: tuple[fx.Node, float, str] | None) -> Difference | None:
+    return None if found is None else Difference(one.name, found[0], 0, *found[1:])
 
 
 def _amount(error: float) -> str:
@@ -104,6 +114,8 @@ def _amount(error: float) -> str:
 def _passes(program: TrainingProgram, ir: Ir, batch_dim: int) -> Iterator[Pass]:
     """Yield the passes up to that which lets the groups stand side by side, each to be run before the next is asked."""
     yield from pipelines.evaluate(program.labels["max_labels"])
+    if isinstance(program.estimator, Exact):
+        yield from pipelines.gradients(program.estimator)
     for one in pipelines.step(program.estimator, program.noise, batch_of(ir, batch_dim), batch_dim, program.optimizer):
         if any(spec.kind not in ("loss", "losses") for spec in ir.outputs):
             return
@@ -135,14 +147,14 @@ def _expanded(
     ir.pass_name = one.name
     walk, _ = one.expand(ir)
     ir.lint()
-    found, failed = _values(ir, {**adapter, **batch, **scalars})
+    found, failed = node_values(ir, {**adapter, **batch, **scalars})
     group, error = 0, math.inf
     if failed is None:
         losses = [_loss(before, {**each, **batch, **scalars}) for each in moved]
         group, error = _worst(list(found[ir.output_node("losses")]), losses)
     if error <= LOSS_TOLERANCE:
         return None
-    expected = _by_name(_values(before, {**moved[group], **batch, **scalars})[0])
+    expected = _by_name(node_values(before, {**moved[group], **batch, **scalars})[0])
 
     def pairs() -> Iterator[tuple[fx.Node, Any, Any]]:
         for node, value in found.items():
@@ -158,20 +170,8 @@ def _expanded(
             elif node.op == "call_function":  # computed once: the same in all groups
                 yield node, value, expected[name]
 
-    node, error = _first(pairs()) or (failed or ir.output_node("losses"), error)
+    node, error = first_that_differs(pairs()) or (failed or ir.output_node("losses"), error)
     return Difference(one.name, node, group, error)
-
-
-def _values(ir: Ir, inputs: Mapping[str, Tensor]) -> tuple[dict[fx.Node, Any], fx.Node | None]:
-    """Values of all nodes, in order, up to the one that does not run, which comes second, if there is one."""
-    given = [inputs.get(role(node).name, ir.state.get(role(node).name)) for node in ir.placeholders()]
-    interpreter = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=ir.graph)
-    # What failed has been told already, with the text of PyTorch.
-    with contextlib.suppress(RuntimeError, IndexError, ValueError):
-        interpreter.run(*given)
-    nodes = [node for node in ir.graph.nodes if node.op != "output"]
-    failed = next((node for node in nodes if node not in interpreter.env), None)
-    return {node: interpreter.env[node] for node in nodes if node in interpreter.env}, failed
 
 
 def _by_name(values: Mapping[fx.Node, Any]) -> dict[str, Any]:
@@ -185,34 +185,5 @@ def _loss(ir: Ir, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def _worst(found: Iterable[Tensor], expected: Iterable[Tensor]) -> tuple[int, float]:
     """The group whose loss differs most, and by how much, relative to the loss where that is above one."""
-    errors = [_error(a, b, floor=1.0) for a, b in zip(found, expected, strict=True)]
+    errors = [relative_error(a, b, floor=1.0) for a, b in zip(found, expected, strict=True)]
     return max(enumerate(errors), key=lambda pair: pair[1])
-
-
-def _first(pairs: Iterable[tuple[fx.Node, Any, Any]]) -> tuple[fx.Node, float] | None:
-    """The first node whose value differs, given found and expected values in the order of the graph."""
-    errors = [
-        (node, _error(found, expected))
-        for node, found, expected in pairs
-        if isinstance(found, Tensor) and isinstance(expected, Tensor) and found.numel() == expected.numel()
-    ]
-    for bound in _BOUNDS:
-        for node, error in errors:
-            if error > bound:
-                return node, error
-    return None
-
-
-def _error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
-    """Largest difference, relative to the largest entry; infinite where one side alone is finite."""
-    found, expected = found.reshape(expected.shape).double(), expected.double()
-    if not expected.numel() or torch.equal(found, expected):
-        return 0.0
-    known = found.isfinite() & expected.isfinite()
-    if not torch.equal(found[~known].nan_to_num(), expected[~known].nan_to_num()):
-        return math.inf
-    if not known.any():
-        return 0.0
-    largest = max(floor, float(expected[known].abs().max()))
-    difference = float((found - expected)[known].abs().max())
-    return difference / largest if largest else math.inf if difference else 0.0

@@ -20,7 +20,10 @@ from mobizo_passes.batching import RULES
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import arguments, set_arguments
 from mobizo_passes.graph.passes import Pass
+from mobizo_passes.reverse.table import RULES as DERIVATIVES
+from mobizo_passes.reverse.table import Row
 from mobizo_passes.testing import agreement, check_agreement, drawing, strategies
+from mobizo_passes.testing.derivatives import wrong_gradient, wrong_tangent
 from mobizo_passes.testing.models import integers, random, seeded
 from tests.models import case
 from tests.passes.contract import Tiny, rows
@@ -120,15 +123,70 @@ def test_another_model_than_the_programs_is_found():
         check_agreement(seeded(Tiny()), rows(), program=program, steps=0)
 
 
-def test_what_differs_behind_the_losses_is_told(monkeypatch: pytest.MonkeyPatch):
+def with_derivative(monkeypatch: pytest.MonkeyPatch, op: Any, argument: str, rule: Any) -> None:
+    row = DERIVATIVES[op]
+    monkeypatch.setitem(DERIVATIVES, op, Row(row.kind, {**row.rules, argument: rule}))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "where"),
+    [
+        (mz.ForwardGradient(2), "after linearize, the tangent in the first direction"),
+        (mz.Exact(), "after append-gradients, the gradient that it hands back to %add"),
+    ],
+    ids=str,
+)
+def test_the_operator_of_a_wrong_derivative_is_named(
+    monkeypatch: pytest.MonkeyPatch, estimator: mz.Estimator, where: str
+):
+    with_derivative(monkeypatch, aten.tanh.default, "self", lambda n, g: g * (1.0 - n.out))
+    named = r"%tanh = aten\.tanh\.default in module '<top level>', models\.py, line"
+    with pytest.raises(mz.VerificationFailed, match=rf"first difference: {where}, off by .*\n  {named}"):
+        check("transposed", estimator=estimator)
+
+
+def test_a_gradient_that_several_operators_hand_back(monkeypatch: pytest.MonkeyPatch):
+    text = """
+    %b: f32[4, 3] = adapter 'b'
+    %x: f32[2, 3] = batch 'x'
+    %h: f32[2, 4] = aten.linear(%x, %b)
+    %t: f32[2, 4] = aten.tanh(%h)
+    %v: (f32[2], i64[2]) = aten.max(%h, 1)
+    %m: f32[2] = getitem(%v, 0)
+    %s: f32[2] = aten.sum(%t, [1])
+    %d: f32[2] = aten.add(%s, %m)
+    %l: f32[] = aten.mean(%d)
+    return %l: f32[] = loss
+    """
+    ir, values = mz.parse(text), {"b": random(4, 3), "x": random(2, 3, seed=2)}
+    assert wrong_gradient(ir, values) is None
+    with_derivative(monkeypatch, aten.tanh.default, "self", lambda n, g: g * n.out)
+    found = wrong_gradient(ir, values)
+    assert found is not None
+    assert found[0].name == "h"
+    assert found[2] == "the gradient of a value that several operators read (%t = aten.tanh.default, %v = aten.max.dim)"
+    losses = mz.parse(text.replace("f32[] = loss", "f32[] = losses"))
+    found = wrong_tangent(losses, values, {"b": random(4, 3, seed=3)})
+    assert found is not None
+    assert found[0].name == "t"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "what"),
+    [
+        (mz.OneSided(1), "all values agree up to the losses"),
+        (mz.ForwardGradient(1), "all values agree .* all derivatives operator by operator"),
+        (mz.Exact(), "all values agree .* all derivatives operator by operator"),
+    ],
+    ids=str,
+)
+def test_what_differs_behind_the_losses_is_told(monkeypatch: pytest.MonkeyPatch, estimator: mz.Estimator, what: str):
     def differs(*_: Any, **__: Any) -> None:
         raise mz.VerificationFailed("projected gradient of query 0")
 
     monkeypatch.setattr(agreement, "verify", differs)
-    with pytest.raises(
-        mz.VerificationFailed, match=r"projected gradient of query 0\nall values agree up to the losses"
-    ):
-        check_agreement(seeded(Tiny()), rows(), loss=F.cross_entropy, estimator=mz.OneSided(1))
+    with pytest.raises(mz.VerificationFailed, match=rf"projected gradient of query 0\n{what}"):
+        check("block-tokens", estimator=estimator)
 
 
 @pytest.mark.parametrize("estimator", [mz.TwoSided(2, normalize="std"), mz.ForwardGradient(1), mz.Exact()])
