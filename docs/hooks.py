@@ -15,7 +15,7 @@ ROOT_DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 #: Sphinx's roles in docstrings, which Markdown does not know.
 ROLES = re.compile(r":(?:class|meth|func|mod|attr):<code>~?([\w.]+)</code>")
 #: Code that documents link to is shown as text.
-SOURCES = re.compile(r"\]\((?:\.\./)*((?:examples|benchmarks|tests)/[\w/]+\.py)\)")
+SOURCES = re.compile(r"\]\((?:\.\./)*((?:examples|benchmarks|tests)/[\w/]+\.(?:py|ipynb))\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -30,7 +30,8 @@ class App {
       byId("modes").append(make("button", { onclick: () => this.enter(mode), "aria-pressed": false }, mode.label));
     this.wire();
     if (innerWidth < 1000) this.side("details", false);
-    if (innerWidth < 800) this.side("outline-side", false);
+    // In a notebook's cell the drawing comes first.
+    if (innerWidth < (window === top ? 800 : 1000)) this.side("outline-side", false);
     this.enter(this.modes.find(each => each.kind === "beside") ?? this.modes[0]);
     this.fromAddress();
   }
