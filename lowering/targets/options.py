@@ -24,6 +24,7 @@ RESERVED = frozenset(
         "program",
         "target",
         "precision",
+        "etrecord",
         "application",
         "adapter",
         "calibration",
