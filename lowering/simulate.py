@@ -16,7 +16,7 @@ from lowering.executorch_compat.programs import rewritten
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.widen_halves import widened
 from lowering.report import MethodReport, method_report
-from lowering.stages import Program, legalize, measured_on, partition
+from lowering.stages import Program, in_range, legalize, measured_on, partition
 from lowering.targets import get_target
 from lowering.targets.tied import weights_kept_outside
 from mobizo_passes.graph.operators import operation_name
@@ -75,9 +75,12 @@ def simulate(
     chosen.require()
     chosen.check_calibration(calibration)
     described = {**program.manifest("external"), "target": target, "program_id": "simulation"}
-    measured = measured_on(program, Manifest.model_validate(described), calibration)
+    manifest = Manifest.model_validate(described)
+    measured = measured_on(program, manifest, calibration)
+    cores = {name: widened(program.core(name, "external")) for name in {"step", method}}
     made = {
-        name: legalize(name, widened(program.core(name, "external")), chosen, measured) for name in {"step", method}
+        name: legalize(name, core, chosen, measured, in_range(name, core, chosen, manifest))
+        for name, core in cores.items()
     }
     outside = weights_kept_outside({name: each.program for name, each in made.items()}, chosen.small_share)
     legal, _ = rewritten(made[method].program, (SplitSharedWeights(outside),))

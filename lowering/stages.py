@@ -35,6 +35,7 @@ from lowering.executorch_compat.tags import TAG, is_tagged
 from lowering.graph import method_graph
 from lowering.identity import program_id
 from lowering.lowered import Lowered
+from lowering.passes.values.scale_directions import ScaleDirections
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.tag_weights import TagWeights
 from lowering.passes.values.widen_halves import halves_in, widened
@@ -100,7 +101,10 @@ def lower_to(
         }
     )
     measured = measured_on(program, manifest, calibration)
-    methods = {name: legalize(name, core, target, measured, first) for name, core in cores.items()}
+    methods = {
+        name: legalize(name, core, target, measured, (*first, *in_range(name, core, target, manifest)))
+        for name, core in cores.items()
+    }
     inside = [each.fqn for each in manifest.trainable_adapter] if adapter == "internal" else []
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
@@ -190,6 +194,18 @@ def legalize(
     except Exception as error:
         raise LoweringFailed(method, "legalization", f"{type(error).__name__}: {error}") from error
     return Legal(core, legal, records)
+
+
+def in_range(method: str, core: ExportedProgram, target: Target, manifest: Manifest) -> tuple[Pass, ...]:
+    """The pass that keeps the tangents of a step in the range of halves, if it has any and computes in halves."""
+    spec = manifest.methods[method]
+    seed = next((place for place, each in enumerate(spec.inputs) if each.role == "seed"), None)
+    found = [place for place, each in enumerate(spec.outputs) if each.name == "projected_gradients"]
+    differences = any(each.role == "eps" for each in spec.inputs)
+    if target.precision != "fp16" or seed is None or not found or differences:
+        return ()
+    inputs, outputs = list(core.graph_signature.user_inputs), list(core.graph_signature.user_outputs)
+    return (ScaleDirections(str(inputs[seed]), str(outputs[found[0]])),)
 
 
 def measured_on(program: Program, manifest: Manifest, batches: Sequence[Any] | None) -> Calibration | None:
