@@ -153,10 +153,16 @@ def test_a_language_model_agrees_with_eager_and_learns(llm: mz.TrainingProgram, 
 
 # Off by what half precision rounds, no ε divides it; in integers mostly by what the weights' eight bits change.
 @on_simulator
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 1e-2), ("16a8w", 5e-2)])
-def test_directional_derivatives_agree_with_eager(precision: str, tolerance: float):
-    batch = llama_inputs()
-    program = only(mz.transform(llama(), batch, estimator=mz.ForwardGradient(queries=2)), "step")
+@pytest.mark.parametrize(
+    ("model", "precision", "tolerance"), [("llama", "fp16", 1e-2), ("llama", "16a8w", 5e-2), ("mlp", "16a8w", 2e-2)]
+)
+def test_directional_derivatives_agree_with_eager(model: str, precision: str, tolerance: float):
+    estimator, batch = mz.ForwardGradient(queries=2), llama_inputs() if model == "llama" else MLP_INPUTS
+    if model == "llama":
+        program = mz.transform(llama(), batch, estimator=estimator)
+    else:
+        program = mz.transform(seeded(WideMlp()), batch, estimator=estimator, loss=cross_entropy)
+    program = only(program, "step")
     calibration = [batch] if precision == "16a8w" else None
     lowered = lowering.lower(program, target="qnn", precision=precision, calibration=calibration)
     assert_one_binary(lowered, "step")

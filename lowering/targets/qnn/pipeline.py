@@ -28,10 +28,10 @@ from lowering.passes.values.fold_constants import FoldConstants
 from mobizo_passes.graph.passes import Pass
 
 
-def _passes(mask: float, norms: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+def _passes(mask: float, integers: bool = False) -> tuple[Pass, ...]:
     """Numbers beyond half's range are finite here, and everything that QNN aligns by rank has the same rank.
 
-    `norms` make of what is left of norms that are not whole what the quantizer takes.
+    The quantizer takes no reciprocal roots outside of norms.
     """
     return (
         RemoveNoops(),
@@ -44,9 +44,9 @@ def _passes(mask: float, norms: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
         DecomposeAttention(bias=mask),
         BoundMasks(mask),
         FuseNorms(),
-        *norms,
+        *((ConvertRsqrtToSqrt(),) if integers else ()),
         DecomposeActivations(),
-        ConvertErfToExp(),
+        ConvertErfToExp(ratio=integers),
         ConvertWeightsToLinears(),
         ConvertProductsToBmm(),
         ScaleSmallerFactor(),
@@ -64,9 +64,8 @@ def _passes(mask: float, norms: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
 
 # A mask shares its integers with the scores: the larger it is, the coarser they become. For integers `CopyViews` comes
 # after the quantization, whose tools know only the operators before it.
-_APART = (ConvertRsqrtToSqrt(),)
 PASSES = {
     "fp16": (*_passes(mask=3e4), CopyViews()),
-    "16a8w": _passes(mask=64.0, norms=_APART),
-    "8a8w": _passes(mask=20.0, norms=_APART),
+    "16a8w": _passes(mask=64.0, integers=True),
+    "8a8w": _passes(mask=20.0, integers=True),
 }
