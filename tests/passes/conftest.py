@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import networkx
 import pytest
 from torch import nn
 
@@ -53,3 +54,15 @@ def golden() -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{path.name} differs: read the change, then set MOBIZO_UPDATE_GOLDEN=1"
 
     return check
+
+
+@pytest.fixture
+def lowered() -> networkx.DiGraph:
+    """A small graph as `lowered.to_networkx()` gives it: an input, a delegated node and one that is not."""
+    graph = networkx.DiGraph(name="lowered")
+    common = {"shape": [3, 5], "dtype": "float32", "origin": "model.norm", "flops": 0}
+    graph.add_node("x", op="placeholder", **{**common, "origin": ""}, delegate=None, rule=None, reason=None)
+    graph.add_node("call.mul", op="aten.mul.Tensor", **common, delegate=0, rule=None, reason=None)
+    graph.add_node("topk", op="aten.topk.default", **common, delegate=None, rule="dtype", reason="no int64 kernels")
+    graph.add_edges_from([("x", "call.mul"), ("call.mul", "topk")])
+    return graph

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import networkx
 import pytest
 
 import mobizo_passes as mz
@@ -278,7 +277,7 @@ def test_passes_are_seen_before_and_after(page: Any, compiled: Any) -> None:
     assert browser.execute_script("return app.mode.pass") == names.index("insert-mp-lora") + 1
 
 
-def test_two_programs_side_by_side_are_selected_and_unfolded_together(page: Any, compiled: Any) -> None:
+def test_two_programs_side_by_side_are_selected_and_unfolded_together(page: Any, compiled: Any, lowered: Any) -> None:
     other, _, _ = compiled("llama-qv", estimator=mz.OneSided(queries=2))
     browser = page("llama-qv", beside=other, data={"ms": NodeData({"mp_lora": 2.5}, "ms", "sum")})
     select(browser, "mp_lora_1")
@@ -288,12 +287,6 @@ def test_two_programs_side_by_side_are_selected_and_unfolded_together(page: Any,
     seen = "return app.panes[0].overlays.map(each => each.name)"
     assert browser.execute_script(seen) == ["computed", "FLOPs", "bytes of values", "made by", "ms"]
 
-    lowered = networkx.DiGraph(name="lowered")
-    common = {"shape": [3, 5], "dtype": "float32", "origin": "model.norm", "flops": 0}
-    lowered.add_node("x", op="placeholder", **{**common, "origin": ""}, delegate=None, rule=None, reason=None)
-    lowered.add_node("call.mul", op="aten.mul.Tensor", **common, delegate=0, rule=None, reason=None)
-    lowered.add_node("topk", op="aten.topk.default", **common, delegate=None, rule="dtype", reason="no int64 kernels")
-    lowered.add_edges_from([("x", "call.mul"), ("call.mul", "topk")])
     browser = page("llama-qv", beside=lowered)
     browser.execute_script("app.active = app.panes[1]")
     select(browser, "topk")

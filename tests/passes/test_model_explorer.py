@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import networkx
 import pytest
 
 import mobizo_passes as mz
@@ -17,14 +16,8 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_graph_and_node_data(compiled: Any, tmp_path: Path) -> None:
+def test_graph_and_node_data(compiled: Any, lowered: Any, tmp_path: Path) -> None:
     program, _, _ = compiled("llama-qv")
-    lowered = networkx.DiGraph(name="lowered")
-    common = {"shape": [3, 5], "dtype": "float32", "origin": "model.norm", "flops": 0}
-    lowered.add_node("x", op="placeholder", **{**common, "origin": ""}, delegate=None, rule=None, reason=None)
-    lowered.add_node("call.mul", op="aten.mul.Tensor", **common, delegate=0, rule=None, reason=None)
-    lowered.add_node("topk", op="aten.topk.default", **common, delegate=None, rule="dtype", reason="no int64 kernels")
-    lowered.add_edges_from([("x", "call.mul"), ("call.mul", "topk")])
     path = program.draw(tmp_path / "step.json", beside=lowered, data={"Time": NodeData({"mp_lora": 2.5}, "ms", "sum")})
     names = ("bytes-of-values", "computed", "delegate", "flops", "made-by", "reason-against", "time")
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["step.json", *(f"step.{n}.json" for n in names)])
