@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lowering.errors import InvalidCalibration
 from lowering.identity import raw_bytes
+from lowering.targets.partitions import made_of_alone
 from mobizo_passes.graph.nodes import is_float
 from runtime_driver.format import Manifest
 
@@ -88,15 +89,11 @@ def directions(roles: Sequence[str], program: ExportedProgram) -> set[str]:
     """Names of the floating-point values that are made of the seed alone, if the method takes no epsilon; else none."""
     if "seed" not in roles or "eps" in roles:
         return set()
-    inputs = dict(zip(map(str, program.graph_signature.user_inputs), roles, strict=True))
-    noise = {name for name, role in inputs.items() if role == "seed"}
-    others = set(inputs) - noise
-    for node in program.graph.nodes:
-        sources = {source.name for source in node.all_input_nodes}
-        noise.update([node.name] if sources & noise else [])
-        others.update([node.name] if sources & others else [])
-    floats = {node.name for node in program.graph.nodes if is_float(node)}
-    return (noise - others) & floats
+    placed = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    inputs = {placed[str(name)]: role for name, role in zip(program.graph_signature.user_inputs, roles, strict=True)}
+    (seed,) = (node for node, role in inputs.items() if role == "seed")
+    alone = made_of_alone(list(program.graph.nodes), seed, inputs.keys() - {seed})
+    return {node.name for node in alone if is_float(node)}
 
 
 class _Recorder(Interpreter):

@@ -38,7 +38,7 @@ from lowering.lowered import Lowered
 from lowering.passes.values.scale_directions import ScaleDirections
 from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.tag_weights import TagWeights
-from lowering.passes.values.widen_halves import halves_in, widened
+from lowering.passes.values.widen_halves import all_widened
 from lowering.report import Report, SelfCheck, method_report
 from lowering.selfcheck import self_check, why_not
 from lowering.targets import Target
@@ -84,8 +84,7 @@ def lower_to(
     described = program.manifest(adapter)
     target = target.suited(described)
     given = {name: program.core(name, adapter) for name in described["methods"]}
-    halves = sorted({each for core in given.values() for each in halves_in(core)})
-    cores = {name: widened(core) for name, core in given.items()}
+    cores, halves = all_widened(given)
     first = (TagWeights(frozenset(each["fqn"] for each in described["adapter"])),) if external_weights else ()
     # Other ranges are another program.
     options = {**target.recorded, **({} if calibration is None else {"calibration": digest_of(calibration)})}
@@ -149,7 +148,7 @@ def lower_to(
             external_weights if isinstance(external_weights, Path) else None if weights is None else weights.content
         )
         checked = self_check(program, manifest, target, finished, beside, cores, halves)  # pyright: ignore[reportArgumentType]
-    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked, tuple(halves))
+    report = Report(target.name, reports, _weight_bytes(cores), _size(finished), outside_bytes, checked, halves)
     return Lowered(manifest, report, finished, graphs, None if weights is None else weights.content, etrecord)
 
 

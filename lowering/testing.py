@@ -46,7 +46,7 @@ def check_lowered(
         LoweringError: an adapter is given, and the program holds its own.
         mobizo_passes.InputError: the inputs or the adapter do not fit the program.
     """
-    from lowering.passes.values.widen_halves import halves_in, widened
+    from lowering.passes.values.widen_halves import all_widened
     from lowering.selfcheck import self_check, why_not
     from lowering.targets import get_target, options_of
     from mobizo_passes.capture.inputs import bind_inputs
@@ -60,12 +60,10 @@ def check_lowered(
         raise LoweringError("the program holds its adapter inside: leave out adapter=, or lower with it outside")
     batch = program.example_batch() if example_inputs is None else bind_inputs(program.inputs, example_inputs)
     given = _Given(program, batch, program.initial_adapter() if adapter is None else dict(adapter))
-    cores = {name: program.core(name, manifest.adapter_state) for name in manifest.methods}
-    halves = sorted({each for core in cores.values() for each in halves_in(core)})
-    wide = {name: widened(core) for name, core in cores.items()}
+    cores, halves = all_widened({name: program.core(name, manifest.adapter_state) for name in manifest.methods})
     weights = lowered.weights if weights_file is None else Path(weights_file)
     try:
-        return self_check(given, manifest, target, lowered.executorch, weights, wide, halves)
+        return self_check(given, manifest, target, lowered.executorch, weights, cores, halves)
     except (NonFiniteExample, SelfCheckFailed) as failure:
         raise failure.in_a_test() from failure.__cause__
 

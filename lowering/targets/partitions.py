@@ -59,6 +59,11 @@ def upstream(nodes: Sequence[Node], sinks: Collection[Node]) -> set[Node]:
     return found
 
 
+def made_of_alone(nodes: Sequence[Node], source: Node, others: Collection[Node]) -> set[Node]:
+    """Those of `nodes`, which are in order, that `source` leads to, and none of `others`."""
+    return downstream(nodes, {source}) - downstream(nodes, others)
+
+
 def splitting_nodes(graph: Graph, supported: set[Node]) -> set[Node]:
     """Supported nodes before the first product that lead, through an unsupported node, to a product.
 

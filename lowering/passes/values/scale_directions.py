@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from lowering.targets.partitions import downstream, upstream
+from lowering.targets.partitions import made_of_alone, upstream
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import is_float
@@ -46,7 +46,7 @@ class ScaleDirections(Pass):
         calls = [node for node in ir.graph.nodes if node.op == "call_function"]
         held = ("buffer", "constant", "parameter")
         others = {node for node in ir.placeholders() if role(node).kind not in held and node is not seed}
-        directions = downstream(calls, {seed}) - downstream(calls, others)
+        directions = made_of_alone(calls, seed, others)
         tangents = upstream(calls, {gradients}) | {gradients}
         rewrites = 0
         for node in sorted(each for each in directions if is_float(each)):

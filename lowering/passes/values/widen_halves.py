@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,6 +77,12 @@ def halves_in(program: ExportedProgram) -> tuple[str, ...]:
 def widened(program: ExportedProgram) -> ExportedProgram:
     """The program without halves inside; itself if it has none."""
     return rewritten(program, (WidenHalves(),))[0] if halves_in(program) else program
+
+
+def all_widened(programs: Mapping[str, ExportedProgram]) -> tuple[dict[str, ExportedProgram], tuple[str, ...]]:
+    """Every method without halves inside, and the dtypes of those that were there."""
+    halves = {each for program in programs.values() for each in halves_in(program)}
+    return {name: widened(program) for name, program in programs.items()}, tuple(sorted(halves))
 
 
 def _is_half(node: Node) -> bool:

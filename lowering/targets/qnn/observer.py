@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torchao.quantization.pt2e import MinMaxObserver
 
 
@@ -20,10 +19,5 @@ class WideRange(MinMaxObserver):
 
     def calculate_qparams(self) -> Any:
         """Scale and zero point of the range, widened by `ROOM` of its size, half at each end."""
-        seen: tuple[Tensor, Tensor] = self.min_val, self.max_val
         room = (self.max_val - self.min_val) * (self.ROOM / 2)
-        self.min_val, self.max_val = seen[0] - room, seen[1] + room
-        try:
-            return super().calculate_qparams()
-        finally:
-            self.min_val, self.max_val = seen
+        return self._calculate_qparams(self.min_val - room, self.max_val + room)
