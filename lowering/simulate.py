@@ -82,8 +82,10 @@ def simulate(
         name: legalize(name, core, chosen, measured, in_range(name, core, chosen, manifest))
         for name, core in cores.items()
     }
-    outside = weights_kept_outside({name: each.program for name, each in made.items()}, chosen.small_share)
-    legal, _ = rewritten(made[method].program, (SplitSharedWeights(outside),))
+    programs = {name: each.program for name, each in made.items()}
+    chosen = chosen.fitted(programs)
+    outside = weights_kept_outside(programs, chosen.small_share) - chosen.in_place
+    legal, _ = rewritten(made[method].program, (SplitSharedWeights(outside | chosen.in_place),))
     partitioner = chosen.partitioner(method, outside)
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)

@@ -108,12 +108,13 @@ def lower_to(
     state = {name: inside if name == "step" else [] for name in methods}
     for name, each in methods.items():
         check_program(name, each.core, manifest.methods[name], state[name])
-    legal, outside = {name: each.program for name, each in methods.items()}, frozenset[str]()
-    if target.copies_weights:
-        # A head outside would stand between forward and backward, and cut the body of an exact step in two.
-        share = target.small_share if manifest.estimator.queries else 0.0
-        outside = weights_kept_outside(legal, share)
-        legal = {name: rewritten(each, (SplitSharedWeights(outside),))[0] for name, each in legal.items()}
+    legal = {name: each.program for name, each in methods.items()}
+    target = target.fitted(legal)
+    # A head outside would stand between forward and backward, and cut the body of an exact step in two.
+    share = target.small_share if manifest.estimator.queries else 0.0
+    outside = weights_kept_outside(legal, share) - target.in_place
+    split = SplitSharedWeights(outside | target.in_place)
+    legal = {name: rewritten(each, (split,))[0] for name, each in legal.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
     edge = partition(legal, partitioners, target, constants, etrecord)

@@ -57,10 +57,14 @@ class Target(ABC):
         """This target as it is best for a program with this manifest, where the caller has not chosen otherwise."""
         return self
 
+    def fitted(self, programs: Mapping[str, ExportedProgram]) -> Self:
+        """This target, having seen the legalized methods that it is going to partition."""
+        return self
+
     @property
-    def copies_weights(self) -> bool:
-        """Whether its delegate keeps weights in a form of its own, so that another reader needs a second copy."""
-        return True
+    def in_place(self) -> frozenset[str]:
+        """FQNs of weights that its delegate reads where they are. Of others it keeps copies in a form of its own."""
+        return frozenset()
 
     def availability(self) -> Availability:
         """Looks for what lowering needs, ExecuTorch if nothing else; imports nothing heavy."""

@@ -20,17 +20,27 @@ def weights_kept_outside(programs: Mapping[str, ExportedProgram], small_share: f
     `lm_head` would be in the file twice. When the training step spends less than `small_share` of its FLOPs on it, one
     copy serves both.
     """
-    tables = {fqn for program in programs.values() for fqn in _read_by(program, aten.embedding.default, 0)}
+    tables = embedding_tables(programs)
     training = [program for name, program in programs.items() if name != "logits"]
     return frozenset(fqn for fqn in tables if all(_share(program, fqn) < small_share for program in training))
 
 
+def embedding_tables(programs: Mapping[str, ExportedProgram]) -> set[str]:
+    """FQNs of the constants that an embedding reads, in any method."""
+    return {fqn for program in programs.values() for fqn in _read_by(program, aten.embedding.default, 0)}
+
+
 def parameter_of(program: ExportedProgram, node: Any) -> str | None:
-    """FQN of the parameter or buffer behind a placeholder, else None."""
+    """FQN of the parameter, buffer or other constant behind a placeholder, else None."""
     if not isinstance(node, torch.fx.Node):
         return None
     signature = program.graph_signature
-    return signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(node.name)
+    kinds = (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    )
+    return next((kind[node.name] for kind in kinds if node.name in kind), None)
 
 
 def _read_by(program: ExportedProgram, target: Any, index: int) -> set[str]:

@@ -7,6 +7,7 @@ from mobizo_passes.passes.append_optimizer import AppendOptimizer
 from mobizo_passes.passes.append_update import AppendUpdate
 from mobizo_passes.passes.canonicalize import Canonicalize
 from mobizo_passes.passes.canonicalize_products import CanonicalizeProducts
+from mobizo_passes.passes.combine_factors import CombineFactors
 from mobizo_passes.passes.decompose import Decompose
 from mobizo_passes.passes.decompose_for_gradients import DecomposeForGradients
 from mobizo_passes.passes.expand_perturbations import ExpandPerturbations
@@ -31,6 +32,7 @@ __all__ = [
     "AppendUpdate",
     "Canonicalize",
     "CanonicalizeProducts",
+    "CombineFactors",
     "Decompose",
     "DecomposeForGradients",
     "ExpandPerturbations",

@@ -23,6 +23,9 @@ class DecomposeActivations(NodePass):
     BEFORE  silu(x);  gelu(x, approximate="tanh");  pow(x, 3.0)
     AFTER   x * sigmoid(x);  0.5 * x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x*x*x)));  x * x * x
 
+    BEFORE  h = silu(x);  …  s = sigmoid(x)                                                      in its derivative
+    AFTER   s = sigmoid(x);  h = x * s;  …                                        x need not be kept until then
+
     Exact `gelu` stays: XNNPACK has it. Its tanh form must go, for ExecuTorch's XNNPACK visitor ignores `approximate`
     and would compute the exact one. XNNPACK's only power is the integer 2.
     """
@@ -35,7 +38,7 @@ class DecomposeActivations(NodePass):
         if not is_float(x) or not is_float(node):
             return None
         if node.target is aten.silu.default:
-            return ir.call(aten.mul.Tensor, x, ir.call(aten.sigmoid.default, x))
+            return ir.call(aten.mul.Tensor, x, _sigmoid(ir, x, node))
         if node.target is aten.gelu.default:
             return _tanh_gelu(ir, x) if arguments(node).approximate == "tanh" else None
         exponent = arguments(node).exponent
@@ -43,6 +46,17 @@ class DecomposeActivations(NodePass):
             return None
         square = ir.call(aten.mul.Tensor, x, x)
         return square if exponent == 2 else ir.call(aten.mul.Tensor, square, x)
+
+
+def _sigmoid(ir: Ir, x: Node, silu: Node) -> Node:
+    """The one sigmoid of `x`: that of a derivative too, which stands after `silu`."""
+    others = [user for user in x.users if user.target is aten.sigmoid.default]
+    first = min(others, default=None)
+    sigmoid = ir.call(aten.sigmoid.default, x) if first is None or silu < first else first
+    for each in others:
+        if each is not sigmoid:
+            ir.replace(each, sigmoid)
+    return sigmoid
 
 
 def _tanh_gelu(ir: Ir, x: Node) -> Node:

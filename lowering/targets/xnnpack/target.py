@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,6 +11,8 @@ from lowering.targets.base import Target
 from lowering.targets.options import TargetOption
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from mobizo_passes.graph.dialect import Dialect
     from mobizo_passes.graph.passes import Pass
 
@@ -30,12 +33,14 @@ class XnnpackTarget(Target):
     options = (
         TargetOption(
             "weights",
-            ("packed", "mapped"),
+            ("packed", "balanced", "mapped"),
             "packed",
-            "Whether products read copies of the weights packed at loading, or the file's own, which takes a tenth "
-            "more time and no memory; steps that differentiate read mapped ones unless told otherwise.",
+            "Whether products read copies of the weights packed at loading; or the file's own, which takes a tenth "
+            "more time and no memory; or copies of the largest half, the default of steps that differentiate.",
         ),
     )
+
+    _in_place: frozenset[str] = frozenset()
 
     def suited(self, manifest: Mapping[str, Any]) -> Self:
         """A step that differentiates reads each weight twice: packed, it would be in memory three times.
@@ -50,19 +55,36 @@ class XnnpackTarget(Target):
         open_to_us = self.chosen.get("weights") is not None and "weights" not in self._asked
         if not differentiates or not open_to_us or self.precision == "fp16":
             return self
-        return self.configured({**self._asked, "weights": "mapped"})
+        return self.configured({**self._asked, "weights": "balanced"})
 
     def configured(self, options: Mapping[str, object]) -> Self:
         target = super().configured(options)
-        if target.precision == "fp16" and not target.copies_weights:
+        if target.precision == "fp16" and target._weights != "packed":
             # XNNPACK's partitioner leaves only float32 weights where they are.
-            raise InvalidOption("weights", "mapped", f"{self.name} in fp16", ("packed",))
+            raise InvalidOption("weights", target._weights, f"{self.name} in fp16", ("packed",))
+        return target
+
+    def fitted(self, programs: Mapping[str, ExportedProgram]) -> Self:
+        if self._weights == "packed":
+            return self
+        from lowering.targets.tied import embedding_tables
+        from lowering.targets.xnnpack.weights import largest_half, weights_of_products
+
+        weights = weights_of_products(programs.values())
+        target = copy.copy(self)
+        target._in_place = frozenset(weights)
+        if self._weights == "balanced":
+            target._in_place -= largest_half(weights, embedding_tables(programs))
         return target
 
     @property
-    def copies_weights(self) -> bool:
+    def in_place(self) -> frozenset[str]:
+        return self._in_place
+
+    @property
+    def _weights(self) -> str:
         # A target of a user's own, built on this one, may offer other options.
-        return self.chosen.get("weights", "packed") == "packed"
+        return self.chosen.get("weights", "packed")
 
     @property
     def passes(self) -> Sequence[Pass]:
@@ -89,4 +111,4 @@ class XnnpackTarget(Target):
     def partitioner(self, method: str, outside: frozenset[str] = frozenset()) -> Any | None:
         from lowering.targets.xnnpack.partitioner import ProductPartitioner
 
-        return ProductPartitioner(outside=outside, mapped=not self.copies_weights)
+        return ProductPartitioner(outside, self.in_place)

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from mobizo_passes.batching import Batch
 from mobizo_passes.errors import InputError
-from mobizo_passes.passes import AppendGradients, AppendOptimizer, DecomposeForGradients, Pass, RecomputeLayers
+from mobizo_passes.passes import (
+    AppendGradients,
+    AppendOptimizer,
+    CombineFactors,
+    DecomposeForGradients,
+    Pass,
+    RecomputeLayers,
+)
 from mobizo_passes.zo.estimators.base import Estimator
 from mobizo_passes.zo.optimizers import Optimizer
 from mobizo_passes.zo.scheme import Normalize
@@ -65,7 +72,7 @@ class Exact(Estimator):
     def gradient_passes(self) -> tuple[Pass, ...]:
         """Return the passes that turn the loss into loss and gradients."""
         recompute = (RecomputeLayers(),) if self.checkpoint else ()
-        return (DecomposeForGradients(), AppendGradients(), *recompute)
+        return (DecomposeForGradients(), AppendGradients(), CombineFactors(), *recompute)
 
     def loss_passes(self, batch: Batch, batch_dim: int) -> tuple[Pass, ...]:
         return ()

@@ -1,0 +1,44 @@
+"""Which weights XNNPACK packs when a program is loaded, and which it reads from the mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from lowering.targets.tied import parameter_of
+from mobizo_passes.graph.nodes import val
+from mobizo_passes.graph.operators import operation_name
+
+
+def weights_of_products(programs: Iterable[ExportedProgram]) -> dict[str, int]:
+    """Bytes of every constant that a `linear` or `mm` reads, by FQN, in the order in which they are read."""
+    found: dict[str, int] = {}
+    for program in programs:
+        for node in program.graph.nodes:
+            if node.op != "call_function" or operation_name(node) not in ("linear", "mm"):
+                continue
+            weight: Any = node.args[1]
+            fqn = parameter_of(program, weight)
+            if fqn is not None:
+                found[fqn] = val(weight).nbytes
+    return found
+
+
+def largest_half(weights: Mapping[str, int], tables: Collection[str]) -> frozenset[str]:
+    """Of these weights the largest, the first read among equals, that together have at most half of the bytes.
+
+    A weight that a step reads in both directions is packed twice, and the file's own pages are let go after that:
+    packed, it takes as much memory again. The larger a matrix, the more time that saves for a byte. Embedding `tables`
+    are not chosen: they would be in the file twice.
+    """
+    room = sum(weights.values()) // 2
+    order = {fqn: place for place, fqn in enumerate(weights)}
+    chosen: set[str] = set()
+    for fqn in sorted(set(weights).difference(tables), key=lambda each: (-weights[each], order[each])):
+        if weights[fqn] > room:
+            break
+        room -= weights[fqn]
+        chosen.add(fqn)
+    return frozenset(chosen)
