@@ -19,6 +19,7 @@ class Footprint:
     Attributes:
         weight_bytes: constants that are read from the file, which is mapped into memory.
         packed_bytes: weights that a delegate copies into a form of its own, once for each product that reads them.
+        source_bytes: the same weights in the file, once.
         arena_bytes: what ExecuTorch plans for values between kernels and delegate calls.
         live_bytes: the most that values inside of a delegate take at one moment.
         adapter_bytes: the trained tensors.
@@ -28,6 +29,7 @@ class Footprint:
     flops: int
     weight_bytes: int
     packed_bytes: int
+    source_bytes: int
     arena_bytes: int
     live_bytes: int
     adapter_bytes: int
@@ -37,10 +39,10 @@ class Footprint:
     def peak_bytes(self) -> int:
         """An estimate of what the step needs beside the runtime itself, at loading or at a step, whichever takes more.
 
-        While weights are copied, the file's are in memory too, once for each copy; they leave it before the first step.
+        While weights are copied, the file's are in memory too; they leave it before the first step.
         """
-        packed, state = self.packed_bytes, self.adapter_bytes + self.optimizer_bytes
-        return self.weight_bytes + packed + max(packed, self.arena_bytes + self.live_bytes) + 2 * state
+        later, state = self.arena_bytes + self.live_bytes, self.adapter_bytes + self.optimizer_bytes
+        return self.weight_bytes + self.packed_bytes + max(self.source_bytes, later) + 2 * state
 
     def to_dict(self) -> dict[str, int]:
         """Plain data, for JSON."""
@@ -59,6 +61,7 @@ def footprint(lowered: Lowered) -> Footprint:
         flops=report.total_flops,
         weight_bytes=report.memory.mapped,
         packed_bytes=report.memory.held,
+        source_bytes=report.memory.sources,
         arena_bytes=report.arena_bytes,
         live_bytes=report.memory.live,
         adapter_bytes=bytes_of["adapter"],

@@ -23,6 +23,7 @@ class DelegateMemory:
 
     `mapped`: constants outside of delegates, and those that a delegate reads where they are: the mapped file has them.
     `held`: weights inside of delegates, once for each product that reads them: what XNNPACK packs when it is loaded.
+    `sources`: the same weights, once: what it packs them from, in memory until it has.
     `live`: the most that their values take at one moment, by the order of the calls, with the copy that a product packs
     of a factor that is not held; a delegate that works in place needs less. `saved`: the values that a gradient reads
     again, at the moment in which it begins; 0 without a gradient.
@@ -30,13 +31,14 @@ class DelegateMemory:
 
     mapped: int = 0
     held: int = 0
+    sources: int = 0
     live: int = 0
     saved: int = 0
 
 
 def delegate_memory(edge: ExportedProgram) -> DelegateMemory:
     """Read it off one partitioned edge program."""
-    held = live = saved = 0
+    held = sources = live = saved = 0
     for node in edge.graph.nodes:
         if node.op != "call_function" or operation_name(node) != "executorch_call_delegate":
             continue
@@ -44,9 +46,10 @@ def delegate_memory(edge: ExportedProgram) -> DelegateMemory:
         inner: ExportedProgram = getattr(edge.graph_module, module.target).original_module
         constants = _constants(inner)
         held += sum(_bytes(each) * max(1, _products(each)) for each in constants)
+        sources += sum(map(_bytes, constants))
         most, before = _alive(list(inner.graph.nodes), constants)
         live, saved = max(live, most), saved + before
-    return DelegateMemory(sum(map(_bytes, _constants(edge))), held, live, saved)
+    return DelegateMemory(sum(map(_bytes, _constants(edge))), held, sources, live, saved)
 
 
 def _constants(program: ExportedProgram) -> set[Node]:

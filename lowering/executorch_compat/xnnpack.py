@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -32,13 +32,24 @@ def skip_source_search(configs: Mapping[str, Any]) -> None:
     config.get_deps = MethodType(gemm_configs.GEMMConfig.get_deps, config)
 
 
-def keep_convolution_biases(configs: Mapping[str, Any]) -> None:
-    """Leave a convolution its bias where weights are mapped: ExecuTorch takes biases away from all products then, and
-    XNNPACK makes no convolution without a constant one; the method could not be loaded.
+def read_in_place(configs: Mapping[str, Any], in_place: Callable[[ExportedProgram, Any], bool]) -> None:
+    """Let a partition have those weights of `linear` and `mm` as inputs for which `in_place` says so.
+
+    ExecuTorch's own option does that to all weights or to none. It takes the biases away from convolutions too, and
+    XNNPACK makes no convolution without a constant one.
     """
-    for config in configs.values():
-        if isinstance(config, gemm_configs.ConvolutionConfig):
-            config.force_non_static_weights_for_f32_linear = False
+    for name in ("linear.default", "mm.default", "addmm.default"):
+        config = configs[name]
+        for part in ("_get_weight_deps", "_get_bias_deps"):
+            setattr(config, part, MethodType(_left_out(getattr(config, part), in_place), config))
+
+
+def _left_out(found: Callable[..., Any], in_place: Callable[[ExportedProgram, Any], bool]) -> Callable[..., Any]:
+    def deps(config: Any, node: Node, program: ExportedProgram, precision: Any) -> tuple[bool, list[Node]]:
+        left = in_place(program, node.args[config.weight_idx])
+        return (True, []) if left else found(node, program, precision)
+
+    return deps
 
 
 def refusal_of(config: Any, node: Node, program: ExportedProgram) -> str | None:

@@ -81,7 +81,8 @@ class EstimatorSpec(_Record):
     ``kind`` is a name for people: the other fields say what has to be known. ``normalize``: what the projected
     gradients that the step returns are already divided by; ``"std"`` is the standard deviation of the losses of
     ``perturbed_groups`` (``None``: of all). No projected gradient, before it is normalized, is off by more than
-    ``error_factor``·error/ε when no loss is off by more than that error.
+    ``error_factor``·error/ε when no loss is off by more than that error. ``checkpoint``: with ``"layer"``, an exact
+    gradient holds the layers' inputs and computes the rest again.
     """
 
     kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -90,6 +91,7 @@ class EstimatorSpec(_Record):
     normalize: Literal["std"] | None = None
     perturbed_groups: tuple[Dim, ...] | None = None
     error_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    checkpoint: Literal["layer"] | None = None
 
 
 class OptimizerSpec(_Record):

@@ -58,7 +58,9 @@ def test_checkpoints_hold_less_and_give_the_same_step() -> None:
         mz.transform(model, inputs, estimator=mz.Exact(checkpoint=each), optimizer=mz.AdamW())
         for each in (None, "layer")
     )
-    reports = [lowering.lower(only(each, "step"), check=True).report for each in (plain, checkpointed)]
+    lowered = [lowering.lower(only(each, "step"), check=True) for each in (plain, checkpointed)]
+    reports = [each.report for each in lowered]
+    assert [each.manifest.options["weights"] for each in lowered] == ["balanced", "mapped"]
     # The bits are those of the same operators on the same values: only their order in time differs.
     adapter = plain.initial_adapter()
     found, expected = (each.gradients(adapter, inputs) for each in (checkpointed, plain))

@@ -19,13 +19,14 @@ _WEIGHTED = (aten.linear.default, aten.mm.default, aten.convolution.default, ate
 
 @dataclass(frozen=True)
 class SplitSharedWeights(Pass):
-    """A weight that a product shares with another node gets a second placeholder, over the same tensor.
+    """A weight that a product shares with something else gets a second placeholder, over the same tensor.
 
     BEFORE  e = embedding(w: f32[V,d], ids);  y = linear(x, w)
     AFTER   e = embedding(w, ids);            y = linear(x, w': f32[V,d])            w' and w are one tensor
 
     ExecuTorch puts a product's weight into the partition. If something outside reads it too, the partitioner sees a
-    path from the partition out and back in, and cuts the graph in two. `whole` are FQNs to leave shared.
+    path from the partition out and back in, and cuts the graph in two. `whole` are FQNs to leave shared. What products
+    alone read stays one: in two placeholders it would be mapped twice while the delegate copies it.
     """
 
     whole: frozenset[str] = frozenset()
@@ -35,7 +36,9 @@ class SplitSharedWeights(Pass):
         rewrites = 0
         for node in ir.find(*_WEIGHTED):
             weight: Any = node.args[1]
-            if not ir.is_constant(weight) or len(weight.users) < 2 or role(weight).name in self.whole:
+            if not ir.is_constant(weight) or role(weight).name in self.whole:
+                continue
+            if all(user.target in _WEIGHTED for user in weight.users):
                 continue
             own = ir.add_constant("own_weight", ir.constant_value(weight))
             tag_like(own, [weight])

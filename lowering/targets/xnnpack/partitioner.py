@@ -15,7 +15,7 @@ from torch.fx.passes.infra.partitioner import Partition
 from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.executorch_compat.xnnpack import (
     PLAIN_GRAPH,
-    keep_convolution_biases,
+    read_in_place,
     refusal_of,
     skip_source_search,
 )
@@ -88,12 +88,12 @@ class ProductPartitioner(XnnpackPartitioner):
         in_place: frozenset[str] = frozenset(),
         min_flops: int = MIN_FLOPS,
     ) -> None:
-        super().__init__(force_non_static_weights_for_f32_linear=bool(in_place))
+        super().__init__()
         skip_source_search(self.target_partitioner_configs)
-        keep_convolution_biases(self.target_partitioner_configs)
+        if in_place:
+            read_in_place(self.target_partitioner_configs, lambda ep, weight: parameter_of(ep, weight) in in_place)
         self.min_flops = min_flops
         self.outside = outside
-        self.in_place = in_place
         self.reasons: dict[str, Refusal] = {}
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
@@ -111,8 +111,6 @@ class ProductPartitioner(XnnpackPartitioner):
     def get_matched_nodes_from_configs(self, ep: ExportedProgram) -> list[list[Node]]:
         groups = super().get_matched_nodes_from_configs(ep)
         groups = [group for group in groups if not any(self._reads_outside(node, ep) for node in group)]
-        if self.in_place:
-            groups = [[*group, *self._packed(group, ep)] for group in groups]
         splitting = splitting_nodes(ep.graph, {node for group in groups for node in group})
         self.reasons.update((node.name, would_split("XNNPACK")) for node in splitting)
         trailing = trailing_nodes(ep.graph, {node for group in groups for node in group})
@@ -121,14 +119,6 @@ class ProductPartitioner(XnnpackPartitioner):
 
     def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
         return operation_name(node) in ("linear", "mm") and parameter_of(ep, node.args[1]) in self.outside
-
-    def _packed(self, group: list[Node], ep: ExportedProgram) -> list[Node]:
-        """Constants that are to be packed; where some weights are inputs, ExecuTorch leaves out those of all."""
-        products = [node for node in group if operation_name(node) in ("linear", "mm")]
-        operands = [each for node in products for each in node.all_input_nodes[1:] if each not in group]
-        if any(parameter_of(ep, node.args[1]) in self.in_place for node in products):
-            return []
-        return [each for each in operands if parameter_of(ep, each) is not None]
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
         supported = {node for group in self.get_matched_nodes_from_configs(ep) for node in group}

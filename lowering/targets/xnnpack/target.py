@@ -43,7 +43,9 @@ class XnnpackTarget(Target):
     _in_place: frozenset[str] = frozenset()
 
     def suited(self, manifest: Mapping[str, Any]) -> Self:
-        """A step that differentiates reads each weight twice: packed, it would be in memory three times.
+        """A step that differentiates reads each weight in two products: packed, it would be in memory twice.
+
+        Half of the weights are, and none where layers are computed again to save memory.
 
         Raises:
             InvalidOption: an exact step in halves, where what a backward passes on would vanish unscaled.
@@ -55,7 +57,8 @@ class XnnpackTarget(Target):
         open_to_us = self.chosen.get("weights") is not None and "weights" not in self._asked
         if not differentiates or not open_to_us or self.precision == "fp16":
             return self
-        return self.configured({**self._asked, "weights": "balanced"})
+        saving = manifest["estimator"].get("checkpoint") is not None
+        return self.configured({**self._asked, "weights": "mapped" if saving else "balanced"})
 
     def configured(self, options: Mapping[str, object]) -> Self:
         target = super().configured(options)

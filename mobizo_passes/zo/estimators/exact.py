@@ -67,7 +67,8 @@ class Exact(Estimator):
         return losses[:0]
 
     def manifest(self) -> Mapping[str, object]:
-        return {"kind": self.kind, "queries": 0, "groups": 1, "normalize": None, "perturbed_groups": []}
+        facts = {"kind": self.kind, "queries": 0, "groups": 1, "normalize": None, "perturbed_groups": []}
+        return facts if self.checkpoint is None else {**facts, "checkpoint": self.checkpoint}
 
     def gradient_passes(self) -> tuple[Pass, ...]:
         """Return the passes that turn the loss into loss and gradients."""
