@@ -64,7 +64,7 @@ def test_auto_takes_the_first_that_fits_and_says_why(cli: Cli, files: Path, monk
 
 
 def planned(name: str, layers: str | None = None, peak: int | None = None, refused: str = "") -> planning.Planned:
-    taken = None if peak is None else Footprint(0, peak, 0, 0, 0, 0, 0)
+    taken = None if peak is None else Footprint(0, peak, 0, 0, 0, 0, 0, 0)
     return planning.Planned(planning.Candidate(name, layers), taken, refused)
 
 
