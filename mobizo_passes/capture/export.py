@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from mobizo_passes.batching import RULES
 from mobizo_passes.capture.experts import experts_by_token
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import DetachedData, decompose_composites, functional
+from mobizo_passes.capture.functional import CutGradients, decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.known import check_modules
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
@@ -137,8 +137,10 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
 
     with _frozen(model), experts_by_token(model) as experts, frozen_rope(model, run) as ropes, plain_state(model):
         try:
-            with DetachedData():
-                exported, verifier = functional(torch.export.export(wrapper, (), examples))
+            # With gradients on, so that the parts of the model that switch them off show in the graph.
+            with CutGradients(), torch.enable_grad():
+                exported = torch.export.export(wrapper, (), examples)
+            exported, verifier = functional(exported)
         except CaptureError:
             raise
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.

@@ -6,11 +6,12 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._export.verifier import Verifier, load_verifier
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from mobizo_passes.graph.inline import WritesInPlace, take_apart
 from mobizo_passes.graph.ir import Ir
@@ -19,6 +20,8 @@ from mobizo_passes.graph.operators import writes
 # What `torch.export.export` gives may write in place; programs of this dialect do not.
 DIALECT = "ATEN"
 # Taken apart alone, these end in another operator than when the graph is traced.
+_NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _TRACED = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
 
 
@@ -29,24 +32,51 @@ def functional(exported: ExportedProgram) -> tuple[ExportedProgram, type[Verifie
     AFTER   y = add(x, 1.0);              z = view(y, [12])
 
     This is `run_decompositions({})`, for which torch traces the whole graph anew: as long as the export itself takes.
-    A graph that writes nothing is given back as it is; `decompose_composites` does the rest of it.
+    A graph that writes nothing is given back as it is; `decompose_composites` does the rest of it. Parts under autocast
+    stand in graphs of their own, which the tracing takes in.
     """
-    if any(writes(node.target) or node.target in _TRACED for node in exported.graph.nodes):
+    _inline_no_grad(exported.graph_module)
+    if any(writes(n.target) or n.target in (*_TRACED, _AUTOCAST) for n in exported.graph.nodes):
         exported = exported.run_decompositions({})
     return exported, load_verifier(DIALECT)
 
 
-class DetachedData(TorchFunctionMode):
-    """Reads `tensor.data` as `tensor.detach()` for the time of an export, which loses sight of the former.
+def _inline_no_grad(graph_module: fx.GraphModule) -> None:
+    """Take in the parts that ran with gradients switched off, which an export puts into graphs of their own.
 
-    The same values, cut off from gradients in the same way.
+    BEFORE  y = wrap_with_set_grad_enabled(False, part, x)[0];  part: detach(tanh(x))
+    AFTER   y = detach(tanh(x))
+    """
+    graph = graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=_NO_GRAD):
+        part: Any = node.args[1]
+        inner: fx.Graph = getattr(graph_module, part.target).graph
+        values = dict(zip(inner.find_nodes(op="placeholder"), node.args[2:], strict=True))
+        with graph.inserting_before(node):
+            results: Any = graph.graph_copy(inner, values)
+        for result in list(node.users):
+            result.replace_all_uses_with(results[result.args[1]])
+            graph.erase_node(result)
+        graph.erase_node(node)
+    for part in graph.find_nodes(op="get_attr"):
+        if not part.users:
+            graph.erase_node(part)
+
+
+class CutGradients(TorchFunctionMode):
+    """Writes down as `detach`, for the time of an export, what cuts off gradients and leaves no trace in its graph.
+
+    That is `tensor.data`, and what is computed under `torch.no_grad()` or `torch.inference_mode()`.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Each access makes another object of the getter.
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func is Tensor.detach or (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()):
+            return result
+        return tree_map_only(Tensor, Tensor.detach, result)
 
 
 def decompose_composites(ir: Ir) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,17 +32,21 @@ class Canonicalize(Pass):
     requires = (FUNCTIONAL,)
     ensures = (absent(*ASSERTIONS, *_VIEWS),)
 
-    # `detach` changes no value, and ends a gradient.
+    # `detach` changes no value, and ends a gradient: that of parameters, which alone are trained.
     keep_detached: bool = False
 
-    def _goes(self, node: fx.Node) -> bool:
-        return is_identity(node) and not (self.keep_detached and node.target is aten.detach.default)
+    def _kept(self, ir: Ir) -> Set[fx.Node]:
+        if not self.keep_detached:
+            return frozenset()
+        return {n for n in ir.reached(ir.placeholders("parameter")) if n.target is aten.detach.default}
 
     def unmet(self, ir: Ir) -> Iterator[Violation]:
-        return ((node, "a node that returns its first argument") for node in ir.graph.nodes if self._goes(node))
+        kept = self._kept(ir)
+        goes = (node for node in ir.graph.nodes if is_identity(node) and node not in kept)
+        return ((node, "a node that returns its first argument") for node in goes)
 
     def rewrite(self, ir: Ir) -> int:
-        count = 0
+        count, kept = 0, self._kept(ir)
         for node in list(ir.graph.nodes):
             if node.op != "call_function":
                 continue
@@ -63,7 +67,7 @@ class Canonicalize(Pass):
                 count += gone
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
-            elif self._goes(node):
+            elif is_identity(node) and node not in kept:
                 ir.replace(node, node.args[0])
                 count += 1
         return count

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from mobizo_passes.graph.facts import role
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.sites.factors import MAPS, TRANSPOSES
 from mobizo_passes.sites.lora_site import (
     Candidate,
@@ -31,6 +32,8 @@ from mobizo_passes.sites.tracing import (
 aten = torch.ops.aten
 
 _PRODUCTS = (aten.matmul.default, aten.mm.default, aten.linear.default)
+# The same for one matrix per expert.
+_STACKED = (aten.bmm.default, aten.baddbmm.default)
 # Operators that multiply by [in, out]; the others by [out, in, ...].
 _COLUMNS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.embedding.default)
 
@@ -38,10 +41,15 @@ _COLUMNS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.d
 def merged_candidates(search: Tracer) -> Iterator[Candidate]:
     """Yield a candidate for every product of two stored matrices, scaled or not, that reaches the batch as a weight."""
     for node in search.ir.graph.nodes:
-        if node.op == "call_function" and node.target in _PRODUCTS and node not in search.batched:
+        if node.op != "call_function" or node in search.batched:
+            continue
+        candidate = None
+        if node.target in _PRODUCTS:
             candidate = _read(search, node)
-            if candidate is not None:
-                yield candidate
+        elif node.target in _STACKED:
+            candidate = _per_expert(search, node)
+        if candidate is not None:
+            yield candidate
 
 
 def _read(search: Tracer, node: fx.Node) -> Candidate | None:
@@ -71,6 +79,30 @@ def _read(search: Tracer, node: fx.Node) -> Candidate | None:
         reason = f"its rank {inner} is no less than its {fan_in} inputs or {fan_out} outputs"
         return Candidate(site, reason, node)
     return Candidate(site, f"a bottleneck of rank {inner}, but {use.miss}" if use.miss else "", node)
+
+
+def _per_expert(search: Tracer, node: fx.Node) -> Candidate | None:
+    """Read a product of two stored matrices that are cut into one block per expert, as PEFT's `target_parameters` does.
+
+    Only names tell it from other products of weights.
+    """
+    found = [search.source(a)[0] for a in node.all_input_nodes[-2:]]
+    if len(found) < 2 or any(x.op != "placeholder" or x.meta["val"].dim() != 2 for x in found):
+        return None
+    pairs = [(a, b) for a, b in (found, found[::-1]) if is_named(role(a).name, role(b).name)]
+    if not pairs:
+        return None
+    ((down, up),) = pairs
+    names = role(down).name, role(up).name
+    given = arguments(node)
+    alpha = given.get("alpha")
+    use = _follow(search, node)
+    scalings = [1.0 if alpha is None else float(alpha), *(use.scalings if use else [None])]
+    rank = node.all_input_nodes[-1].meta["val"].shape[1]
+    fan_in, fan_out = down.meta["val"].shape[1], up.meta["val"].shape[0]
+    return Candidate(
+        LoRASite(module_name(*names), *names, rank, product(scalings), fan_in, fan_out, "merged"), "", node
+    )
 
 
 @dataclass

@@ -35,7 +35,7 @@ def build(name: str, targets: Any, sizes: dict[str, Any], head: str = "ForCausal
     import transformers
 
     scale = more.pop("scale", 0.3)
-    lora = {key: more.pop(key) for key in ("modules_to_save", "fan_in_fan_out") if key in more}
+    lora = {key: more.pop(key) for key in ("modules_to_save", "fan_in_fan_out", "target_parameters") if key in more}
     config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
     model = getattr(transformers, name + head)(config_class(**{**sizes, **more}))
     return filled(attach(model, targets, **lora), scale=scale)
@@ -113,6 +113,8 @@ ROWS: tuple[Row, ...] = (
     Row("Mixtral", "q, v; grouped experts (default)", decoder("Mixtral", QV, num_local_experts=4), llama_inputs),
     Row("Mixtral", "q, v; batched_mm experts",
         decoder("Mixtral", QV, num_local_experts=4, experts_implementation="batched_mm"), llama_inputs),
+    Row("Mixtral", "q; LoRA on the experts, both factors", decoder("Mixtral", ["q_proj"], num_local_experts=4,
+        num_hidden_layers=1, target_parameters=["experts.gate_up_proj", "experts.down_proj"]), llama_inputs, BOTH),
     causal("Qwen 2 MoE", "q, v; shared expert", BOTH, name="Qwen2Moe", **EXPERTS, moe_intermediate_size=12,
            shared_expert_intermediate_size=10),
     causal("Qwen 3 MoE", "q, v", SIGNS, name="Qwen3Moe", **EXPERTS, moe_intermediate_size=12, head_dim=6),

@@ -276,6 +276,36 @@ def test_names_decide_in_a_tied_table() -> None:
     assert [(s.lora_A, s.lora_B, s.kind) for s in program.sites] == [("lora_A", "lora_B", "merged")]
 
 
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("first", "second")], ids=" ".join)
+def test_one_pair_for_all_experts(names: tuple[str, str]) -> None:
+    """PEFT's `target_parameters`: two matrices, cut into a block for each expert. Only names tell what they are."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(4, FAN_OUT, FAN_IN))
+            self.register_parameter(names[0], nn.Parameter(torch.empty(4 * RANK, FAN_IN)))
+            self.register_parameter(names[1], nn.Parameter(torch.empty(FAN_OUT, RANK * 4)))
+            self.router = nn.Linear(FAN_IN, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            down = getattr(self, names[0]).reshape(4, RANK, FAN_IN)
+            up = getattr(self, names[1]).reshape(FAN_OUT, RANK, 4)
+            weights = self.weight + torch.einsum("ore,eri->eoi", up, down) * 0.5
+            return torch.einsum("bi,boi->bo", x, weights[self.router(x).argmax(1)])
+
+    model, inputs = seeded(Experts()), (random(BATCH, FAN_IN), integers(FAN_OUT, BATCH))
+    if names == ("first", "second"):
+        with pytest.raises(mz.NoLoRASites):
+            mz.transform(model, inputs, loss=F.cross_entropy)
+        return
+    program = mz.transform(model, inputs, loss=F.cross_entropy, trainable="lora_A+lora_B")
+    mz.verify(program, model, inputs)
+    (site,) = program.sites
+    assert (site.rank, site.scaling, site.kind) == (RANK, 0.5, "merged")
+    assert (site.in_features, site.out_features) == (FAN_IN, FAN_OUT)
+
+
 def test_a_buffer_is_not_trained() -> None:
     """VeRA's shared random matrices are buffers; what it trains are vectors, which are no LoRA site."""
     model: Any = Spelled(lambda m, x: m.base(x) + m.low(x))

@@ -23,6 +23,11 @@ class Calls(nn.Module):
         return self.function(self.inner(x))
 
 
+def without_autocast(y):
+    with torch.autocast("cpu", enabled=False):
+        return y.exp()
+
+
 STAY = {
     "linear": torch.sin,
     "layer norm": lambda y: F.layer_norm(y, [5]),
@@ -46,6 +51,7 @@ COMPOSITES = {
 WRITES = {
     "in place": lambda y: y.sin().add_(1.0),
     "batch norm": lambda y: F.batch_norm(y, torch.zeros(5), torch.ones(5)),
+    "under autocast": lambda y: without_autocast(y.sin()),
     "a literal tensor": lambda y: y + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
 }
 

@@ -107,9 +107,38 @@ class Between(nn.Module):
         return self.head(self.function(self.lora(x)))
 
 
+@torch.no_grad()
+def without_gradient(y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        first, second = y.tanh().split(4, -1)
+    return torch.cat([second, first], -1)
+
+
+def in_inference_mode(y: Tensor) -> Tensor:
+    with torch.inference_mode():
+        z = y.tanh()
+    return y * z.clone()
+
+
+def outside_of_autocast(y: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return y * without_gradient(y)
+
+
 @DERIVATIVES
-def test_detach_ends_a_derivative(estimator: mz.Estimator) -> None:
-    model, inputs = seeded(Between(lambda y: y * y.detach())), (random(3, 6), integers(4, 3))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y * y.detach(),
+        lambda y: y * y.data,
+        lambda y: y * without_gradient(y),
+        in_inference_mode,
+        outside_of_autocast,
+    ],
+    ids=["detach", "data", "no_grad", "inference_mode", "autocast"],
+)
+def test_what_ends_a_derivative(function: Callable[[Tensor], Tensor], estimator: mz.Estimator) -> None:
+    model, inputs = seeded(Between(function)), (random(3, 6), integers(4, 3))
     program = mz.transform(model, inputs, estimator=estimator, loss=label_loss)
     mz.verify(program, model, inputs)
 
