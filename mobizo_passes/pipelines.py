@@ -11,6 +11,8 @@ from mobizo_passes.passes import (
     Canonicalize,
     CanonicalizeProducts,
     Decompose,
+    DecomposeForBatching,
+    DropShifts,
     FoldConstants,
     GatherLabels,
     HoistSelections,
@@ -18,6 +20,7 @@ from mobizo_passes.passes import (
     LiftAdapter,
     Pass,
     SimplifyLayouts,
+    SplitComplex,
     SplitLoss,
     StackNoise,
     UnstackNumbers,
@@ -30,12 +33,20 @@ _PLAIN = SGD()
 
 def clean(keep_detached: bool = False) -> tuple[Pass, ...]:
     """Captured graph -> the graph in which sites are sought."""
-    return (Canonicalize(keep_detached), UnstackNumbers(), FoldConstants(), SimplifyLayouts(), CanonicalizeProducts())
+    return (
+        Canonicalize(keep_detached),
+        UnstackNumbers(),
+        SplitComplex(),
+        DropShifts(),
+        FoldConstants(),
+        SimplifyLayouts(),
+        CanonicalizeProducts(),
+    )
 
 
 def lift(fqns: Sequence[str]) -> tuple[Pass, ...]:
     """-> a function of adapter and batch: `logits` ends here."""
-    return (LiftAdapter(tuple(fqns)),)
+    return (LiftAdapter(tuple(fqns)), DecomposeForBatching())
 
 
 def evaluate(max_labels: int | None) -> tuple[Pass, ...]:

@@ -17,7 +17,7 @@ from mobizo_passes.capture.inputs import LossFn, name_inputs
 from mobizo_passes.capture.modes import check_tensors, ordinary
 from mobizo_passes.capture.wrapped import class_name, unwrap
 from mobizo_passes.dialects import CAPTURED, READABLE
-from mobizo_passes.errors import InputError
+from mobizo_passes.errors import InputError, UnsupportedOp, VerificationFailed
 from mobizo_passes.graph.facts import facts, role
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.graph.neutral import neutral
@@ -37,6 +37,7 @@ from mobizo_passes.sites.select import (
     factors_of,
 )
 from mobizo_passes.sites.trainable import Trainable, find_trained
+from mobizo_passes.verify import verify
 from mobizo_passes.zo.estimators import Estimator, Exact, TwoSided, check_estimator
 from mobizo_passes.zo.optimizers import SGD, Optimizer, check_optimizer
 
@@ -145,7 +146,7 @@ def transform(
     confirm(methods["loss"], model, inputs, loss, batch, adapter)
 
     token = find_token_loss(captured)
-    return TrainingProgram(
+    program = TrainingProgram(
         methods=methods,
         captured=captured,
         history=history,
@@ -175,6 +176,22 @@ def transform(
         notes=notes,
         verifier=verifier,
     )
+    if captured.custom_backwards and not estimator.uses_epsilon:
+        _check_backwards(program, model, example_inputs, captured.custom_backwards)
+    return program
+
+
+def _check_backwards(program: TrainingProgram, model: nn.Module, inputs: Any, functions: tuple[str, ...]) -> None:
+    """Raise `UnsupportedOp` if a backward of the model's own gives another gradient than the forward does."""
+    try:
+        verify(program, model, inputs)
+    except VerificationFailed as error:
+        raise UnsupportedOp(
+            f"the gradient is not that of autograd, which calls a backward of the model's own: {', '.join(functions)}\n"
+            f"  {error}\n"
+            "  what a backward adds can be written into the forward (a straight-through estimator is x + (f(x) - "
+            "x).detach()); estimators by differences, as mz.TwoSided(), need no backward"
+        ) from error
 
 
 def _untrained(found: Sites, model: nn.Module) -> tuple[str, ...]:

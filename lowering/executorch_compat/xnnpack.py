@@ -52,6 +52,18 @@ def _left_out(found: Callable[..., Any], in_place: Callable[[ExportedProgram, An
     return deps
 
 
+def leave_maxima(configs: Mapping[str, Any]) -> None:
+    """Leave maxima over a dimension outside: they are written as poolings, which raises for most dimensions, and gives
+    other values for the rest.
+    """
+
+    def check(node: Node, _: ExportedProgram) -> bool:
+        node_configs.why(node, "its serializer writes a maximum over a dimension as a pooling of other values")
+        return False
+
+    configs["max.dim"].check_constraints = check
+
+
 def refusal_of(config: Any, node: Node, program: ExportedProgram) -> str | None:
     """What a partitioner's configuration has against a node, "" if it does not say; None if it takes the node.
 

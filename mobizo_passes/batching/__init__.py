@@ -9,12 +9,10 @@ from __future__ import annotations
 from mobizo_passes.batching import along, compute, indexing, shapes
 from mobizo_passes.batching.batch import Batch, find_batch, track_batch
 from mobizo_passes.batching.batcher import PER_GROUP, RULES, Batcher, Layout
-from mobizo_passes.batching.compute import RECURRENT
 from mobizo_passes.batching.walk import Walk
 
 __all__ = [
     "PER_GROUP",
-    "RECURRENT",
     "RULES",
     "Batch",
     "Batcher",

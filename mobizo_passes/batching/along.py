@@ -71,6 +71,12 @@ ALONG: tuple[tuple[str, Dims, tuple[Any, ...]], ...] = (
         aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
         aten._adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default, aten.max_pool2d_with_indices.default,
     )),
+    ("it pools over the dimension that holds the batch", last(3), (
+        aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
+        aten._adaptive_avg_pool3d.default, aten.adaptive_max_pool3d.default, aten.max_pool3d_with_indices.default,
+    )),
+    ("it takes examples of the batch for the two parts of a number", last(1), (aten.view_as_complex.default,)),
+    ("", last(0), (aten.view_as_real.default,)),
     ("it cuts a triangle across the batch dimension", last(2), (aten.tril.default, aten.triu.default)),
     ("it takes one example out of the batch dimension", named("dim"), (aten.select.int,)),
     ("it splits the batch dimension", named("dim"), (aten.unbind.int,)),

@@ -160,23 +160,6 @@ def leading(batcher: Batcher, node: fx.Node) -> Layout:
     return layout
 
 
-RECURRENT = {
-    aten.lstm.input: "LSTM",
-    aten.gru.input: "GRU",
-    aten.rnn_tanh.input: "RNN",
-    aten.rnn_relu.input: "RNN",
-}
-
-
-@rule(*RECURRENT)
-def recurrent(batcher: Batcher, node: fx.Node) -> Layout:
-    target: Any = node.target
-    name = RECURRENT[target]
-    raise batcher.unsupported(
-        node, f"a whole {name} is one operator; write its loop over time out, as nn.{name}Cell does"
-    )
-
-
 @rule(
     aten.mse_loss.default, aten.l1_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default,
     aten.binary_cross_entropy_with_logits.default, aten.binary_cross_entropy.default, aten.soft_margin_loss.default,

@@ -100,12 +100,11 @@ def expand(batcher: Batcher, node: fx.Node) -> Layout:
 
 @rule(aten.repeat.default)
 def repeat(batcher: Batcher, node: fx.Node) -> Layout:
+    """Along the batch, whole copies of it lie one after another, as each expert's of all tokens."""
     _, layout, shape = source(batcher, node)
     times = arguments(node).repeats
     dim = layout.dim + len(times) - len(shape)
-    if times[dim] != 1:
-        raise batcher.unsupported(node, "it repeats the batch dimension")
-    return Layout(dim, layout.outer)
+    return Layout(dim, layout.outer * times[dim])
 
 
 @rule(aten.cat.default)

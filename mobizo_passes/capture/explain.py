@@ -28,6 +28,10 @@ _BOTH_SIDES = (
     "compute both sides and choose with torch.where(condition, a, b); a loop needs a fixed number of rounds, and a "
     "check that only guards can be left out"
 )
+_ASSERTION = (
+    "a check that only guards can be left out; one in a library's code is gone where Python runs with -O "
+    "(PYTHONOPTIMIZE=1)"
+)
 _FIXED_SIZE = (
     "keep the size fixed: multiply by the mask or use torch.where, gather at positions found by topk or cumsum, or "
     "compute indices once outside of forward"
@@ -64,6 +68,8 @@ def data_dependent(node: fx.Node) -> str:
 def _meaning(error: BaseException, text: str, first: str, line: str) -> tuple[str, str]:
     kind = type(error).__name__
     if kind == "GuardOnDataDependentSymNode" or "data-dependent" in text:
+        if line.startswith("assert"):
+            return "an assertion reads the value of a tensor, which is data-dependent", _ASSERTION
         if _DECISION.search(line) and not re.search(r"\.item\(|\.tolist\(", line):
             what = "Python decides by the value of a tensor, which is data-dependent: known only when the program runs"
             return what, _BOTH_SIDES

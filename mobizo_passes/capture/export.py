@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind, OutputKind
 
 from mobizo_passes.batching import RULES
 from mobizo_passes.capture.experts import experts_by_token
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import CutGradients, decompose_composites, functional
+from mobizo_passes.capture.functional import (
+    CutGradients,
+    decompose_composites,
+    functional,
+)
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.known import check_modules
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
@@ -31,6 +36,8 @@ aten = torch.ops.aten
 _KINDS = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
 # Composites that canonicalization removes, though no rule covers them.
 _KEPT = (aten.dropout.default, aten.broadcast_tensors.default, aten.type_as.default)
+# Loops over time, which are written out where the adapter reaches them.
+_RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
 class _WithLoss(nn.Module):
@@ -102,19 +109,25 @@ def _own_loss(out: Any) -> tuple[Any, Tensor | None]:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Freeze all parameters and switch off Hugging Face's key-value cache for the time of the export."""
+    """For the time of the export, freeze all parameters and switch off Hugging Face's key-value cache and the checks
+    of `torch.distributions`.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     # Inside a user's own module too.
     configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     cached = [config for config in configs.values() if getattr(config, "use_cache", None)]
+    checked = Distribution._validate_args
     for p in trainable:
         p.requires_grad_(False)
     for config in cached:
         config.use_cache = False
+    # Its checks read values.
+    Distribution.set_default_validate_args(False)
     try:
         with torch.no_grad():
             yield
     finally:
+        Distribution.set_default_validate_args(checked)
         for p in trainable:
             p.requires_grad_(True)
         for config in cached:
@@ -138,7 +151,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     with _frozen(model), experts_by_token(model) as experts, frozen_rope(model, run) as ropes, plain_state(model):
         try:
             # With gradients on, so that the parts of the model that switch them off show in the graph.
-            with CutGradients(), torch.enable_grad():
+            with CutGradients() as cuts, cuts.watching_functions(), torch.enable_grad():
                 exported = torch.export.export(wrapper, (), examples)
             exported, verifier = functional(exported)
         except CaptureError:
@@ -146,6 +159,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
         except Exception as error:  # torch.export raises many unrelated types; all of them are about the user's model.
             raise CaptureError(explain(error, type(model).__name__)) from error
         ir = _to_ir(exported, model)
+    ir.custom_backwards = tuple(cuts.functions)
     ir.shims = {"freeze-rope": tuple(ropes), "experts-by-token": tuple(experts)}
     _trace_to_loss(ir, loss)
     _take_apart(ir)
@@ -195,6 +209,7 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
             raise CaptureError(
                 f"the model changes its own state '{name}' during forward ({spec.kind.name.lower()}), {advice}"
             )
+    _forget_assertions(graph)
     _check_sizes(graph)
     outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(signature.user_outputs)]
     values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
@@ -224,10 +239,10 @@ def _take_apart(ir: Ir) -> None:
     """Replace composite operators without a rule (einsum, movedim, cosine_similarity, ...) by what they consist of."""
     for node in list(ir.graph.nodes):
         target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or target in RULES or target in _KEPT:
+        if not isinstance(target, torch._ops.OpOverload) or target in RULES or target in (*_KEPT, *_RECURRENT):
             continue
         pointwise = torch.Tag.pointwise in target.tags
-        if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor):
+        if pointwise or not target._can_decompose() or not isinstance(node.meta["val"], Tensor | tuple):
             continue
         # Left whole where it must write: if a perturbed value reaches it, it is refused by its own name.
         with contextlib.suppress(WritesInPlace):
@@ -253,6 +268,17 @@ def _check_random(ir: Ir, model: nn.Module) -> None:
 
 def _trains(model: nn.Module) -> bool:
     return any(module.training for module in model.modules())
+
+
+def _forget_assertions(graph: fx.Graph) -> None:
+    """Drop assertions on values of tensors, and the numbers that nothing but an assertion reads."""
+    aten = torch.ops.aten
+    checks = (aten._assert_scalar.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
+    for node in reversed(list(graph.nodes)):
+        value = node.meta.get("val")
+        number = isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+        if node.op == "call_function" and not node.users and (node.target in checks or number):
+            graph.erase_node(node)
 
 
 def _check_sizes(graph: fx.Graph) -> None:

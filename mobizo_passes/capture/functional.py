@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def functional(exported: ExportedProgram) -> tuple[ExportedProgram, type[Verifie
     stand in graphs of their own, which the tracing takes in.
     """
     _inline_no_grad(exported.graph_module)
+    _group_instance_norms(exported.graph_module.graph)
     if any(writes(n.target) or n.target in (*_TRACED, _AUTOCAST) for n in exported.graph.nodes):
         exported = exported.run_decompositions({})
     return exported, load_verifier(DIALECT)
@@ -63,20 +65,67 @@ def _inline_no_grad(graph_module: fx.GraphModule) -> None:
             graph.erase_node(part)
 
 
+def _group_instance_norms(graph: fx.Graph) -> None:
+    """Write norms of each channel of each example as group norms; tracing takes them for norms over the batch.
+
+    BEFORE  y = instance_norm(x: f32[4, 8, 5], w, b, None, None, True, 0.1, 1e-5, True)
+    AFTER   y = group_norm(x, 8, w, b, 1e-5)
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.instance_norm.default):
+        x, weight, bias, mean, _, _, _, eps, *_ = node.args
+        if mean is None:
+            node.target = torch.ops.aten.group_norm.default
+            node.args = (x, x.meta["val"].shape[1], weight, bias, eps)
+
+
 class CutGradients(TorchFunctionMode):
     """Writes down as `detach`, for the time of an export, what cuts off gradients and leaves no trace in its graph.
 
-    That is `tensor.data`, and what is computed under `torch.no_grad()` or `torch.inference_mode()`.
+    That is `tensor.data`, and what is computed under `torch.no_grad()` or `torch.inference_mode()`. `functions` are the
+    subclasses of `torch.autograd.Function` that ran: an export sees their forward alone.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: list[str] = []
+        # The forward of a function runs without gradients, and has one all the same.
+        self._inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Each access makes another object of the getter.
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
         result = func(*args, **(kwargs or {}))
-        if func is Tensor.detach or (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()):
-            return result
-        return tree_map_only(Tensor, Tensor.detach, result)
+        return result if func is Tensor.detach or self._inside else _cut(result)
+
+    @contextlib.contextmanager
+    def watching_functions(self) -> Iterator[None]:
+        """Note which functions with a backward of their own run meanwhile."""
+        original: Any = torch.autograd.Function.__dict__["apply"]
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            if not name.startswith("torch.") and name not in self.functions:
+                self.functions.append(name)
+            self._inside += 1
+            try:
+                result = original.__func__(cls, *args, **kwargs)
+            finally:
+                self._inside -= 1
+            return result if self._inside else _cut(result)
+
+        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = original
+
+
+def _cut(result: Any) -> Any:
+    """Detach what is computed where gradients are switched off."""
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return result
+    return tree_map_only(Tensor, Tensor.detach, result)
 
 
 def decompose_composites(ir: Ir) -> None:

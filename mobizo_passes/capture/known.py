@@ -27,6 +27,7 @@ _REFUSED: dict[tuple[str, str], tuple[str, str]] = {
     ),
 }
 # Where an export failed -> what to do. The line decides; a file may have other reasons to fail.
+_DENSE = "gathers as many tokens as its mask marks as global, and no setting fixes their number; use an "
 _CHANGES: tuple[tuple[str, str, str], ...] = (
     (
         "modeling_deberta_v2.py",
@@ -37,8 +38,30 @@ _CHANGES: tuple[tuple[str, str, str], ...] = (
     (
         "modeling_longformer.py",
         "is_global_attn",
-        "Longformer gathers as many tokens as its mask marks as global, and no setting fixes their number; use an "
-        "encoder with dense attention (RoBERTa, DeBERTa v2), or one whose window is a mask",
+        f"Longformer {_DENSE}encoder with dense attention (RoBERTa, DeBERTa v2), or one whose window is a mask",
+    ),
+    (
+        "modeling_led.py",
+        "is_global_attn",
+        f"LED {_DENSE}encoder-decoder with dense attention (BART, T5)",
+    ),
+    (
+        "modeling_jetmoe.py",
+        "expert_size",
+        "JetMoE sorts tokens by expert and counts them in Python, and no setting changes that; use a mixture of "
+        "experts that transformers can compute token by token (Mixtral, OLMoE, Qwen 3 MoE)",
+    ),
+    (
+        "",
+        "expert_hit",
+        "a loop over the experts that were hit has as many rounds as there are; run every expert on every token and "
+        "multiply by its gate, which is zero where it was not chosen",
+    ),
+    (
+        "",
+        "pack_padded_sequence",
+        "packed sequences have sizes that depend on the lengths: run the layer on the padded input, and take each "
+        "example's last step by gather at length - 1",
     ),
     (
         "waveft/layer.py",

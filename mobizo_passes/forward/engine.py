@@ -55,8 +55,9 @@ def tangent(ir: Ir, out: fx.Node, seeds: Mapping[fx.Node, fx.Node]) -> fx.Node |
     The nodes of each tangent stand behind the value that it belongs to. Nothing is written for values off the paths
     from the seeds to `out`. Raises `UnsupportedOp` for an operator on such a path that has no derivative.
     """
+    behind = out.next
     walk = _walk(ir, out, seeds)
-    with ir.graph.inserting_before(out.next):
+    with ir.graph.inserting_before(behind):
         walk.tape.like = out
         found = walk.whole(out)
     return None if found is None else found.node

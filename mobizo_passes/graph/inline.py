@@ -81,6 +81,16 @@ def take_apart(ir: Ir, node: fx.Node, table: Mapping[Any, Any] | None = None) ->
     ir.graph.erase_node(node)
 
 
+def reshape_views(ir: Ir) -> None:
+    """Let what was traced reshape where it views: what it is put on has other strides, or will have.
+
+    BEFORE  %y: f32[4, 6] = aten.view(%x, [4, 6])
+    AFTER   %y: f32[4, 6] = aten.reshape(%x, [4, 6])
+    """
+    for node in ir.find(torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+        node.target = torch.ops.aten.reshape.default
+
+
 def splice(ir: Ir, module: fx.GraphModule, operands: Sequence[Any], like: fx.Node | None = None) -> list[fx.Node]:
     """Insert a traced graph at the insertion point, over the nodes among the operands; returns its results."""
     feed = iter([a for a in operands if isinstance(a, fx.Node)])

@@ -65,6 +65,8 @@ class Ir:
         self.pass_name = "capture"
         # Modules that were made to compute otherwise while they were captured, by what was done to them.
         self.shims: dict[str, tuple[str, ...]] = {}
+        # Functions of the model with a backward of their own, which the graph does not have.
+        self.custom_backwards: tuple[str, ...] = ()
         # How the outputs of a split loss combine over batches (a `Combination`); None until the loss is split.
         self.combination: Any = None
         # What new constants are: a program for ExecuTorch has buffers, see `from_exported_program`.

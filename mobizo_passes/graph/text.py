@@ -27,6 +27,8 @@ DTYPES = {
     torch.int8: "i8",
     torch.uint8: "u8",
     torch.bool: "b8",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
 }
 # Stands above nodes that no line of the model is known of, below others.
 NO_SOURCE = "# no line of the model"

@@ -9,7 +9,9 @@ from mobizo_passes.passes.canonicalize import Canonicalize
 from mobizo_passes.passes.canonicalize_products import CanonicalizeProducts
 from mobizo_passes.passes.combine_factors import CombineFactors
 from mobizo_passes.passes.decompose import Decompose
+from mobizo_passes.passes.decompose_for_batching import DecomposeForBatching
 from mobizo_passes.passes.decompose_for_gradients import DecomposeForGradients
+from mobizo_passes.passes.drop_shifts import DropShifts
 from mobizo_passes.passes.expand_perturbations import ExpandPerturbations
 from mobizo_passes.passes.expand_tangents import ExpandTangents
 from mobizo_passes.passes.gather_labels import GatherLabels
@@ -22,6 +24,7 @@ from mobizo_passes.passes.linearize import Linearize
 from mobizo_passes.passes.recompute_layers import RecomputeLayers
 from mobizo_passes.passes.regroup_loss import RegroupLoss
 from mobizo_passes.passes.simplify_layouts import SimplifyLayouts
+from mobizo_passes.passes.split_complex import SplitComplex
 from mobizo_passes.passes.split_loss import SplitLoss
 from mobizo_passes.passes.stack_noise import StackNoise
 from mobizo_passes.passes.unstack_numbers import UnstackNumbers
@@ -34,7 +37,9 @@ __all__ = [
     "CanonicalizeProducts",
     "CombineFactors",
     "Decompose",
+    "DecomposeForBatching",
     "DecomposeForGradients",
+    "DropShifts",
     "ExpandPerturbations",
     "ExpandTangents",
     "FoldConstants",
@@ -49,6 +54,7 @@ __all__ = [
     "RecomputeLayers",
     "RegroupLoss",
     "SimplifyLayouts",
+    "SplitComplex",
     "SplitLoss",
     "StackNoise",
     "UnstackNumbers",

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch._decomp import decomposition_table
 
-from mobizo_passes.graph.inline import OperatorCall, WritesInPlace, inline
+from mobizo_passes.graph.inline import OperatorCall, WritesInPlace, inline, reshape_views
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import Pass, has_input, has_output
 from mobizo_passes.reverse.engine import active_nodes
@@ -53,6 +53,7 @@ class DecomposeForGradients(Pass):
                     ir.graph.erase_node(node)
                     made += 1
             if not made:
+                reshape_views(ir)
                 return count
             count += made
 
@@ -67,8 +68,17 @@ def _taken_apart(ir: Ir, node: fx.Node) -> fx.Node | None:
     if known is None and not target._can_decompose():
         return None
     call, operands = OperatorCall.of(node, known)
+    # Strides are not those of the model any more, and some of torch's forms stand on them.
+    operands = [_contiguous(ir, each, node) if isinstance(each, fx.Node) else each for each in operands]
     try:
         return inline(ir, call, operands, node)
     except (WritesInPlace, RuntimeError):
         # Left whole: it is refused by its own name.
         return None
+
+
+def _contiguous(ir: Ir, x: fx.Node, like: fx.Node) -> fx.Node:
+    value = x.meta["val"]
+    if not isinstance(value, torch.Tensor) or value.is_contiguous():
+        return x
+    return ir.call(aten.clone.default, x, memory_format=torch.contiguous_format, like=like)

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import Tensor, fx
 
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.heads import before_repeat
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import with_arguments
 from mobizo_passes.reverse.table import Call
 from mobizo_passes.reverse.values import Tape, Value
 
@@ -125,6 +127,64 @@ def adaptive_mean(n: Call, ir: Ir) -> Value | None:
     return n.self.reshape([*lead, *apart]).call(aten.mean.dim, dims)
 
 
+def unequal_windows(n: Call, ir: Ir) -> Value | None:
+    """An average pooling over windows of different sizes: over equal ones, times what the sizes differ by."""
+    args = list(n.node.args[2:])
+    if not n.ceil_mode and (n.count_include_pad or not any(n.padding)) and not n.arguments.get("divisor_override"):
+        return None
+    kernel, padding = list(n.kernel_size), list(n.padding)
+    stride, size = list(n.stride or kernel), n.node.meta["val"].shape[-len(kernel) :]
+    pool = F.avg_pool1d if len(kernel) == 1 else F.avg_pool2d
+    ends: list[int] = []
+    for each, k, s, p, windows in zip(n.self.shape[-len(kernel) :], kernel, stride, padding, size, strict=True):
+        ends = [p, max((windows - 1) * s + k - each - p, 0), *ends]
+    ones = torch.ones(1, 1, *n.self.shape[-len(kernel) :], dtype=n.self.dtype)
+    table = pool(ones, kernel, *args) / pool(F.pad(ones, ends), kernel, stride)
+    pooled = n.self.call(aten.constant_pad_nd.default, ends).call(n.node.target, kernel, stride)
+    return pooled * Value(n.tape, ir.add_constant("windows", table))
+
+
+def padded(n: Call, ir: Ir) -> Value | None:
+    """Padding with what is there already selects its rows and columns."""
+    if n.arguments.get("mode", "constant") == "constant":
+        return None
+    found, rank, pad = n.self, len(n.self.shape), list(n.pad)
+    for dim, ends in zip(range(rank - 1, 0, -1), zip(pad[::2], pad[1::2], strict=True), strict=False):
+        positions = torch.arange(float(found.shape[dim])).reshape(1, 1, -1)
+        rows = F.pad(positions, ends, mode=n.mode).flatten().long()
+        found = found.call(aten.index_select.default, dim, ir.add_constant("positions", rows))
+    return found
+
+
+def token_loss(n: Call, ir: Ir) -> Value | None:
+    """Scores [N, C, ...] of class numbers [N, ...] as rows: [M, C] and [M]."""
+    name = "input" if "input" in n.arguments else "self"
+    scores, target = getattr(n, name), n.target
+    rank = len(scores.shape)
+    if rank < 3 or len(target.shape) == rank or not isinstance(n.node.meta["val"], Tensor):
+        return None
+    rows = scores.call(aten.permute.default, [0, *range(2, rank), 1]).reshape([-1, scores.shape[1]])
+    args, kwargs = with_arguments(n.node, {name: rows, "target": target.reshape([-1])})
+    found = n.tape.call(n.node.target, *args, **kwargs)
+    return found if n.reduction else found.reshape(target.shape)
+
+
+def diagonal(n: Call, ir: Ir) -> Value:
+    """A diagonal selects places of the two dimensions, side by side as one."""
+    shape, rank = n.self.shape, len(n.self.shape)
+    first, second = n.dim1 % rank, n.dim2 % rank
+    others = [dim for dim in range(rank) if dim not in (first, second)]
+    rows, columns = shape[first], shape[second]
+    places = torch.arange(rows * columns).reshape(rows, columns).diagonal(n.offset).contiguous()
+    flat = n.self.call(aten.permute.default, [*others, first, second]).reshape([*(shape[d] for d in others), -1])
+    return flat.call(aten.index_select.default, rank - 2, ir.add_constant("places", places))
+
+
+def distances(n: Call, ir: Ir) -> Value:
+    """The norms of differences between rows: [..., P, M] and [..., R, M] -> [..., P, R]."""
+    return (n.x1.unsqueeze(-2) - n.x2.unsqueeze(-3)).call(aten.linalg_vector_norm.default, n.p, [-1])
+
+
 def _mean(x: Value, dims: list[int]) -> Value:
     return x.call(aten.mean.dim, dims, True)
 
@@ -148,6 +208,13 @@ FORMS: dict[Any, Callable[[Call, Ir], Value | None]] = {
     aten.adaptive_avg_pool1d.default: adaptive_mean,
     aten.adaptive_avg_pool2d.default: adaptive_mean,
     aten._adaptive_avg_pool2d.default: adaptive_mean,
+    aten.avg_pool1d.default: unequal_windows,
+    aten.avg_pool2d.default: unequal_windows,
+    aten.pad.default: padded,
+    aten.cross_entropy_loss.default: token_loss,
+    aten.nll_loss_nd.default: token_loss,
+    aten.diagonal.default: diagonal,
+    aten._cdist_forward.default: distances,
 }
 
 

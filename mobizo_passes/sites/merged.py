@@ -78,7 +78,8 @@ def _read(search: Tracer, node: fx.Node) -> Candidate | None:
     if inner >= min(rows, columns) and not is_named(*names):
         reason = f"its rank {inner} is no less than its {fan_in} inputs or {fan_out} outputs"
         return Candidate(site, reason, node)
-    return Candidate(site, f"a bottleneck of rank {inner}, but {use.miss}" if use.miss else "", node)
+    missed = use.miss and not is_named(*names)
+    return Candidate(site, f"a bottleneck of rank {inner}, but {use.miss}" if missed else "", node)
 
 
 def _per_expert(search: Tracer, node: fx.Node) -> Candidate | None:

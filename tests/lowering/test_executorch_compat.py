@@ -12,6 +12,7 @@ from typing import Any
 import executorch
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from torch import Tensor, nn
 from torch.export import ExportedProgram, export
@@ -306,3 +307,14 @@ def test_a_delegate_s_entry_is_what_is_read_of_it():
     assert {"buffer_index", "alignment"} <= fields, (
         f"an entry of ExecuTorch's data store has {sorted(fields)}: change `executorch_compat.weights`"
     )
+
+
+def test_maxima_are_left_outside():
+    class Maximum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(1, 4, 8, 8).max(-1, keepdim=True).values
+
+    with pytest.raises(RuntimeError, match="only supports dim"):  # Else see whether its values are right now.
+        to_edge_transform_and_lower(exported(Maximum()), partitioner=[XnnpackPartitioner()])
+    lowered = to_edge_transform_and_lower(exported(Maximum()), partitioner=[ProductPartitioner()])
+    assert "max.dim" in str(lowered.exported_program().graph)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
+from mobizo_passes.capture.known import change_for
 from tests.models import BATCH, Lora, Mlp, integers, random, seeded
 
 Body = Callable[[Tensor], Tensor]
@@ -44,10 +45,18 @@ def asserts(h: Tensor) -> Tensor:
     return h
 
 
+def of_experts(h: Tensor) -> Tensor:
+    out, expert_hit = torch.zeros_like(h), (h.sum(0) > 0).nonzero()
+    for expert in expert_hit:
+        out = out + h * expert
+    return out
+
+
 CASES: dict[str, tuple[Body, str, str]] = {
     "if": (decides, r"in decides: if h\.sum\(\) > 0:", "torch.where"),
     "while": (loops, r"in loops: while h\.norm\(\) > 1:", "fixed number of rounds"),
     "assert": (asserts, r"in asserts: assert h", "only guards can be left out"),
+    "experts that were hit": (of_experts, r"in of_experts: for expert in expert_hit", "multiply by its gate"),
     "a choice in an expression": (lambda h: h if h.mean() > 0 else -h, r"if h\.mean\(\) > 0", "torch.where"),
     "item for a size": (lambda h: h * (int(h.argmax().item()) % 3), r"argmax\(\)\.item\(\)", "keep it a tensor"),
     "item in arithmetic": (lambda h: h * h.sum().item(), r"aten\.item\.default in module", "keep it a tensor"),
@@ -71,6 +80,21 @@ def test_the_line_and_what_to_do(name: str) -> None:
     assert "test_explain.py, line" in text
     assert len(text.splitlines()) <= 3
     assert all(word not in text for word in ("u0", "TORCH_LOGS", "file an issue", "model.eval()"))
+
+
+def test_packed_sequences() -> None:
+    line = "packed = pack_padded_sequence(x, lengths, batch_first=True)"
+    assert "take each example's last step by gather" in change_for("model.py", line)
+
+
+def test_a_check_on_a_number_is_dropped() -> None:
+    def body(h: Tensor) -> Tensor:
+        length = (h != 0).sum(1).max().item()
+        torch._check(length < 100)
+        return h
+
+    model, inputs = seeded(Around(body)), (random(BATCH, 6), integers(4, BATCH))
+    mz.verify(mz.transform(model, inputs, loss=F.cross_entropy), model, inputs)
 
 
 def test_ctc_is_refused_by_name() -> None:

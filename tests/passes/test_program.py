@@ -97,12 +97,20 @@ def test_a_hoisted_selection_keeps_its_own_origin(compiled) -> None:
 def test_history_is_the_pipeline(compiled) -> None:
     program, _, _ = compiled("own-loss")
     assert [record.name for record in program.history] == [
-        "canonicalize", "unstack-numbers", "fold-constants", "simplify-layouts", "canonicalize-products",
-        "lift-adapter", "gather-labels", "hoist-selections", "insert-mp-lora", "regroup-loss", "insert-noise",
+        "canonicalize", "unstack-numbers", "split-complex", "drop-shifts", "fold-constants", "simplify-layouts",
+        "canonicalize-products",
+        "lift-adapter", "decompose-for-batching", "gather-labels", "hoist-selections", "insert-mp-lora", "regroup-loss",
+        "insert-noise",
         "expand-perturbations", "append-update",
     ]  # fmt: skip
     idle = {record.name for record in program.history if not record.rewrites}
-    assert idle == {"unstack-numbers", "canonicalize-products"}
+    assert idle == {
+        "unstack-numbers",
+        "split-complex",
+        "drop-shifts",
+        "canonicalize-products",
+        "decompose-for-batching",
+    }
     assert program.history[-1].after == str(program)
 
 

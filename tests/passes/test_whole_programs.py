@@ -33,10 +33,13 @@ def test_the_passes_and_their_rewrites(classifier: mz.TrainingProgram) -> None:
     assert list(rewrites.items()) == [
         ("canonicalize", 0),
         ("unstack-numbers", 0),
+        ("split-complex", 0),
+        ("drop-shifts", 0),
         ("fold-constants", 0),
         ("simplify-layouts", 0),
         ("canonicalize-products", 0),
         ("lift-adapter", 2),
+        ("decompose-for-batching", 0),
         ("hoist-selections", 0),
         ("insert-mp-lora", 2),
         ("regroup-loss", 1),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
@@ -141,6 +142,56 @@ def test_what_ends_a_derivative(function: Callable[[Tensor], Tensor], estimator:
     model, inputs = seeded(Between(function)), (random(3, 6), integers(4, 3))
     program = mz.transform(model, inputs, estimator=estimator, loss=label_loss)
     mz.verify(program, model, inputs)
+
+
+class Doubled(torch.autograd.Function):
+    """A square with its own backward, right or ten times too large."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2 * ctx.saved_tensors[0] * ctx.factor, None
+
+
+@DERIVATIVES
+def test_a_backward_of_the_models_own_is_held_against_the_forward(estimator: mz.Estimator) -> None:
+    inputs = (random(3, 6), integers(4, 3))
+    mz.transform(seeded(Between(lambda y: Doubled.apply(y, 1))), inputs, estimator=estimator, loss=label_loss)
+    wrong = seeded(Between(lambda y: Doubled.apply(y, 10)))
+    with pytest.raises(mz.UnsupportedOp, match=r"a backward of the model's own: .*Doubled(.|\n)*straight-through"):
+        mz.transform(wrong, inputs, estimator=estimator, loss=label_loss)
+    mz.verify(mz.transform(wrong, inputs, loss=label_loss), wrong, inputs)
+
+
+def test_the_root_of_a_mean_square_has_a_tangent() -> None:
+    model, inputs = seeded(Between(torch.tanh)), (random(3, 6), random(3, 4, seed=5))
+    program = mz.transform(model, inputs, estimator=mz.ForwardGradient(2), loss=lambda o, t: F.mse_loss(o, t).sqrt())
+    mz.verify(program, model, inputs)
+
+
+@DERIVATIVES
+def test_scores_with_classes_in_dimension_1(estimator: mz.Estimator) -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora = Lora(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lora(x).transpose(1, 2)
+
+    def loss(scores: Tensor, labels: Tensor) -> Tensor:
+        each = F.cross_entropy(scores, labels, reduction="none", weight=torch.arange(1.0, 6.0))
+        return (each.sum(1) / (labels != 0).sum(1).clamp(min=1)).mean() + F.cross_entropy(
+            scores, labels, ignore_index=2
+        )
+
+    model, inputs = seeded(Tokens()), (random(3, 4, 6), integers(5, 3, 4))
+    mz.verify(mz.transform(model, inputs, estimator=estimator, loss=loss), model, inputs)
 
 
 def spectrum(y: Tensor) -> Tensor:

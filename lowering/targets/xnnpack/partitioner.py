@@ -15,6 +15,7 @@ from torch.fx.passes.infra.partitioner import Partition
 from lowering.executorch_compat.retracing import KEPT_WHOLE
 from lowering.executorch_compat.xnnpack import (
     PLAIN_GRAPH,
+    leave_maxima,
     read_in_place,
     refusal_of,
     skip_source_search,
@@ -92,6 +93,7 @@ class ProductPartitioner(XnnpackPartitioner):
         skip_source_search(self.target_partitioner_configs)
         if in_place:
             read_in_place(self.target_partitioner_configs, lambda ep, weight: parameter_of(ep, weight) in in_place)
+        leave_maxima(self.target_partitioner_configs)
         self.min_flops = min_flops
         self.outside = outside
         self.reasons: dict[str, Refusal] = {}

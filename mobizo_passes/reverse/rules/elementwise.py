@@ -99,7 +99,25 @@ rows(ELEMENTWISE, aten.log2.default, self=lambda n, g: g * (1 / math.log(2)) / n
 rows(ELEMENTWISE, aten.sin.default, self=lambda n, g: g * n.self.call(aten.cos.default))
 rows(ELEMENTWISE, aten.cos.default, self=lambda n, g: g * -1.0 * n.self.call(aten.sin.default))
 rows(ELEMENTWISE, aten.atan.default, self=lambda n, g: g / (n.self * n.self + 1.0))
+rows(
+    ELEMENTWISE, aten.atan2.default,
+    self=lambda n, g: g * n.other / (n.self * n.self + n.other * n.other),
+    other=lambda n, g: g * -1.0 * n.self / (n.self * n.self + n.other * n.other),
+)  # fmt: skip
+rows(ELEMENTWISE, aten.hypot.default, self=lambda n, g: g * n.self / n.out, other=lambda n, g: g * n.other / n.out)
+rows(ELEMENTWISE, aten.lgamma.default, self=lambda n, g: g * n.self.call(aten.digamma.default))
+rows(ELEMENTWISE, aten.asin.default, self=lambda n, g: g * (1.0 - n.self * n.self).rsqrt())
+rows(ELEMENTWISE, aten.acos.default, self=lambda n, g: g * -1.0 * (1.0 - n.self * n.self).rsqrt())
+rows(ELEMENTWISE, aten.tan.default, self=lambda n, g: g * (n.out * n.out + 1.0))
+rows(ELEMENTWISE, aten.sinh.default, self=lambda n, g: g * n.self.call(aten.cosh.default))
+rows(ELEMENTWISE, aten.cosh.default, self=lambda n, g: g * n.self.call(aten.sinh.default))
+rows(ELEMENTWISE, aten.asinh.default, self=lambda n, g: g * (n.self * n.self + 1.0).rsqrt())
+rows(ELEMENTWISE, aten.acosh.default, self=lambda n, g: g * (n.self * n.self - 1.0).rsqrt())
+rows(ELEMENTWISE, aten.atanh.default, self=lambda n, g: g / (1.0 - n.self * n.self))
+rows(ELEMENTWISE, aten.exp2.default, self=lambda n, g: g * math.log(2) * n.out)
+rows(ELEMENTWISE, aten.log10.default, self=lambda n, g: g * (1 / math.log(10)) / n.self)
 rows(ELEMENTWISE, aten.erf.default, self=lambda n, g: g * (2 / math.sqrt(math.pi)) * (-n.self * n.self).exp())
+rows(ELEMENTWISE, aten.erfc.default, self=lambda n, g: g * (-2 / math.sqrt(math.pi)) * (-n.self * n.self).exp())
 
 # Activations ----------------------------------------------------------------------------------------------------------
 rows(ELEMENTWISE, aten.sigmoid.default, self=lambda n, g: g * (n.out - n.out * n.out))
