@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mobizo_passes import reference
 from mobizo_passes.autograd import LOSS_TOLERANCE, Autograd
+from mobizo_passes.capture.quantized import dequantized
 from mobizo_passes.errors import VerificationFailed
 from mobizo_passes.graph.neutral import neutral
 from mobizo_passes.program import TrainingProgram
@@ -41,8 +42,22 @@ def verify(
     losses, and updated tensors with what it makes of the program's own projected gradients, so that both are held to
     float32 rounding: an error in a loss, divided by ε or by a small standard deviation, would hide much. Exact
     gradients, and directional derivatives, are compared with autograd's in float64; `eps` counts for nothing then, and
-    for exact gradients neither does `seed`.
+    for exact gradients neither does `seed`. Four-bit layers of bitsandbytes multiply by dequantized weights meanwhile.
     """
+    with dequantized(model):
+        return _verify(program, model, example_inputs, seed, lr, eps, adapter, optimizer)
+
+
+def _verify(
+    program: TrainingProgram,
+    model: nn.Module,
+    example_inputs: Any,
+    seed: int,
+    lr: float,
+    eps: float,
+    adapter: Mapping[str, Tensor] | None,
+    optimizer: Mapping[str, Tensor] | None,
+) -> StepResult:
     adapter = program.initial_adapter() if adapter is None else adapter
     state = program.initial_optimizer() if optimizer is None else optimizer
     if not program.estimator.projected:

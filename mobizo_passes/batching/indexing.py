@@ -167,7 +167,7 @@ def index_put(batcher: Batcher, node: fx.Node) -> Layout:
     used = [d for d, i in enumerate(indices) if i is not None]
     masks = [d for d in used if indices[d].meta["val"].dtype in (torch.bool, torch.uint8)]
     if masks:
-        raise batcher.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
+        raise batcher.unsupported(node, f"values are written where a perturbed mask is true; {THROUGH_A_MASK}")
     at, count = used[0], len(batcher.shape(x))
     if len(used) != 1 or indices[at].meta["val"].dim() != 1 or batcher.layout(indices[at]) is not None:
         raise batcher.unsupported(node, "it writes at more than one list of positions, or at perturbed ones")
@@ -191,7 +191,7 @@ THROUGH_A_MASK = (
 
 @rule(aten.masked_scatter.default)
 def masked_scatter(batcher: Batcher, node: fx.Node) -> Layout:
-    raise batcher.unsupported(node, f"values are written where a mask is true; {THROUGH_A_MASK}")
+    raise batcher.unsupported(node, f"values are written where a perturbed mask is true; {THROUGH_A_MASK}")
 
 
 @rule(aten.index_add.default, aten.index_copy.default)

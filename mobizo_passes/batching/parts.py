@@ -68,10 +68,35 @@ def lstm_layer(
     return out, last, cell, x.new_empty(0)
 
 
+def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """Features where a mask is true, in order, as models of images and text put them among words."""
+    mask = mask.expand_as(x)
+    return torch.where(mask, _in_order(mask, source.flatten()).reshape(x.shape), x)
+
+
+def put_through_mask(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """``x[mask] = values`` with a mask of leading dimensions, and a value for each place or for all."""
+    (mask,) = indices
+    if accumulate or mask is None or mask.dtype is not torch.bool:
+        raise NotImplementedError
+    inner = x.dim() - mask.dim()
+    where = mask.reshape(*mask.shape, *[1] * inner)
+    if values.dim() <= inner:
+        return torch.where(where, values, x)
+    return torch.where(where, _in_order(mask, values).reshape(*mask.shape, *values.shape[1:]), x)
+
+
+def _in_order(mask: Tensor, values: Tensor) -> Tensor:
+    """For each place of a mask the value whose turn it is there; anything where the mask is false."""
+    return values[(mask.flatten().cumsum(0) - 1).clamp(0, values.shape[0] - 1)]
+
+
 PARTS: Mapping[Any, Callable[..., Any]] = {
     aten.col2im.default: col2im,
     aten.unfold.default: unfold,
     aten.var_mean.correction: var_mean,
+    aten.masked_scatter.default: masked_scatter,
+    aten.index_put.default: put_through_mask,
     aten._trilinear.default: trilinear,
     aten.mkldnn_rnn_layer.default: lstm_layer,
 }

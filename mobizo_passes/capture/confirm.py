@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mobizo_passes.batching import Batch
 from mobizo_passes.capture.export import forward_with_loss
 from mobizo_passes.capture.inputs import Inputs, LossFn
+from mobizo_passes.capture.quantized import dequantized
 from mobizo_passes.capture.rope import kept_rope
 from mobizo_passes.graph.ir import Ir, Output
 from mobizo_passes.zo.combination import Combination, ambiguous, readings
@@ -77,7 +78,7 @@ def _one_row_more(model: nn.Module, inputs: Inputs, loss: LossFn | None, batch: 
         for name, value in inputs.tensors.items()
     }
     try:
-        with kept_rope(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with kept_rope(model), dequantized(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             return float(forward_with_loss(model, inputs, loss, longer)[0].mean())
     except Exception:  # noqa: BLE001  a model written for one batch size fails in its own way on another
         return None

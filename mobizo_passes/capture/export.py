@@ -23,6 +23,7 @@ from mobizo_passes.capture.functional import (
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.known import check_modules
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
+from mobizo_passes.capture.quantized import dequantized
 from mobizo_passes.capture.rope import frozen_rope
 from mobizo_passes.errors import CaptureError, describe
 from mobizo_passes.graph.dialect import draws
@@ -148,7 +149,13 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
     def run() -> None:
         forward_with_loss(model, inputs, loss, examples)
 
-    with _frozen(model), experts_by_token(model) as experts, frozen_rope(model, run) as ropes, plain_state(model):
+    with (
+        _frozen(model),
+        experts_by_token(model) as experts,
+        frozen_rope(model, run) as ropes,
+        dequantized(model) as layers,
+        plain_state(model),
+    ):
         try:
             # With gradients on, so that the parts of the model that switch them off show in the graph.
             with CutGradients() as cuts, cuts.watching_functions(), torch.enable_grad():
@@ -160,7 +167,7 @@ def capture(model: nn.Module, inputs: Inputs, loss: LossFn | None) -> tuple[Ir, 
             raise CaptureError(explain(error, type(model).__name__)) from error
         ir = _to_ir(exported, model)
     ir.custom_backwards = tuple(cuts.functions)
-    ir.shims = {"freeze-rope": tuple(ropes), "experts-by-token": tuple(experts)}
+    ir.shims = {"freeze-rope": tuple(ropes), "experts-by-token": tuple(experts), "dequantize-weights": tuple(layers)}
     _trace_to_loss(ir, loss)
     _take_apart(ir)
     forget_layouts(ir)

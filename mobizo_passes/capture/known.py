@@ -17,6 +17,11 @@ _REFUSED: dict[tuple[str, str], tuple[str, str]] = {
         "before get_peft_model, put linear layers for queries, keys, values and outputs in its place and name these in "
         "target_modules; docs/capture.md has the module",
     ),
+    ("bitsandbytes.nn.modules", "Linear8bitLt"): (
+        "LLM.int8() quantizes the inputs of a layer by their values, in operators that torch.export can't trace",
+        "load the base model with load_in_4bit=True, or unquantized, and lower with precision='8da8w' or '8da4w' where "
+        "the target has it",
+    ),
     ("peft.tuners.shira.layer", "Linear"): (
         "SHiRA adds a sparse matrix to the weight, and torch.export knows no sparse tensors",
         _INSTEAD,
@@ -85,4 +90,4 @@ def change_for(file: str, line: str) -> str:
 
 
 def _active(module: Any) -> bool:
-    return not module.merged and not module.disable_adapters
+    return not getattr(module, "merged", False) and not getattr(module, "disable_adapters", False)

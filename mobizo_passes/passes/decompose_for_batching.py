@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,8 +17,10 @@ from mobizo_passes.graph.inline import OperatorCall, WritesInPlace, reshape_view
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import Pass, has_input
 
+aten = torch.ops.aten
+
 # What torch 2.13 takes apart wrongly: where no class is a target, the loss is not zero.
-_WRONG = (torch.ops.aten.multilabel_margin_loss_forward.default,)
+_WRONG = (aten.multilabel_margin_loss_forward.default,)
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,17 @@ class DecomposeForBatching(Pass):
 
     def rewrite(self, ir: Ir) -> int:
         reached = ir.reached(ir.placeholders("adapter"))
-        todo = [node for node in ir.graph.nodes if node in reached and _apart(node)]
+        todo = [node for node in ir.graph.nodes if node in reached and _apart(node, reached)]
         for node in todo:
             take_apart(ir, node, _table())
         reshape_views(ir)
         return len(todo)
 
 
-def _apart(node: fx.Node) -> bool:
-    if node.op != "call_function" or _ruled(node.target) or node.target not in _table():
+def _apart(node: fx.Node, reached: Set[fx.Node]) -> bool:
+    if node.op != "call_function" or node.target not in _table():
+        return False
+    if _ruled(node.target) and not _by_mask(node, reached):
         return False
     call, operands = OperatorCall.of(node)
     try:
@@ -59,6 +63,14 @@ def _apart(node: fx.Node) -> bool:
             if not _ruled(part.target):
                 return False
     return True
+
+
+def _by_mask(node: fx.Node, reached: Set[fx.Node]) -> bool:
+    """Whether values are written where a mask is true that is the same for all groups."""
+    masks: Any = [node.args[1]] if node.target is aten.masked_scatter.default else []
+    if node.target is aten.index_put.default:
+        masks = node.args[1]
+    return len(masks) == 1 and masks[0] not in reached and masks[0].meta["val"].dtype is torch.bool
 
 
 def _ruled(target: Any) -> bool:

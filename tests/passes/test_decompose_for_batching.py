@@ -116,5 +116,34 @@ def test_what_has_no_rule_of_its_own(name: str, estimator: mz.Estimator) -> None
     mz.verify(program, model, inputs)
 
 
+class ImageAndText(nn.Module):
+    """Features of images, a number of them for each example that its own mask says, among the words."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.words, self.tower, self.head = how, nn.Embedding(9, 5), Lora(6, 5), Lora(5, 4)
+
+    def forward(self, ids: Tensor, image: Tensor) -> Tensor:
+        x, features, mask = self.words(ids), self.tower(image), ids == 0
+        if self.how == "scatter":
+            x = x.masked_scatter(mask[..., None], features)
+        elif self.how == "put":
+            x[mask] = features.flatten(0, 1)
+        else:
+            x = self.head.base(x.tanh() + features.sum(1, keepdim=True))
+            x[mask] = 0.5
+            return x.mean(1)
+        return self.head(x.tanh()).mean(1)
+
+
+@pytest.mark.parametrize("estimator", [mz.TwoSided(1), mz.Exact(), mz.ForwardGradient(1)], ids=str)
+@pytest.mark.parametrize("how", ["scatter", "put", "put one"])
+def test_features_where_a_mask_is_true(how: str, estimator: mz.Estimator) -> None:
+    ids = torch.tensor([[0, 3, 0, 4, 1], [5, 0, 0, 0, 2], [1, 2, 3, 0, 4]])
+    model, inputs = seeded(ImageAndText(how)), (ids, random(3, 2, 6), integers(4, 3))
+    program = mz.transform(model, inputs, estimator=estimator, loss=F.cross_entropy)
+    mz.verify(program, model, inputs)
+
+
 def test_parts_are_of_operators_that_torch_has() -> None:
     assert all(isinstance(target, torch._ops.OpOverload) for target in PARTS)

@@ -110,11 +110,6 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
         mz.UnsupportedOp,
         r"depends on the masks of all examples before.*features\.gather",
     ),
-    "features assigned where a mask is true": (
-        lambda h: written(h, lambda z: z.__setitem__(fixed(BATCH, LENGTH) > 0, fixed(WIDTH))),
-        mz.UnsupportedOp,
-        r"depends on the masks of all examples before.*features\.gather",
-    ),
     "lu": (lambda h: h + torch.linalg.det(h @ h.mT)[:, None, None], mz.UnsupportedOp, "is not in the rule table"),
 }
 
