@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._export.verifier import Verifier, load_verifier
 from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -96,7 +97,9 @@ class CutGradients(TorchFunctionMode):
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
         result = func(*args, **(kwargs or {}))
-        return result if func is Tensor.detach or self._inside else _cut(result)
+        # Before it traces, torch makes fake tensors of the model's, without gradients too.
+        traced = get_proxy_mode() is not None
+        return _cut(result) if traced and not self._inside and func is not Tensor.detach else result
 
     @contextlib.contextmanager
     def watching_functions(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ class Canonicalize(Pass):
     def _kept(self, ir: Ir) -> Set[fx.Node]:
         if not self.keep_detached:
             return frozenset()
-        return {n for n in ir.reached(ir.placeholders("parameter")) if n.target is aten.detach.default}
+        return {n for n in ir.reached(ir.placeholders("parameter", "adapter")) if n.target is aten.detach.default}
 
     def unmet(self, ir: Ir) -> Iterator[Violation]:
         kept = self._kept(ir)

@@ -81,7 +81,7 @@ CALLS = [
     ("f32[2, 3]", "aten.gelu(%x, approximate='tanh')", "aten.gelu.default"),
     ("f32[2, 3]", "prims.convert_element_type(%x, f32)", "prims.convert_element_type.default"),
     ("f32[4, 3]", "mobizo.expand(%x, 2, 0, 1)", "mobizo.expand.default"),
-    ("torch.complex64[2, 2]", "aten._fft_r2c(%x, [1], 0, True)", "aten._fft_r2c.default"),
+    ("c64[2, 2]", "aten._fft_r2c(%x, [1], 0, True)", "aten._fft_r2c.default"),
 ]
 
 

@@ -69,7 +69,6 @@ REFUSED: dict[str, tuple[Body, type[mz.MobizoError], str]] = {
     "conv over the batch": (lambda h: F.conv1d(h.transpose(0, 1), fixed(3, 3, 2)), mz.MobizoError, "mixes the dim"),
     "boolean index": (lambda h: h * h[fixed(BATCH, LENGTH, WIDTH) > 9].sum(), mz.MobizoError, "."),
     "a row by number": (lambda h: h + h[torch.tensor(1)], mz.BatchCoupled, "takes one example"),
-    "repeat of the batch": (lambda h: h.repeat(2, 1, 1).view(2, BATCH, LENGTH, 8).sum(0), mz.UnsupportedOp, "repeats"),
     "roll of the batch": (lambda h: h.tanh().roll(1, 0) + h, mz.BatchCoupled, "shifts the batch"),
     "roll of everything": (lambda h: h.roll(1) + h, mz.BatchCoupled, "shifts the batch"),
     "distances between examples": (

@@ -94,6 +94,7 @@ FINE: dict[str, Body] = {
     "mT": lambda h: h.mT.tanh(),
     "expand": lambda h: h.unsqueeze(2).expand(-1, -1, 3, -1).reshape(BATCH, LENGTH * 3, WIDTH),
     "repeat": lambda h: h.repeat(1, 2, 1),
+    "repeat of the batch": lambda h: (h.repeat(2, 1, 1).view(2, BATCH, LENGTH, 8).cumsum(0)).sum(0),
     "repeat_interleave": lambda h: h.repeat_interleave(2, 1),
     "cat with a shared value": lambda h: torch.cat([h, fixed(BATCH, 2, WIDTH)], 1),
     "stack with a shared value": lambda h: torch.stack([h, fixed(BATCH, LENGTH, WIDTH)], 0).sum(0),

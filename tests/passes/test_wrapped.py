@@ -126,14 +126,12 @@ def test_a_module_that_passes_everything_on(kind: type[Passing], own_loss: bool)
     mz.verify(program, wrapped, inputs)
 
 
-def test_matrices_that_are_passed_over_are_named() -> None:
-    """LoRA on the parameters of experts is no site."""
+def test_matrices_of_experts_are_sites() -> None:
     from tests.coverage.test_adapter_files import mixture
 
     model: Any = mixture("mlp.experts.down_proj")
-    model.get_base_model().set_experts_implementation("batched_mm")
-    with pytest.warns(UserWarning, match=r"2 LoRA matrices are not trained.*\n.*experts.*lora_B"):
-        program = mz.transform(model, llama_inputs(), estimator=ONE)
-    assert "experts" in program.notes[-1]
+    program = mz.transform(model, llama_inputs(), estimator=ONE)
+    assert sum("experts" in site.name for site in program.sites) == 2
+    assert not program.notes
     (file,) = program.adapter_files
     assert sum("experts" in each.key for each in file.tensors) == 4
