@@ -86,6 +86,11 @@ def _meaning(error: BaseException, text: str, first: str, line: str) -> tuple[st
             f"forward computes a tensor and keeps it on the model, in '{name}'",
             "return it or pass it on instead",
         )
+    if kind == "UncapturedHigherOrderOpError":
+        return (
+            "a higher-order operator (torch.cond, torch.while_loop, scan) can't be exported inside a step",
+            _BOTH_SIDES,
+        )
     if "ctc_loss" in text:
         return (
             "CTC loss is not supported: it sums over all alignments in a loop of its own, whose sizes depend on the "

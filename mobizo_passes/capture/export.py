@@ -218,6 +218,7 @@ def _to_ir(exported: torch.export.ExportedProgram, model: nn.Module) -> Ir:
             )
     _forget_assertions(graph)
     _check_sizes(graph)
+    _check_operators(graph)
     outputs = [Output("loss", "loss"), Output("logits", "logits")][: len(signature.user_outputs)]
     values_of = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)]
     fake = detect_fake_mode(values_of)
@@ -275,6 +276,16 @@ def _check_random(ir: Ir, model: nn.Module) -> None:
 
 def _trains(model: nn.Module) -> bool:
     return any(module.training for module in model.modules())
+
+
+def _check_operators(graph: fx.Graph) -> None:
+    """Refuse what is no operator: graphs inside the graph, such as the sides of `torch.cond`."""
+    for node in graph.find_nodes(op="get_attr"):
+        user = next(iter(node.users), node)
+        raise CaptureError(
+            f"a part of the model was exported as a graph of its own: {describe(user)}\n"
+            "  write it without higher-order operators: for torch.cond, compute both sides and choose with torch.where"
+        )
 
 
 def _forget_assertions(graph: fx.Graph) -> None:

@@ -23,7 +23,6 @@ from mobizo_passes.graph.operators import writes
 DIALECT = "ATEN"
 # Taken apart alone, these end in another operator than when the graph is traced.
 _NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
-_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _TRACED = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
 
 
@@ -35,13 +34,19 @@ def functional(exported: ExportedProgram) -> tuple[ExportedProgram, type[Verifie
 
     This is `run_decompositions({})`, for which torch traces the whole graph anew: as long as the export itself takes.
     A graph that writes nothing is given back as it is; `decompose_composites` does the rest of it. Parts under autocast
-    stand in graphs of their own, which the tracing takes in.
+    or vmap stand in graphs of their own, which the tracing takes in.
     """
     _inline_no_grad(exported.graph_module)
     _group_instance_norms(exported.graph_module.graph)
-    if any(writes(n.target) or n.target in (*_TRACED, _AUTOCAST) for n in exported.graph.nodes):
+    if any(writes(n.target) or n.target in _TRACED or _holds_a_graph(n) for n in exported.graph.nodes):
         exported = exported.run_decompositions({})
     return exported, load_verifier(DIALECT)
+
+
+def _holds_a_graph(node: fx.Node) -> bool:
+    """Whether a part of the model stands in a graph or a function of its own, as under autocast or `torch.vmap`."""
+    by_vmap = getattr(node.target, "__module__", "").startswith("torch._functorch.")
+    return by_vmap or isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def _inline_no_grad(graph_module: fx.GraphModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import fx
 from mobizo_passes.graph.facts import role
 from mobizo_passes.graph.identities import ASSERTIONS, is_identity, same_type
 from mobizo_passes.graph.ir import Ir
+from mobizo_passes.graph.nodes import arguments
 from mobizo_passes.graph.passes import FUNCTIONAL, Pass, Violation, absent
 
 aten = torch.ops.aten
@@ -63,7 +65,7 @@ class Canonicalize(Pass):
             elif node.target is aten.copy.default and same_type(node, node.args[1]):
                 ir.replace(node, node.args[1])
                 count += 1
-            elif node.target is aten.cat.default and (gone := _drop_empty(ir, node)):
+            elif node.target is aten.cat.default and (gone := _drop_empty(ir, node) or _put_together(ir, node)):
                 count += gone
             elif node.target is aten.broadcast_tensors.default:
                 count += _take_apart(ir, node)
@@ -89,6 +91,20 @@ def _spell_out(ir: Ir, node: fx.Node) -> int:
     if count:
         node.args = (operands[0], indices, *operands[2:])
     return count
+
+
+def _put_together(ir: Ir, node: fx.Node) -> int:
+    """Replace the `cat` of all rows of a value, taken apart by `unbind`, by the value reshaped."""
+    given = arguments(node)
+    first, rows = given.tensors[0], [each.args for each in given.tensors if each.target is operator.getitem]
+    apart = first.args[0] if first.target is operator.getitem else first
+    if apart.target is not aten.unbind.int or rows != [(apart, i) for i in range(len(apart.meta["val"]))]:
+        return 0
+    if len(rows) != len(given.tensors) or given.dim != 0 or arguments(apart).dim != 0:
+        return 0
+    with ir.before(node):
+        ir.replace(node, ir.reshape(arguments(apart).self, node.meta["val"].shape))
+    return 1
 
 
 def _drop_empty(ir: Ir, node: fx.Node) -> int:

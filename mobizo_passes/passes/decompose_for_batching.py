@@ -13,6 +13,7 @@ from torch._decomp import decomposition_table
 
 from mobizo_passes.batching import RULES
 from mobizo_passes.batching.parts import PARTS
+from mobizo_passes.graph.fold_constants import FoldConstants
 from mobizo_passes.graph.inline import OperatorCall, WritesInPlace, reshape_views, take_apart, trace
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import Pass, has_input
@@ -42,6 +43,9 @@ class DecomposeForBatching(Pass):
         for node in todo:
             take_apart(ir, node, _table())
         reshape_views(ir)
+        if todo:
+            # Positions, which no operand has a part in.
+            FoldConstants().rewrite(ir)
         return len(todo)
 
 

@@ -136,8 +136,8 @@ def unreduced(ir: Ir, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
         return ir.call(target_op, *args, like=node, **kwargs), None, _REDUCTIONS[kind]
     if target_op in _WHOLE:
         return given["self"], None, _WHOLE[target_op]
-    raise UnsupportedOp(
-        f"the loss is reduced over the batch by an operator without a rule: {describe(node)}\n"
+    raise BatchCoupled(
+        f"the loss puts all examples of the batch together: {describe(node)}\n"
         "  use a mean, a sum, a cross-entropy, or return one loss per example"
     )
 

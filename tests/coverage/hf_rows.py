@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import mobizo_passes as mz
@@ -16,6 +17,8 @@ from tests.models import BATCH, LENGTH, integers, llama_inputs, random
 LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2,
          "pad_token_id": 0}  # fmt: skip
+LLAMA4 = {**LLAMA, "num_hidden_layers": 1, "intermediate_size_mlp": 20, "num_local_experts": 2, "head_dim": 4,
+          "no_rope_layers": [1]}  # fmt: skip
 ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
            "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 DEBERTA = {**ENCODER, "num_hidden_layers": 1, "relative_attention": True, "position_biased_input": False,
@@ -36,13 +39,33 @@ def build(name: str, targets: Any, sizes: dict[str, Any], head: str = "ForCausal
 
     scale = more.pop("scale", 0.3)
     lora = {key: more.pop(key) for key in ("modules_to_save", "fan_in_fan_out", "target_parameters") if key in more}
-    config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
+    config_class = getattr(transformers, f"{name}TextConfig" if name in ("Gemma3", "Llama4") else f"{name}Config")
     model = getattr(transformers, name + head)(config_class(**{**sizes, **more}))
     return filled(attach(model, targets, **lora), scale=scale)
 
 
 def decoder(name: str, targets: Any = "all-linear", sizes: dict[str, Any] = LLAMA, **more: Any) -> Callable[[], Any]:
     return lambda: build(name, targets, sizes, **more)
+
+
+def llava() -> nn.Module:
+    import transformers
+
+    vision = transformers.CLIPVisionConfig(**{**IMAGES, "num_hidden_layers": 1})
+    text = transformers.LlamaConfig(**{**LLAMA, "num_hidden_layers": 1})
+    sizes = {"vision_config": vision, "text_config": text, "image_token_id": 3, "vision_feature_layer": -1}
+    config = transformers.LlavaConfig(**sizes)
+    return filled(attach(transformers.LlavaForConditionalGeneration(config), "all-linear"), scale=0.3)
+
+
+def looked_at() -> dict[str, Tensor]:
+    """Text with four places for an image, elsewhere in each example."""
+    tokens = integers(VOCABULARY - 4, BATCH, 8) + 4
+    for row in range(BATCH):
+        tokens[row, row : row + 4] = 3
+    labels = torch.full_like(tokens, -100)
+    labels[:, -1] = tokens[:, -1]
+    return {"input_ids": tokens, "pixel_values": random(BATCH, 3, 8, 8), "labels": labels}
 
 
 def classified() -> dict[str, Tensor]:
@@ -125,6 +148,9 @@ ROWS: tuple[Row, ...] = (
            num_hidden_layers=1, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
            topk_group=1, moe_intermediate_size=12, first_k_dense_replace=0, q_lora_rank=6, kv_lora_rank=6,
            qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=6),
+    causal("Llama 4", "complex rotations, tokens repeated for each expert", name="Llama4", sizes=LLAMA4,
+           targets=["q_proj", "up_proj"]),
+    Row("LLaVA", "all-linear; features where a mask is true", llava, looked_at),
     Row("Llama", "sequence classification", decoder("Llama", head="ForSequenceClassification"), padded, BOTH),
     Row("GPT-2", "sequence classification, score saved",
         decoder("GPT2", ["c_attn"], {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4,

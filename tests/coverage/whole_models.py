@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from tests.models import Lora
+
 
 def rand(*shape, scale=0.3):
     return nn.Parameter(torch.randn(*shape) * scale)
@@ -327,3 +329,43 @@ class Windows(nn.Module):
         win = win + torch.softmax(q @ k.transpose(1, 2) / c**0.5, -1) @ v
         x = win.view(b, h // self.w, w // self.w, self.w, self.w, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
         return self.head(torch.roll(x, (1, 1), (1, 2)).flatten(1, 2).mean(1))
+
+
+class Sequence(nn.Module):
+    """A whole LSTM behind a LoRA layer: a loop over time in one operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.loop, self.head = Lora(6, 5), nn.LSTM(5, 4, batch_first=True, bidirectional=True), Lora(8, 4)
+
+    def forward(self, x):
+        return self.head(self.loop(self.layer(x))[0][:, -1])
+
+
+class Picture(nn.Module):
+    """Reflected borders, patches, windows of different sizes, norms of single channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.conv = Lora(6, 32), nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect")
+        self.norm, self.head = nn.InstanceNorm2d(4, affine=True), Lora(16, 4)
+
+    def forward(self, x):
+        y = self.norm(self.conv(self.layer(x).view(-1, 2, 4, 4)))
+        patches = F.fold(F.unfold(y, 2).tanh(), (4, 4), 2)
+        return self.head(F.avg_pool2d(patches, 3, 2, ceil_mode=True).flatten(1))
+
+
+class Cycles(nn.Module):
+    """Refines a state by the same layer; all rounds but the last run under `no_grad`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = Lora(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        state = x
+        with torch.no_grad():
+            for _ in range(2):
+                state = torch.tanh(self.layer(state) + x)
+        return self.head(torch.tanh(self.layer(state) + x))

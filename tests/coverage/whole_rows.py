@@ -51,5 +51,9 @@ ROWS: tuple[Row, ...] = (
     _row("AdaLoRA", "diagonal in the weight", own.AdaLoRA, (random(3, 8), integers(3, 3)), **CLASSES),
     _row("merged on the fly", "W + s * B @ A", own.MergedOnTheFly, (random(3, 7), integers(2, 3)), **CLASSES, **BOTH),
     _row("merged on the fly", "DoRA", lambda: own.MergedOnTheFly(True), (random(3, 7), integers(2, 3)), **CLASSES),
+    _row("recurrent layer", "nn.LSTM, both directions", own.Sequence, (random(3, 5, 6), integers(4, 3)), **CLASSES),
+    _row("images", "reflected borders, patches, uneven windows, instance norm", own.Picture,
+         (random(3, 6), integers(4, 3)), **CLASSES, **BOTH),
+    _row("refinement", "first rounds under no_grad", own.Cycles, (random(3, 6), integers(4, 3)), **CLASSES),
     _row("windowed attention", "rolled image", own.Windows, (random(2, 1, 8, 8), integers(3, 2)), **CLASSES),
 )  # fmt: skip

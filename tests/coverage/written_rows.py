@@ -62,6 +62,23 @@ def distilled(outputs: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(outputs.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
+def root(outputs: Tensor, wanted: Tensor) -> Tensor:
+    return F.mse_loss(outputs, wanted).sqrt()
+
+
+def likelihood(outputs: Tensor, label: Tensor) -> Tensor:
+    """Of each sequence, over its own labels; scores with the classes in dimension 1."""
+    each = F.cross_entropy(outputs.transpose(1, 2), label, reduction="none")
+    return (each.sum(1) / (label >= 0).sum(1)).mean()
+
+
+def clipped(outputs: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
+    """PPO, with the policy of the step before beside it."""
+    policy = torch.distributions.Categorical(logits=outputs)
+    ratio = (policy.log_prob(action) + 1.4).exp()
+    return -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean() - 0.01 * policy.entropy().mean()
+
+
 def squared(outputs: Tensor, wanted: Tensor) -> Tensor:
     return F.mse_loss(outputs, wanted)
 
@@ -163,6 +180,10 @@ LOSSES: tuple[Row, ...] = (
     row("loss", "class weights, label smoothing", known.Mlp, rows(6), weighted),
     row("loss", "multi-label, positive weights", known.Mlp, rows(6, target=(4,)), multi_label, BOTH),
     row("loss", "KL distillation", known.Mlp, rows(6, target=(4,)), distilled, SIGNS),
+    row("loss", "root of the mean square", known.Mlp, rows(6, target=(4,)), root),
+    row("loss", "likelihood of each sequence", known.Block, words, likelihood),
+    row("loss", "PPO, torch.distributions", known.Mlp,
+        lambda: (random(BATCH, 6), integers(4, BATCH), random(BATCH, seed=3)), clipped, BOTH),
     Row("loss", "weight decay on the adapter", lambda: filled(own.Regularized(), 0.4), rows(6)),
 )  # fmt: skip
 
@@ -179,7 +200,7 @@ COUPLED: tuple[Row, ...] = (
     row("coupled", "neighbours in the batch", own.Neighbours, *CLASSIFY,
         refused=Refusal(mz.BatchCoupled, "shifts the batch dimension.*aten.roll")),
     row("coupled", "loss normalized over the batch", known.Mlp, rows(6, target=(4,)), normalized,
-        refused=Refusal(mz.UnsupportedOp, "reduced over the batch by an operator without a rule: %std")),
+        refused=Refusal(mz.BatchCoupled, "puts all examples of the batch together: %std")),
     row("coupled", "pairwise ranking loss", known.Mlp, rows(6, target=(4,)), ranked,
         refused=Refusal(mz.BatchCoupled, "operands hold the batch in different dimensions")),
     row("coupled", "loss of the hardest examples", known.Mlp, rows(6), hard_examples,

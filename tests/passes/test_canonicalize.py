@@ -88,3 +88,27 @@ class TestCanonicalize(PassContract):
             "%expand: f32[2, 4] = aten.expand(%w, [2, 4])  # | canonicalize",
             "%y: f32[2, 4] = aten.sub(%x, %expand)",
         ]
+
+    @pytest.mark.parametrize(
+        ("order", "dim", "size", "after"),
+        [
+            ("%a, %b", 0, "4, 3", "aten.reshape(%x, [4, 3])"),
+            ("%b, %a", 0, "4, 3", "aten.cat([%b, %a]"),
+            ("%a, %b", 1, "2, 6", "aten.cat([%a, %b], 1)"),
+        ],
+    )
+    def test_rows_that_are_put_together_again(self, order: str, dim: int, size: str, after: str) -> None:
+        text = f"""
+            %x: f32[2, 2, 3] = batch 'x'
+
+            %rows: (f32[2, 3], f32[2, 3]) = aten.unbind(%x)
+            %a: f32[2, 3] = getitem(%rows, 0)
+            %b: f32[2, 3] = getitem(%rows, 1)
+            %clone: f32[2, 3] = aten.clone(%a)
+            %cat: f32[{size}] = aten.cat([{order}], {dim})
+            %total: f32[] = aten.sum(%cat)
+            %add: f32[2, 3] = aten.add(%clone, %total)
+
+            return %add: f32[2, 3] = logits
+        """
+        assert any(after in line for line in rewritten(text, self.one))

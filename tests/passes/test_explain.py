@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Body, str, str]] = {
     "print of a number": (lambda h: h if print(float(h.sum())) is None else -h, "float", "keep it|torch.where"),
     "nonzero": (lambda h: h + h.sum(1).nonzero().sum(), r"%nonzero = aten\.nonzero\.default", "topk or cumsum"),
     "boolean index": (lambda h: h + h[h > 0].sum(), r"%index = aten\.index\.Tensor", "torch.where"),
+    "cond": (
+        lambda h: torch.cond(h.sum() > 0, torch.sin, torch.cos, (h,)),
+        r"higher-order operator .*torch\.cond", "torch.where",
+    ),
     "unique": (lambda h: h + h.round().unique().sum(), "aten._unique2", "fixed"),
     "numpy": (lambda h: h + torch.from_numpy(np.tanh(h.detach().numpy())), r"np\.tanh", "the torch function"),
     "a name of the model's own": (lambda h: mysterious(h), "NameError: name 'mysterious'", "mysterious"),  # type: ignore[name-defined]  # noqa: F821

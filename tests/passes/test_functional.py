@@ -51,6 +51,7 @@ COMPOSITES = {
 WRITES = {
     "in place": lambda y: y.sin().add_(1.0),
     "batch norm": lambda y: F.batch_norm(y, torch.zeros(5), torch.ones(5)),
+    "vmap": lambda y: torch.vmap(lambda row: row * row.sum())(y),
     "under autocast": lambda y: without_autocast(y.sin()),
     "a literal tensor": lambda y: y + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
 }

@@ -107,8 +107,8 @@ class TestRegroupLoss(PassContract):
 
     def test_an_unknown_reduction_is_refused(self) -> None:
         text = f"{HEAD}\n%loss: f32[] = aten.max(%y)  # head | | batch lost\nreturn %loss: f32[] = loss"
-        message = r"operator without a rule: %loss = aten.max.default in module 'head'\n  use a mean"
-        with pytest.raises(mz.UnsupportedOp, match=message):
+        message = r"puts all examples of the batch together: %loss = aten.max.default in module 'head'\n  use a mean"
+        with pytest.raises(mz.BatchCoupled, match=message):
             self.one(parsed(text))
 
     def test_a_scalar_that_feeds_examples_again_is_refused(self) -> None:
