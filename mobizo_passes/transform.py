@@ -61,7 +61,8 @@ def transform(
     The process's default dtype and device, autocast, gradient, inference and deterministic modes and RNG state are set
     aside meanwhile: the program does not depend on them. Rotary embeddings whose frequencies change with the length
     (dynamic, longrope) are held at those of the example inputs; `history` then begins with ``freeze-rope``. Experts of
-    transformers' models compute token by token while they are captured; it then has ``experts-by-token``.
+    transformers' models compute token by token while they are captured; it then has ``experts-by-token``. bitsandbytes'
+    four-bit layers multiply by dequantized weights; it then has ``dequantize-weights``.
 
     Args:
         model: any `nn.Module` with LoRA, or with `trainable` parameters, in eval mode. It is not changed.

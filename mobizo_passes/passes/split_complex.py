@@ -49,8 +49,9 @@ class SplitComplex(Pass):
         for node in taken:
             if node.op == "placeholder":
                 value, name = ir.constant_value(node), role(node).name
-                parts[node] = tuple(
-                    ir.add_constant(f"{name}_{part}", getattr(value, part).contiguous()) for part in ("real", "imag")
+                parts[node] = (
+                    ir.add_constant(f"{name}_real", value.real.contiguous()),
+                    ir.add_constant(f"{name}_imag", value.imag.contiguous()),
                 )
                 continue
             with ir.before(node):
@@ -94,11 +95,12 @@ def _complex(node: Any) -> bool:
 
 def _split(ir: Ir, node: fx.Node, parts: dict[fx.Node, Parts]) -> Parts | fx.Node:
     target: Any = node.target
+    operands: list[Any] = list(node.args)
     if target in _STARTS:
-        return _STARTS[target](ir, *node.args)
+        return _STARTS[target](ir, *operands)
     if target is aten.mul.Tensor:
-        return _product(ir, *(parts.get(each, each) for each in node.args))
-    each = [fx.map_arg((node.args, node.kwargs), lambda n, i=i: parts[n][i] if n in parts else n) for i in (0, 1)]
+        return _product(ir, *(parts.get(x, x) if isinstance(x, fx.Node) else x for x in operands))
+    each: Any = [fx.map_arg((node.args, node.kwargs), lambda n, i=i: parts[n][i] if n in parts else n) for i in (0, 1)]
     (real, _), (imag, _) = each
     if target is aten.view_as_real.default:
         return ir.call(aten.stack.default, [real[0], imag[0]], -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -129,17 +130,19 @@ def adaptive_mean(n: Call, ir: Ir) -> Value | None:
 
 def unequal_windows(n: Call, ir: Ir) -> Value | None:
     """An average pooling over windows of different sizes: over equal ones, times what the sizes differ by."""
-    args = list(n.node.args[2:])
-    if not n.ceil_mode and (n.count_include_pad or not any(n.padding)) and not n.arguments.get("divisor_override"):
+    divisor = n.arguments.get("divisor_override")
+    if not n.ceil_mode and (n.count_include_pad or not any(n.padding)) and not divisor:
         return None
     kernel, padding = list(n.kernel_size), list(n.padding)
     stride, size = list(n.stride or kernel), n.node.meta["val"].shape[-len(kernel) :]
-    pool = F.avg_pool1d if len(kernel) == 1 else F.avg_pool2d
+    given: list[Any] = [stride, padding, n.ceil_mode, n.count_include_pad]
+    pool: Any = F.avg_pool1d if len(kernel) == 1 else functools.partial(F.avg_pool2d, divisor_override=divisor)
+    plain: Any = F.avg_pool1d if len(kernel) == 1 else F.avg_pool2d
     ends: list[int] = []
     for each, k, s, p, windows in zip(n.self.shape[-len(kernel) :], kernel, stride, padding, size, strict=True):
         ends = [p, max((windows - 1) * s + k - each - p, 0), *ends]
     ones = torch.ones(1, 1, *n.self.shape[-len(kernel) :], dtype=n.self.dtype)
-    table = pool(ones, kernel, *args) / pool(F.pad(ones, ends), kernel, stride)
+    table = pool(ones, kernel, *given) / plain(F.pad(ones, ends), kernel, stride)
     pooled = n.self.call(aten.constant_pad_nd.default, ends).call(n.node.target, kernel, stride)
     return pooled * Value(n.tape, ir.add_constant("windows", table))
 

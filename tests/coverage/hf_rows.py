@@ -51,9 +51,13 @@ def decoder(name: str, targets: Any = "all-linear", sizes: dict[str, Any] = LLAM
 def llava() -> nn.Module:
     import transformers
 
-    vision = transformers.CLIPVisionConfig(**{**IMAGES, "num_hidden_layers": 1})
-    text = transformers.LlamaConfig(**{**LLAMA, "num_hidden_layers": 1})
-    sizes = {"vision_config": vision, "text_config": text, "image_token_id": 3, "vision_feature_layer": -1}
+    one_layer: dict[str, Any] = {"num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "vision_config": transformers.CLIPVisionConfig(**{**IMAGES, **one_layer}),
+        "text_config": transformers.LlamaConfig(**{**LLAMA, **one_layer}),
+        "image_token_id": 3,
+        "vision_feature_layer": -1,
+    }
     config = transformers.LlavaConfig(**sizes)
     return filled(attach(transformers.LlavaForConditionalGeneration(config), "all-linear"), scale=0.3)
 

@@ -29,9 +29,9 @@ def stand_in(name: str) -> type[nn.Linear]:
             self._parameters["weight"] = nn.Parameter(bits, requires_grad=False)
             self.weight.quant_state = SimpleNamespace(scale=0.5)  # type: ignore[attr-defined]
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's own name
             weight = unpacked(self.weight.data, self.weight.quant_state)  # type: ignore[attr-defined]
-            return torch.from_numpy(F.linear(x, weight, self.bias).numpy())
+            return torch.from_numpy(F.linear(input, weight, self.bias).numpy())
 
     Layer.__name__, Layer.__module__ = name, "bitsandbytes.nn.modules"
     return Layer

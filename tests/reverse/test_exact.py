@@ -154,7 +154,8 @@ class Doubled(torch.autograd.Function):
         return x * x
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *grad_outputs):
+        (g,) = grad_outputs
         return g * 2 * ctx.saved_tensors[0] * ctx.factor, None
 
 
