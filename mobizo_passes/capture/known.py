@@ -19,8 +19,8 @@ _REFUSED: dict[tuple[str, str], tuple[str, str]] = {
     ),
     ("bitsandbytes.nn.modules", "Linear8bitLt"): (
         "LLM.int8() quantizes the inputs of a layer by their values, in operators that torch.export can't trace",
-        "load the base model with load_in_4bit=True, or unquantized, and lower with precision='8da8w' or '8da4w' where "
-        "the target has it",
+        "load the base model with load_in_4bit=True, or unquantized, and lower with a precision of 8-bit weights where "
+        "the target has one (QNN: '16a8w')",
     ),
     ("peft.tuners.shira.layer", "Linear"): (
         "SHiRA adds a sparse matrix to the weight, and torch.export knows no sparse tensors",
