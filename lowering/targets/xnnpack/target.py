@@ -36,7 +36,7 @@ class XnnpackTarget(Target):
             ("packed", "balanced", "mapped"),
             "packed",
             "Whether products read copies of the weights packed at loading; or the file's own, which takes a tenth "
-            "more time and no memory; or copies of the largest half, the default of steps that differentiate.",
+            "more time and no memory; or copies of the largest third, the default of steps that differentiate.",
         ),
     )
 
@@ -45,7 +45,7 @@ class XnnpackTarget(Target):
     def suited(self, manifest: Mapping[str, Any]) -> Self:
         """A step that differentiates reads each weight in two products: packed, it would be in memory twice.
 
-        Half of the weights are, and none where layers are computed again to save memory.
+        A third of the weights are, and none where layers are computed again to save memory.
 
         Raises:
             InvalidOption: an exact step in halves, where what a backward passes on would vanish unscaled.
@@ -71,13 +71,13 @@ class XnnpackTarget(Target):
         if self._weights == "packed":
             return self
         from lowering.targets.tied import embedding_tables
-        from lowering.targets.xnnpack.weights import largest_half, weights_of_products
+        from lowering.targets.xnnpack.weights import largest_third, weights_of_products
 
         weights = weights_of_products(programs.values())
         target = copy.copy(self)
         target._in_place = frozenset(weights)
         if self._weights == "balanced":
-            target._in_place -= largest_half(weights, embedding_tables(programs))
+            target._in_place -= largest_third(weights, embedding_tables(programs))
         return target
 
     @property

@@ -26,19 +26,18 @@ def weights_of_products(programs: Iterable[ExportedProgram]) -> dict[str, int]:
     return found
 
 
-def largest_half(weights: Mapping[str, int], tables: Collection[str]) -> frozenset[str]:
-    """Of these weights the largest, the first read among equals, that together have at most half of the bytes.
+def largest_third(weights: Mapping[str, int], tables: Collection[str]) -> frozenset[str]:
+    """Of these weights the largest that fit, the first read among equals, into a third of all their bytes.
 
     A weight that a step reads in both directions is packed twice, and the file's own pages are let go after that:
     packed, it takes as much memory again. The larger a matrix, the more time that saves for a byte. Embedding `tables`
     are not chosen: they would be in the file twice.
     """
-    room = sum(weights.values()) // 2
+    room = sum(weights.values()) // 3
     order = {fqn: place for place, fqn in enumerate(weights)}
     chosen: set[str] = set()
     for fqn in sorted(set(weights).difference(tables), key=lambda each: (-weights[each], order[each])):
-        if weights[fqn] > room:
-            break
-        room -= weights[fqn]
-        chosen.add(fqn)
+        if weights[fqn] <= room:
+            room -= weights[fqn]
+            chosen.add(fqn)
     return frozenset(chosen)
