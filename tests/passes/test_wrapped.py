@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobizo_passes as mz
-from tests.models import llama, llama_inputs
+from tests.models import Lora, llama, llama_inputs, random, seeded
 from tests.passes.contract import Tiny, rows
 
 ONE = mz.TwoSided(queries=1)
@@ -135,3 +135,26 @@ def test_matrices_of_experts_are_sites() -> None:
     assert not program.notes
     (file,) = program.adapter_files
     assert sum("experts" in each.key for each in file.tensors) == 4
+
+
+class Bent(nn.Module):
+    """A site, and matrices with LoRA's names that are none: a function stands between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.base = Lora(5, 4, 2), nn.Linear(4, 4)
+        self.lora_A, self.lora_B = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.base(h) + self.lora_B(torch.tanh(self.lora_A(h)))
+
+
+def test_lora_matrices_that_are_not_trained_are_named() -> None:
+    inputs = (random(2, 5), random(2, 4))
+    with pytest.warns(
+        UserWarning, match=r"1 LoRA matrices are not trained.*\n  lora_B\.weight: %tanh .* between its two"
+    ):
+        program = mz.transform(seeded(Bent()), inputs, estimator=mz.OneSided(), loss=F.mse_loss)
+    assert [site.name for site in program.sites] == ["first"]
+    assert "lora_B.weight" in program.notes[-1]
