@@ -13,12 +13,10 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from lowering.executorch_compat.programs import rewritten
-from lowering.passes.values.split_shared_weights import SplitSharedWeights
 from lowering.passes.values.widen_halves import widened
 from lowering.report import MethodReport, method_report
-from lowering.stages import Program, in_range, legalize, measured_on, partition
+from lowering.stages import Program, in_range, legalize, measured_on, partition, placed_weights
 from lowering.targets import get_target
-from lowering.targets.tied import weights_kept_outside
 from mobizo_passes.graph.operators import operation_name
 from runtime_driver.format import Manifest
 
@@ -83,9 +81,8 @@ def simulate(
         for name, core in cores.items()
     }
     programs = {name: each.program for name, each in made.items()}
-    chosen = chosen.fitted(programs)
-    outside = weights_kept_outside(programs, chosen.small_share) - chosen.in_place
-    legal, _ = rewritten(made[method].program, (SplitSharedWeights(outside | chosen.in_place),))
+    chosen, outside, split = placed_weights(programs, chosen, chosen.small_share)
+    legal, _ = rewritten(made[method].program, (split,))
     partitioner = chosen.partitioner(method, outside)
     partitioned = partition({method: legal}, {method: partitioner}, chosen).exported_program(method)
     chosen.check(method, partitioned)

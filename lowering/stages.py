@@ -109,11 +109,8 @@ def lower_to(
     for name, each in methods.items():
         check_program(name, each.core, manifest.methods[name], state[name])
     legal = {name: each.program for name, each in methods.items()}
-    target = target.fitted(legal)
     # A head outside would stand between forward and backward, and cut the body of an exact step in two.
-    share = target.small_share if manifest.estimator.queries else 0.0
-    outside = weights_kept_outside(legal, share) - target.in_place
-    split = SplitSharedWeights(outside | target.in_place)
+    target, outside, split = placed_weights(legal, target, target.small_share if manifest.estimator.queries else 0.0)
     legal = {name: rewritten(each, (split,))[0] for name, each in legal.items()}
     partitioners = {name: target.partitioner(name, outside) for name in methods}
     constants = {ADAPTER_METHOD: _adapter(program, manifest), MANIFEST_METHOD: manifest.model_dump_json(indent=2)}
@@ -194,6 +191,18 @@ def legalize(
     except Exception as error:
         raise LoweringFailed(method, "legalization", f"{type(error).__name__}: {error}") from error
     return Legal(core, legal, records)
+
+
+def placed_weights(
+    legal: Mapping[str, ExportedProgram], target: Target, share: float
+) -> tuple[Target, frozenset[str], SplitSharedWeights]:
+    """The target fitted to legalized methods, the weights whose products stay outside, and the pass that splits others.
+
+    `share`: that of the step's FLOPs below which the product with a tied table stays outside.
+    """
+    target = target.fitted(legal)
+    outside = weights_kept_outside(legal, share) - target.in_place
+    return target, outside, SplitSharedWeights(outside | target.in_place)
 
 
 def in_range(method: str, core: ExportedProgram, target: Target, manifest: Manifest) -> tuple[Pass, ...]:

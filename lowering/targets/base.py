@@ -39,6 +39,8 @@ class Target(ABC):
     table that takes less than `small_share` of the step's FLOPs stays outside, so that the table is in the file once.
     `external_weights`: whether weights can be in a file outside of the program. `checks_itself`: whether a program is
     run beside its eager form before it is given out, unless the caller says otherwise; not where a simulator runs it.
+    `in_place` are FQNs of weights that its delegate reads where they are, once it is `fitted` to a program; of others
+    it keeps copies in a form of its own.
     """
 
     name: ClassVar[str]
@@ -51,6 +53,7 @@ class Target(ABC):
     external_weights: ClassVar[bool] = False
     checks_itself: ClassVar[bool] = True
     precision_help: ClassVar[str] = "What the program computes in."
+    in_place: frozenset[str] = frozenset()
     _asked: Mapping[str, str] = MappingProxyType({})
 
     def suited(self, manifest: Mapping[str, Any]) -> Self:
@@ -60,11 +63,6 @@ class Target(ABC):
     def fitted(self, programs: Mapping[str, ExportedProgram]) -> Self:
         """This target, having seen the legalized methods that it is going to partition."""
         return self
-
-    @property
-    def in_place(self) -> frozenset[str]:
-        """FQNs of weights that its delegate reads where they are. Of others it keeps copies in a form of its own."""
-        return frozenset()
 
     def availability(self) -> Availability:
         """Looks for what lowering needs, ExecuTorch if nothing else; imports nothing heavy."""

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from mobizo_passes.graph.flops import node_flops
+from mobizo_passes.graph.operators import operation_name
 
 aten = torch.ops.aten
 
@@ -43,6 +44,12 @@ def parameter_of(program: ExportedProgram, node: Any) -> str | None:
     return next((kind[node.name] for kind in kinds if node.name in kind), None)
 
 
+def product_weight(program: ExportedProgram, node: torch.fx.Node) -> str | None:
+    """FQN of the constant that a `linear` or `mm` multiplies by; None for other nodes and factors."""
+    product = node.op == "call_function" and operation_name(node) in ("linear", "mm")
+    return parameter_of(program, node.args[1]) if product else None
+
+
 def _read_by(program: ExportedProgram, target: Any, index: int) -> set[str]:
     found = {parameter_of(program, node.args[index]) for node in program.graph.nodes if node.target is target}
     return {fqn for fqn in found if fqn is not None}
@@ -53,6 +60,6 @@ def _share(program: ExportedProgram, fqn: str) -> float:
     for node in program.graph.nodes:
         flops = node_flops(node)
         total += flops
-        if node.target in (aten.linear.default, aten.mm.default) and parameter_of(program, node.args[1]) == fqn:
+        if product_weight(program, node) == fqn:
             mine += flops
     return mine / total if total else 0.0

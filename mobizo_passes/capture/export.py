@@ -15,11 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from mobizo_passes.batching import RULES
 from mobizo_passes.capture.experts import experts_by_token
 from mobizo_passes.capture.explain import data_dependent, explain
-from mobizo_passes.capture.functional import (
-    CutGradients,
-    decompose_composites,
-    functional,
-)
+from mobizo_passes.capture.functional import CutGradients, decompose_composites, functional
 from mobizo_passes.capture.inputs import Inputs, LossFn
 from mobizo_passes.capture.known import check_modules
 from mobizo_passes.capture.layouts import forget_layouts, plain_state
@@ -290,7 +286,6 @@ def _check_operators(graph: fx.Graph) -> None:
 
 def _forget_assertions(graph: fx.Graph) -> None:
     """Drop assertions on values of tensors, and the numbers that nothing but an assertion reads."""
-    aten = torch.ops.aten
     checks = (aten._assert_scalar.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
     for node in reversed(list(graph.nodes)):
         value = node.meta.get("val")

@@ -21,8 +21,8 @@ from mobizo_passes.graph.operators import writes
 
 # What `torch.export.export` gives may write in place; programs of this dialect do not.
 DIALECT = "ATEN"
-# Taken apart alone, these end in another operator than when the graph is traced.
 _NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+# Taken apart alone, these end in another operator than when the graph is traced.
 _TRACED = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
 
 

@@ -31,8 +31,8 @@ _REFUSED: dict[tuple[str, str], tuple[str, str]] = {
         _INSTEAD,
     ),
 }
-# Where an export failed -> what to do. The line decides; a file may have other reasons to fail.
 _DENSE = "gathers as many tokens as its mask marks as global, and no setting fixes their number; use an "
+# Where an export failed -> what to do. The line decides; a file may have other reasons to fail.
 _CHANGES: tuple[tuple[str, str, str], ...] = (
     (
         "modeling_deberta_v2.py",

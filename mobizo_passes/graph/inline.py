@@ -81,6 +81,12 @@ def take_apart(ir: Ir, node: fx.Node, table: Mapping[Any, Any] | None = None) ->
     ir.graph.erase_node(node)
 
 
+def call_again(ir: Ir, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """Call a node's operator once more, at the insertion point, on what `values` has in place of its operands."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: values.get(each, each))
+    return ir.call(node.target, *args, like=node, **kwargs)
+
+
 def reshape_views(ir: Ir) -> None:
     """Let what was traced reshape where it views: what it is put on has other strides, or will have.
 

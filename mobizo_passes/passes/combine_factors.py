@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from mobizo_passes.graph.facts import facts
+from mobizo_passes.graph.inline import call_again
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.nodes import val
 from mobizo_passes.graph.passes import Pass, has_output
@@ -35,7 +35,7 @@ class CombineFactors(Pass):
     requires = (has_output("gradient"),)
 
     def rewrite(self, ir: Ir) -> int:
-        known = _known(ir)
+        nodes, known = list(ir.graph.nodes), _known(ir)
         count = 0
         for node in [each for each in ir.find(MUL) if _in_gradient(each)]:
             found = _factors(node, known)
@@ -45,12 +45,11 @@ class CombineFactors(Pass):
             chain = _chain((first, second))
             if not _frees(chain, {partial, node}, (first, second)):
                 continue
-            late = max((first, second), key=lambda each: known[each])
-            place = next(each for each in ir.graph.nodes if known[each] == known[late] and not _in_gradient(each))
-            with ir.graph.inserting_before(place.next):
+            late = max(known[first], known[second])
+            with ir.graph.inserting_before(nodes[late].next):
                 made = _copied(ir, chain)
                 factor = ir.call(MUL, made.get(first, first), made.get(second, second), like=node)
-            known |= dict.fromkeys((*made.values(), factor), known[late])
+            known |= dict.fromkeys((*made.values(), factor), late)
             node.args = (cotangent, factor)
             count += 1
         return count
@@ -116,7 +115,5 @@ def _copied(ir: Ir, chain: list[fx.Node]) -> dict[fx.Node, fx.Node]:
     """The same calls at the insertion point."""
     made: dict[fx.Node, fx.Node] = {}
     for node in chain:
-        args: Any
-        args, kwargs = pytree.tree_map_only(fx.Node, lambda each: made.get(each, each), (node.args, dict(node.kwargs)))
-        made[node] = ir.call(node.target, *args, like=node, **kwargs)
+        made[node] = call_again(ir, node, made)
     return made

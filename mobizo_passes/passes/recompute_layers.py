@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from mobizo_passes.errors import InputError
 from mobizo_passes.graph.facts import facts, module_of
+from mobizo_passes.graph.inline import call_again
 from mobizo_passes.graph.ir import Ir
 from mobizo_passes.graph.passes import Pass, has_output
 from mobizo_passes.passes.append_gradients import AppendGradients
@@ -73,10 +73,7 @@ class _Again:
     def of(self, wanted: fx.Node) -> fx.Node:
         """Write a value, and what it is made of, at the insertion point unless it has been written before."""
         for node in self._missing(wanted):
-            args, kwargs = pytree.tree_map_only(
-                fx.Node, lambda each: self.made.get(each, each), (node.args, dict(node.kwargs))
-            )
-            self.made[node] = self.ir.call(node.target, *args, like=node, **kwargs)
+            self.made[node] = call_again(self.ir, node, self.made)
         return self.made[wanted]
 
     def _missing(self, wanted: fx.Node) -> Iterator[fx.Node]:

@@ -32,8 +32,8 @@ from lowering.targets.partitions import (
     would_split,
     wrong_dtype,
 )
-from lowering.targets.tied import parameter_of
-from mobizo_passes.graph.operators import operation_name, overload_name
+from lowering.targets.tied import parameter_of, product_weight
+from mobizo_passes.graph.operators import overload_name
 
 _FLOAT = (torch.float32, torch.float16)
 
@@ -120,7 +120,7 @@ class ProductPartitioner(XnnpackPartitioner):
         return [group for group in groups if splitting.isdisjoint(group) and trailing.isdisjoint(group)]
 
     def _reads_outside(self, node: Node, ep: ExportedProgram) -> bool:
-        return operation_name(node) in ("linear", "mm") and parameter_of(ep, node.args[1]) in self.outside
+        return product_weight(ep, node) in self.outside
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
         supported = {node for group in self.get_matched_nodes_from_configs(ep) for node in group}

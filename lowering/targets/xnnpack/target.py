@@ -40,8 +40,6 @@ class XnnpackTarget(Target):
         ),
     )
 
-    _in_place: frozenset[str] = frozenset()
-
     def suited(self, manifest: Mapping[str, Any]) -> Self:
         """A step that differentiates reads each weight in two products: packed, it would be in memory twice.
 
@@ -75,14 +73,10 @@ class XnnpackTarget(Target):
 
         weights = weights_of_products(programs.values())
         target = copy.copy(self)
-        target._in_place = frozenset(weights)
+        target.in_place = frozenset(weights)
         if self._weights == "balanced":
-            target._in_place -= largest_third(weights, embedding_tables(programs))
+            target.in_place -= largest_third(weights, embedding_tables(programs))
         return target
-
-    @property
-    def in_place(self) -> frozenset[str]:
-        return self._in_place
 
     @property
     def _weights(self) -> str:

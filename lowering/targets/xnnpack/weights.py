@@ -7,9 +7,8 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from lowering.targets.tied import parameter_of
+from lowering.targets.tied import product_weight
 from mobizo_passes.graph.nodes import val
-from mobizo_passes.graph.operators import operation_name
 
 
 def weights_of_products(programs: Iterable[ExportedProgram]) -> dict[str, int]:
@@ -17,11 +16,9 @@ def weights_of_products(programs: Iterable[ExportedProgram]) -> dict[str, int]:
     found: dict[str, int] = {}
     for program in programs:
         for node in program.graph.nodes:
-            if node.op != "call_function" or operation_name(node) not in ("linear", "mm"):
-                continue
-            weight: Any = node.args[1]
-            fqn = parameter_of(program, weight)
+            fqn = product_weight(program, node)
             if fqn is not None:
+                weight: Any = node.args[1]
                 found[fqn] = val(weight).nbytes
     return found
 
@@ -34,10 +31,9 @@ def largest_third(weights: Mapping[str, int], tables: Collection[str]) -> frozen
     are not chosen: they would be in the file twice.
     """
     room = sum(weights.values()) // 3
-    order = {fqn: place for place, fqn in enumerate(weights)}
     chosen: set[str] = set()
-    for fqn in sorted(set(weights).difference(tables), key=lambda each: (-weights[each], order[each])):
-        if weights[fqn] <= room:
+    for fqn in sorted(weights, key=lambda each: -weights[each]):
+        if fqn not in tables and weights[fqn] <= room:
             room -= weights[fqn]
             chosen.add(fqn)
     return frozenset(chosen)
